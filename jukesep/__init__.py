@@ -1,0 +1,1 @@
+"""Transfer learning with Jukebox for music source separation."""

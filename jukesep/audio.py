@@ -1,0 +1,111 @@
+"""Samples in and out of files: the one place that opens audio.
+
+Audio is a float32 array (channels, samples), full scale at +-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from .errors import UserError
+from .files import atomic
+
+Audio = npt.NDArray[np.float32]
+
+# Containers that libsndfile does not read; a later reader may add them through ffmpeg.
+READABLE = "wav, flac, mp3, ogg and opus files"
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says: Hz, channels, samples (a channel), sample format."""
+
+    sample_rate: int
+    channels: int
+    samples: int
+    subtype: str
+
+
+def info(path: str | Path) -> AudioInfo:
+    """The header of an audio file. UserError if it is missing or no audio libsndfile knows."""
+    try:
+        found = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return AudioInfo(found.samplerate, found.channels, found.frames, found.subtype)
+
+
+def read(path: str | Path, start: int = 0, samples: int | None = None) -> Audio:
+    """Samples [start, start + samples) of a file, or all from `start`: (channels, samples).
+
+    Seeks; never decodes what it does not return. UserError if the file is missing, damaged,
+    ends early, or holds NaN or infinity.
+    """
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            if start:
+                file.seek(start)
+            data = file.read(-1 if samples is None else samples, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    if samples is not None and len(data) != samples:
+        raise UserError(
+            f"{path}: ends at sample {start + len(data)}, sample {start + samples} was expected. "
+            "The file is truncated; copy it again."
+        )
+    if not np.isfinite(data).all():
+        raise UserError(f"{path}: holds NaN or infinite samples. Export the file again.")
+    return np.ascontiguousarray(data.T)
+
+
+def write(
+    path: str | Path, audio: npt.ArrayLike, sample_rate: int, subtype: str | None = None
+) -> None:
+    """Write (channels, samples) to a file whose suffix names the format, atomically.
+
+    `subtype` is libsndfile's sample format (PCM_16, PCM_24, FLOAT, ...); None takes the
+    format's default. int16 arrays are written to PCM_16 bit for bit.
+    """
+    with atomic(path) as temporary:
+        soundfile.write(str(temporary), np.asarray(audio).T, sample_rate, subtype=subtype)
+
+
+def resample(audio: Audio, source: int, target: int) -> Audio:
+    """(channels, samples) at `source` Hz to `target` Hz: ceil(samples * target / source) samples.
+
+    torchaudio's windowed sinc, 64 zero crossings (flat to 0.97 of the lower Nyquist rate).
+    """
+    if source == target:
+        return audio
+    import torch
+    from torchaudio.functional import resample as sinc
+
+    return sinc(torch.from_numpy(audio), source, target, lowpass_filter_width=64).numpy()
+
+
+def to_mono(audio: npt.NDArray[np.floating], blend: float = 0.5) -> npt.NDArray[np.floating]:
+    """(channels, samples) to (1, samples): blend * L + (1 - blend) * R for stereo, else the mean.
+
+    blend = 0.5 is the mean of the channels, the mono of every evaluation (REFERENCE: training
+    draws blend uniformly from [0, 1)).
+    """
+    if len(audio) == 2:
+        return (blend * audio[:1] + (1 - blend) * audio[1:]).astype(audio.dtype)
+    return audio.mean(axis=0, keepdims=True)
+
+
+def _unreadable(path: str | Path, error: Exception) -> UserError:
+    path = Path(path)
+    if not path.exists():
+        return UserError(f"{path}: no such file.")
+    if path.is_dir():
+        return UserError(f"{path}: is a folder, an audio file was expected.")
+    if path.stat().st_size == 0:
+        return UserError(f"{path}: the file is empty.")
+    reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
+    return UserError(f"{path}: not readable as audio ({reason}). {READABLE} are read.")

@@ -1,0 +1,107 @@
+"""The command line: `jukesep separate`, `jukesep compose`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError, reported
+
+app = typer.Typer(
+    help="Music source separation by transfer learning with Jukebox.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Init(StrEnum):
+    """What stage 1 started from."""
+
+    pretrained = "pretrained"
+    scratch = "scratch"
+
+
+@app.command()
+def separate(
+    song: Annotated[Path, typer.Argument(help="A wav, flac, mp3, ogg or opus file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the stems; made if it is missing.")
+    ],
+    models: Annotated[
+        Path, typer.Option(help="Folder of trainings, as `dvc repro` leaves it.")
+    ] = Path("runs"),
+    init: Annotated[Init, typer.Option(help="Which trainings to use.")] = Init.pretrained,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Samples separated at a time: memory, not the result, depends on it."
+        ),
+    ] = 393_216,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace stems that are there already.")] = False,
+) -> None:
+    """Separate SONG into its stems: OUTPUT/<song>/<stem>.wav.
+
+    The stems have the song's sample rate, channels and length, as 32-bit float: nothing clips.
+    """
+    from . import audio
+
+    header = audio.info(song)
+    if not header.samples:
+        raise UserError(f"{song}: holds no samples.")
+    folder = output / song.stem
+    mixture = audio.read(song)
+
+    from . import devices
+    from .progress import bar
+    from .separation import load_separator
+
+    separator = load_separator(models, init.value).to(devices.choose(device))
+    targets = {stem: folder / f"{stem}.wav" for stem in separator.stems}
+    there = [str(path) for path in targets.values() if path.exists()]
+    if there and not overwrite:
+        raise UserError(f"{', '.join(there)}: there already. Pass --overwrite to replace.")
+    seconds = header.samples / header.sample_rate * len(targets)
+    with bar(total=round(seconds, 1), desc=song.name, unit="s") as line:
+        stems = separator(
+            mixture,
+            header.sample_rate,
+            chunk,
+            lambda _, samples: line.update(samples / separator.sample_rate),
+        )
+    for stem, path in targets.items():
+        audio.write(path, stems[stem], header.sample_rate, "FLOAT")
+        typer.echo(path)
+
+
+@app.command()
+def compose(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for `dvc exp run -S`: scale=tiny stem=bass")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if params.yaml is not conf/'s.")
+    ] = False,
+) -> None:
+    """Write params.yaml from conf/, for `dvc repro`."""
+    from . import params
+
+    path = Path("params.yaml")
+    if not check:
+        params.write_composed(path, overrides or [])
+        return
+    if not path.is_file() or path.read_text(encoding="utf-8") != params.compose(overrides or []):
+        raise UserError(
+            "params.yaml is not what conf/ composes to. `jukesep compose` writes it anew; a change "
+            "made by hand in params.yaml belongs into conf/."
+        )
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message, not a traceback."""
+    with reported():
+        app()

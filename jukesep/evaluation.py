@@ -1,0 +1,115 @@
+"""Every song whole: separated, scored, written as one row a number.
+
+This module does not import torch until a model runs.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from . import audio, scores
+from .audio import Audio
+from .files import atomic
+from .progress import bar
+from .songs import MIXTURE, STEMS, Song
+
+if TYPE_CHECKING:
+    from .vqvae import VQVAE
+
+COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
+BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
+    "mixture": scores.mixture,
+    "scaled_mixture": scores.scaled_mixture,
+    "ideal_ratio_mask": scores.ideal_ratio_mask,
+}
+
+
+class Row(NamedTuple):
+    """One number: what was scored on which song by which metric, in dB."""
+
+    song: Song
+    stem: str
+    system: str
+    init: str
+    step: int | str
+    metric: str
+    value: float
+
+
+def write_scores(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV, atomically."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([row.song.name, row.song.group, *row[1:-1], f"{row.value:.6f}"])
+
+
+def score_baselines(
+    songs: list[Song], stems: Iterable[str], sample_rate: int, museval: bool = False
+) -> list[Row]:
+    """What no training scores (the mixture, scaled or not) and what an oracle does."""
+    stems = list(stems)
+    rows = []
+    for song in bar(songs, desc="baselines", unit="song"):
+        mixture, references = _read(song)
+        stacked = np.array(list(references.values()))
+        for system, separate in BASELINES.items():
+            estimates = dict(zip(references, separate(mixture, stacked), strict=True))
+            for stem in stems:
+                values = scores.score_song(
+                    song.name, stem, references, estimates[stem], sample_rate, extras=museval
+                )
+                rows += [Row(song, stem, system, "", "", m, v) for m, v in values.items()]
+    return rows
+
+
+def score_models(
+    songs: list[Song],
+    stem: str,
+    init: str,
+    stage1: VQVAE,
+    stage2: dict[int, VQVAE],
+    sample_rate: int,
+    chunk: int,
+    museval: bool = False,
+) -> list[Row]:
+    """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
+
+    The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
+    it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
+    on the stem itself, but for luck.
+    """
+    import torch
+
+    from .separation import apply_chunked
+
+    def run(model: VQVAE, rows: Audio) -> Audio:
+        device = next(model.parameters()).device
+        return apply_chunked(model, torch.from_numpy(rows).to(device), chunk).cpu().numpy()
+
+    rows = []
+    for song in bar(songs, desc=f"evaluate {stem} {init}", unit="song"):
+        mixture, references = _read(song)
+        target = audio.to_mono(references[stem])
+        ceiling = scores.sdr(target, run(stage1, target))
+        rows.append(Row(song, stem, "ceiling", init, "", "sdr", ceiling))
+        for step, model in stage2.items():
+            # One batch: the mono mixture, then the channels.
+            mono, *channels = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
+            values = scores.score_song(
+                song.name, stem, references, np.array(channels), sample_rate, extras=museval
+            )
+            values["sdr"] = scores.sdr(target, mono[None])
+            rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
+    return rows
+
+
+def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:
+    """A song's mixture and its four stems, each (channels, samples)."""
+    return audio.read(song.file(MIXTURE)), {stem: audio.read(song.file(stem)) for stem in STEMS}

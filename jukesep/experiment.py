@@ -1,0 +1,173 @@
+"""The experiment put together from its parameters: weights, stage 1, stage 2, evaluation.
+
+Where the songs, and where a training's results, lie in the project is written here and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import devices, evaluation, jukebox, losses
+from .errors import UserError
+from .params import Params, Recipe
+from .seeds import torch_seed
+from .segments import Segments
+from .separation import load_model
+from .songs import MIXTURE, Manifest
+from .training import LatentMatching, Reconstruction, train
+from .vqvae import VQVAE, Architecture, Encoder
+
+PREPARED = Path("data/prepared")
+MANIFEST = PREPARED / "manifest.json"
+RUNS = Path("runs")
+RESULTS = Path("results")
+WEIGHTS = "vqvae.pth.tar"
+BANDWIDTH_SECONDS = 600  # of training audio, as Jukebox does
+
+
+def run_folder(stage: str, stem: str, init: str) -> Path:
+    """Where a training writes its log and checkpoints."""
+    return RUNS / stage / f"{stem}_{init}"
+
+
+def checkpoint(stage: str, stem: str, init: str, step: int) -> Path:
+    """A checkpoint of a training."""
+    return run_folder(stage, stem, init) / "checkpoints" / f"{step}.pt"
+
+
+def weights(params: Params, init: str) -> None:
+    """What stage 1 starts from: runs/weights/<init>/vqvae.pth.tar in Jukebox's layout."""
+    folder = RUNS / "weights" / init
+    path = folder / WEIGHTS
+    if init == "scratch":
+        jukebox.save_jukebox(_random_vqvae(params), path, 0, _hps(params, init))
+    elif params.weights.source == "pretrain":
+        vqvae = _random_vqvae(params)
+        _train_vqvae(params, params.pretrain, vqvae, MIXTURE, "pretrain", init, folder)
+        shutil.copyfile(folder / "checkpoints" / f"{params.pretrain.steps}.pt", path)
+        shutil.rmtree(folder / "checkpoints")
+    elif params.weights.source == "file":
+        if not params.weights.file:
+            raise UserError(
+                "weights.source=file needs weights.file, a checkpoint of Jukebox's form."
+            )
+        vqvae = jukebox.load_jukebox(params.weights.file, level=params.weights.level)
+        jukebox.save_jukebox(vqvae, path, 0, _hps(params, init))
+    else:
+        raise UserError(
+            "weights.source=jukebox: fetching Jukebox's weights is not built in yet. Download "
+            "OpenAI's 5b/vqvae.pth.tar and set weights.source=file, weights.file=PATH."
+        )
+
+
+def stage1(params: Params, stem: str, init: str) -> None:
+    """Fine-tune the VQ-VAE on the isolated stem, from pretrained or from random weights."""
+    vqvae = _random_vqvae(params)
+    start = jukebox.load_jukebox(RUNS / "weights" / init / WEIGHTS, segment=params.stage1.segment)
+    if start.architecture != vqvae.architecture:
+        raise UserError(
+            f"runs/weights/{init}/{WEIGHTS} holds a model of {start.architecture}, the parameters "
+            f"ask for {vqvae.architecture}. Set model.* to what the file holds."
+        )
+    if init == "pretrained":
+        vqvae = start
+    else:
+        # The codebook stays empty: it starts from the first batch's latents.
+        vqvae.encoder, vqvae.decoder = start.encoder, start.decoder
+    folder = run_folder("stage1", stem, init)
+    _train_vqvae(params, params.stage1, vqvae, stem, "stage1", init, folder)
+
+
+def stage2(params: Params, stem: str, init: str) -> None:
+    """Train E2 on mixtures to meet the latents of stage 1's encoder on the stem."""
+    recipe = params.stage2
+    first = jukebox.load_jukebox(checkpoint("stage1", stem, init, params.stage1.steps))
+    torch.manual_seed(torch_seed(params.seed, "stage2/encoder"))
+    encoder = Encoder(first.architecture)
+    manifest = Manifest.load(MANIFEST)
+    parts = (MIXTURE, stem)
+    device = devices.choose(params.device)
+    train(
+        LatentMatching(encoder, first.to(device), _hps(params, init, stem)),
+        recipe,
+        Segments(manifest.split("train"), parts, recipe.segment, params.seed, "stage2"),
+        Segments(manifest.split("valid"), parts, recipe.segment, params.seed, "valid", False),
+        run_folder("stage2", stem, init),
+        recipe.checkpoints,
+        f"stage2 {stem} {init}",
+        device,
+    )
+
+
+def evaluate(params: Params, stem: str, init: str) -> None:
+    """Score the separation at every checkpoint of stage 2: results/scores/<stem>_<init>.csv."""
+    device = devices.choose(params.device)
+    first = checkpoint("stage1", stem, init, params.stage1.steps)
+    models = {
+        step: load_model(first, checkpoint("stage2", stem, init, step)).to(device)
+        for step in params.stage2.checkpoints
+    }
+    manifest = Manifest.load(MANIFEST)
+    rows = evaluation.score_models(
+        manifest.split(params.evaluate.split),
+        stem,
+        init,
+        jukebox.load_jukebox(first).to(device).eval(),
+        models,
+        manifest.sample_rate,
+        params.evaluate.chunk,
+        params.evaluate.museval,
+    )
+    evaluation.write_scores(RESULTS / "scores" / f"{stem}_{init}.csv", rows)
+
+
+def _train_vqvae(
+    params: Params, recipe: Recipe, vqvae: VQVAE, part: str, stage: str, init: str, folder: Path
+) -> None:
+    """Pretraining (part: the mixture) and stage 1 (part: a stem)."""
+    manifest = Manifest.load(MANIFEST)
+    songs = manifest.split("pretrain" if part == MIXTURE else "train")
+    segments = Segments(songs, (part,), recipe.segment, params.seed, stage)
+    excerpts = (segments.stereo(index)[0] for index in range(len(segments)))
+    bandwidths = losses.measure_bandwidths(excerpts, manifest.sample_rate, BANDWIDTH_SECONDS)
+    task = Reconstruction(
+        vqvae,
+        bandwidths,
+        params.losses,
+        params.codebook,
+        params.seed,
+        _hps(params, init, part),
+    )
+    train(
+        task,
+        recipe,
+        segments,
+        Segments(manifest.split("valid"), (part,), recipe.segment, params.seed, "valid", False),
+        folder,
+        [recipe.steps],
+        f"{stage} {part} {init}",
+        devices.choose(params.device),
+    )
+
+
+def _random_vqvae(params: Params) -> VQVAE:
+    """PyTorch's initial weights, the same for every training of a seed; the codebook is empty."""
+    model = params.model.model_dump(exclude={"sample_rate"})
+    torch.manual_seed(torch_seed(params.seed, "vqvae"))
+    return VQVAE(Architecture(**model))
+
+
+def _hps(params: Params, init: str, part: str = MIXTURE) -> dict[str, Any]:
+    """What a checkpoint says of its training."""
+    return {
+        "sample_rate": params.model.sample_rate,
+        "scale": params.scale,
+        "seed": params.seed,
+        "init": init,
+        "part": part,
+    }

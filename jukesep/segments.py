@@ -1,0 +1,76 @@
+"""Training segments, drawn from (seed, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from . import audio
+from .errors import UserError
+from .seeds import numpy_generator
+from .songs import Song
+
+
+class Segments(Dataset[torch.Tensor]):
+    """Segments of songs, mono, several parts (mixture, stems) of a song cut at the same place.
+
+    An epoch visits every song in steps of `segment` samples, in random order, each visit
+    shifted at random within the song. Segment `index` depends on (seed, purpose, index) only:
+    workers, batches and restarts do not change it. All parts of an item share one blend m of
+    the channels, m L + (1 - m) R with m uniform in [0, 1); with `augment` off m is 0.5. (The
+    reference draws m anew for mixture and stem, so that its pairs disagree.)
+    """
+
+    def __init__(
+        self,
+        songs: Sequence[Song],
+        parts: Sequence[str],
+        segment: int,
+        seed: int,
+        purpose: str,
+        augment: bool = True,
+    ) -> None:
+        self.parts = tuple(parts)
+        self.segment = segment
+        self.seed = seed
+        self.purpose = purpose
+        self.augment = augment
+        self.places: list[tuple[Song, int]] = []
+        for song in songs:
+            if song.samples < segment:
+                raise UserError(
+                    f"{song.folder}: {song.samples} samples long, shorter than a segment "
+                    f"({segment}). Take the song out or lower the segment."
+                )
+            self.places += [(song, start) for start in range(0, song.samples, segment)]
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    def __len__(self) -> int:
+        """Segments of one epoch; higher indices go on with the next."""
+        return len(self.places)
+
+    def stereo(self, index: int) -> list[audio.Audio]:
+        """Segment `index` with the channels of its files: (channels, segment) a part."""
+        song, start = self._place(index)
+        return [audio.read(song.file(part), start, self.segment) for part in self.parts]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Segment `index`: (parts, segment)."""
+        blend = 0.5
+        if self.augment:
+            blend = numpy_generator(self.seed, self.purpose + "/blend", index).random()
+        mono = [audio.to_mono(part, blend) for part in self.stereo(index)]
+        return torch.from_numpy(np.concatenate(mono))
+
+    def _place(self, index: int) -> tuple[Song, int]:
+        epoch, turn = divmod(index, len(self))
+        if self._order[0] != epoch:
+            generator = numpy_generator(self.seed, self.purpose + "/order", epoch)
+            self._order = (epoch, generator.permutation(len(self)))
+        song, start = self.places[self._order[1][turn]]
+        shift = numpy_generator(self.seed, self.purpose + "/shift", index)
+        start += int(shift.integers(-self.segment // 2, self.segment // 2 + 1))
+        return song, min(max(start, 0), song.samples - self.segment)

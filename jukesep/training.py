@@ -1,0 +1,359 @@
+"""The one training loop: pretraining, stage 1 and stage 2.
+
+The recipe is the paper's (section 3): Adam with warm-up from a rate of zero, the gradient's
+norm clipped, an exponential average of the weights for the checkpoints, the codebook live.
+What differs between the trainings is a task: what a batch is made of, and its loss.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+
+from . import jukebox, losses
+from .codebook import straight_through
+from .errors import UserError
+from .optimiser import Adam
+from .params import CodebookParams, Losses, Recipe
+from .progress import bar
+from .seeds import torch_generator
+from .segments import Segments
+from .vqvae import VQVAE, Encoder
+
+Terms = dict[str, torch.Tensor]
+
+# Seconds and steps a second go here and not into a training's folder, which DVC tracks: the
+# same seed gives that folder again bit for bit.
+TIMING = Path("timing")
+TIMING_COLUMNS = ("step", "seconds", "steps_per_second")
+
+
+class Task(Protocol):
+    """What one training optimises."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Its parameters are trained and averaged."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns of the log, beside those every training has."""
+        ...
+
+    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Terms]:
+        """The loss of a training batch (batch, parts, segment), and its terms by name."""
+        ...
+
+    def state(self) -> Mapping[str, float]:
+        """The columns that describe the model rather than the loss, after a step."""
+        ...
+
+    def validation_loss(self, averaged: nn.Module, batch: torch.Tensor) -> float:
+        """The loss of the averaged model, nothing changed."""
+        ...
+
+    def save(self, averaged: nn.Module, path: Path, step: int) -> None:
+        """Write a checkpoint of the averaged model."""
+        ...
+
+
+class Reconstruction:
+    """Pretraining and stage 1: y = D(Q(E(x))) against x, and the codebook that follows E."""
+
+    columns = ("l2", "linf", "multispectral", "commit", "usage", "perplexity", "revived")
+
+    def __init__(
+        self,
+        vqvae: VQVAE,
+        bandwidths: losses.Bandwidths,
+        weights: Losses,
+        codebook: CodebookParams,
+        seed: int,
+        hps: dict[str, Any],
+    ) -> None:
+        self.model = vqvae
+        self.bandwidths = bandwidths
+        self.weights = weights.model_dump()
+        self.seed = seed
+        self.hps = hps
+        vqvae.codebook.decay = codebook.decay
+        vqvae.codebook.revival_threshold = codebook.revival_threshold
+        self._stats: dict[str, float] = {}
+
+    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Terms]:
+        target = batch[:, :1]
+        codebook = self.model.codebook
+        latents = self.model.encode(target)
+        generator = torch_generator(self.seed, "codebook", step)
+        if not codebook.initialised:
+            codebook.initialise(latents.detach(), generator)
+        codes, quantised = codebook.quantise(latents)
+        total, terms = losses.stage1_loss(
+            target,
+            self.model.decode(straight_through(latents, quantised)),
+            latents,
+            quantised,
+            self.bandwidths,
+            **self.weights,
+        )
+        # The batch is quantised with the codebook as it was; only then does the codebook learn.
+        stats = codebook.update(latents.detach(), codes, generator)
+        self._stats = {
+            "usage": float(stats.usage),
+            "perplexity": float(stats.perplexity),
+            "revived": float(stats.revived),
+        }
+        return total, terms
+
+    def state(self) -> Mapping[str, float]:
+        return self._stats
+
+    def validation_loss(self, averaged: nn.Module, batch: torch.Tensor) -> float:
+        vqvae = self._with_codebook(averaged)
+        target = batch[:, :1]
+        latents = vqvae.encode(target)
+        _, quantised = vqvae.quantise(latents)
+        total, _ = losses.stage1_loss(
+            target, vqvae.decode(quantised), latents, quantised, self.bandwidths, **self.weights
+        )
+        return float(total)
+
+    def save(self, averaged: nn.Module, path: Path, step: int) -> None:
+        jukebox.save_jukebox(self._with_codebook(averaged), path, step, self.hps)
+
+    def _with_codebook(self, averaged: nn.Module) -> VQVAE:
+        """The averaged weights beside the live codebook."""
+        assert isinstance(averaged, VQVAE)
+        averaged.codebook.load_state_dict(self.model.codebook.state_dict())
+        return averaged
+
+
+class LatentMatching:
+    """Stage 2: E2(mixture) against E1(stem) before quantisation, E1 frozen."""
+
+    columns = ("usage", "perplexity")
+
+    def __init__(self, encoder: Encoder, stage1: VQVAE, hps: dict[str, Any]) -> None:
+        self.model = encoder
+        self.stage1 = stage1.eval().requires_grad_(False)
+        self.hps = hps
+        self._latents = torch.empty(0)
+
+    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Terms]:
+        mixture, stem = batch[:, :1], batch[:, 1:2]
+        with torch.no_grad():
+            target = self.stage1.encode(stem)
+        latents = self.model(mixture)
+        self._latents = latents.detach()
+        total, _ = losses.stage2_loss(target, latents)
+        return total, {}
+
+    def state(self) -> Mapping[str, float]:
+        codes, _ = self.stage1.quantise(self._latents)
+        counts = torch.bincount(codes.flatten(), minlength=self.stage1.architecture.codes)
+        shares = counts[counts > 0] / codes.numel()
+        perplexity = torch.exp(-(shares * shares.log()).sum())
+        return {"usage": float((counts > 0).sum()), "perplexity": float(perplexity)}
+
+    def validation_loss(self, averaged: nn.Module, batch: torch.Tensor) -> float:
+        total, _ = losses.stage2_loss(self.stage1.encode(batch[:, 1:2]), averaged(batch[:, :1]))
+        return float(total)
+
+    def save(self, averaged: nn.Module, path: Path, step: int) -> None:
+        assert isinstance(averaged, Encoder)
+        jukebox.save_encoder(averaged, path, step, self.hps)
+
+
+@dataclass
+class State:
+    """Everything the loop owns."""
+
+    model: nn.Module
+    averaged: AveragedModel
+    optimiser: Adam
+    step: int = 0
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate of a step (from 0): linear warm-up from zero, then a cosine to `final_rate`.
+
+    final_rate = 1 is the paper's constant rate.
+    """
+    warm = min(1.0, step / recipe.warmup) if recipe.warmup else 1.0
+    cosine = (1 + math.cos(math.pi * step / recipe.steps)) / 2
+    share = recipe.final_rate + (1 - recipe.final_rate) * cosine
+    return recipe.learning_rate * warm * share
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    segments: Segments,
+    validation: Segments,
+    folder: Path,
+    checkpoints: Sequence[int],
+    title: str,
+    device: torch.device,
+) -> None:
+    """Run `recipe.steps` steps of a task; write checkpoints and log.csv to `folder`.
+
+    A row of the log every `log_every` steps: the means of the loss, its terms and the gradient's
+    norm over the block, the rest as it is at that step. What differs from run to run goes to
+    TIMING instead. UserError if the loss or the gradient is no longer finite.
+    """
+    task.model.to(device).train()
+    average = get_ema_multi_avg_fn(recipe.weight_ema)
+    state = State(
+        task.model,
+        AveragedModel(task.model, multi_avg_fn=average),
+        Adam(task.model.parameters()),
+    )
+    # The average starts from the initial weights, not from those after the first step.
+    state.averaged.n_averaged += 1
+    parameters = list(task.model.parameters())
+    held_out = _validation_batches(validation, recipe, device)
+    block = _Block()
+    with (
+        _Log(folder, task.columns) as log,
+        bar(total=recipe.steps, desc=title, unit="step") as line,
+    ):
+        for batch in _batches(segments, recipe, device):
+            rate = learning_rate(recipe, state.step)
+            total, terms = task.loss(batch, state.step)
+            _check_finite(title, state.step, {**terms, "loss": total})
+            state.optimiser.zero_grad()
+            total.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            _check_finite(title, state.step, {"gradient norm": norm})
+            state.optimiser.step(rate)
+            state.averaged.update_parameters(state.model)
+            state.step += 1
+            block.add({"loss": total, **terms, "grad_norm": norm})
+
+            last = state.step == recipe.steps
+            valid_loss = None
+            if state.step % recipe.valid_every == 0 or last:
+                valid_loss = _validate(task, state.averaged.module, held_out)
+                line.set_postfix(loss=block.mean("loss"), valid=valid_loss, refresh=False)
+            if state.step % recipe.log_every == 0 or valid_loss is not None:
+                log.row(state.step, {**block.means(), **task.state()}, rate, valid_loss)
+                block = _Block()
+            if state.step in checkpoints:
+                task.save(
+                    state.averaged.module, folder / f"checkpoints/{state.step}.pt", state.step
+                )
+            line.update()
+
+
+def _batches(segments: Segments, recipe: Recipe, device: torch.device) -> Iterator[torch.Tensor]:
+    """Batch after batch (batch, parts, segment): indices 0, 1, 2, ... of the segments."""
+    loader = DataLoader(
+        Subset(segments, range(recipe.steps * recipe.batch)),
+        batch_size=recipe.batch,
+        num_workers=recipe.workers,
+        persistent_workers=False,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        yield batch.to(device, non_blocking=True)
+
+
+def _validation_batches(
+    validation: Segments, recipe: Recipe, device: torch.device
+) -> list[torch.Tensor]:
+    items = torch.stack([validation[index] for index in range(recipe.valid_segments)])
+    return [batch.to(device) for batch in items.split(recipe.batch)]
+
+
+@torch.no_grad()
+def _validate(task: Task, averaged: nn.Module, batches: list[torch.Tensor]) -> float:
+    weighted = [task.validation_loss(averaged, batch) * len(batch) for batch in batches]
+    return sum(weighted) / sum(len(batch) for batch in batches)
+
+
+def _check_finite(title: str, step: int, terms: Mapping[str, torch.Tensor]) -> None:
+    for name, value in terms.items():
+        if not torch.isfinite(value):
+            raise UserError(
+                f"{title}: '{name}' is {float(value.detach())} at step {step}. The training cannot "
+                "go on; lower the learning rate or look for damaged songs."
+            )
+
+
+class _Block:
+    """Means over the steps between two rows of the log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.count += 1
+
+    def mean(self, name: str) -> float:
+        return self.sums[name] / self.count
+
+    def means(self) -> dict[str, float]:
+        return {name: self.mean(name) for name in self.sums}
+
+
+class _Log:
+    """log.csv and TIMING of a training, a row at a time, so that they can be watched."""
+
+    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
+        self.columns = ["step", "loss", *columns, "grad_norm", "lr", "valid_loss"]
+        self.folder = folder
+        self.files: list[TextIO] = []
+
+    def __enter__(self) -> _Log:
+        self._write = self._open(self.folder / "log.csv", self.columns)
+        self._time = self._open(TIMING / self.folder / "timing.csv", TIMING_COLUMNS)
+        self._last = (0, time.perf_counter())
+        self._start = self._last[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files:
+            file.close()
+
+    def _open(self, path: Path, columns: Sequence[str]) -> Callable[[Sequence[object]], None]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", newline="", encoding="utf-8")
+        self.files.append(file)
+        writer = csv.writer(file, lineterminator="\n")
+
+        def write(row: Sequence[object]) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        write(columns)
+        return write
+
+    def row(
+        self, step: int, values: Mapping[str, float], rate: float, valid_loss: float | None
+    ) -> None:
+        now = time.perf_counter()
+        entries: dict[str, float | int | None] = {
+            **values, "step": step, "lr": rate, "valid_loss": valid_loss
+        }  # fmt: skip
+        self._write([_number(entries[name]) for name in self.columns])
+        speed = (step - self._last[0]) / (now - self._last[1])
+        self._time([step, f"{now - self._start:.2f}", f"{speed:.3f}"])
+        self._last = (step, now)
+
+
+def _number(value: float | int | None) -> str:
+    return "" if value is None else f"{value:.7g}"

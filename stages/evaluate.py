@@ -1,0 +1,13 @@
+"""Stage `evaluate`: separate every song at every checkpoint of stage 2, and score it.
+
+usage: python stages/evaluate.py STEM {pretrained,scratch}
+"""
+
+import sys
+
+from jukesep import experiment, params
+from jukesep.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        experiment.evaluate(params.load(), stem=sys.argv[1], init=sys.argv[2])

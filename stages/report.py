@@ -1,0 +1,12 @@
+"""Stage `report`: scores and logs to metrics/, plots/ and docs/results.md."""
+
+from pathlib import Path
+
+from jukesep.report import write_report
+
+from jukesep import params
+from jukesep.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        write_report(params.load().model_dump(mode="json"), Path())

@@ -1,0 +1,13 @@
+"""Stage `stage2`: train the mixture's encoder E2 to meet the stem's latents.
+
+usage: python stages/stage2.py STEM {pretrained,scratch}
+"""
+
+import sys
+
+from jukesep import experiment, params
+from jukesep.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        experiment.stage2(params.load(), stem=sys.argv[1], init=sys.argv[2])

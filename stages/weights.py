@@ -1,0 +1,16 @@
+"""Stage `weights`: what stage 1 starts from, in Jukebox's checkpoint layout.
+
+usage: python stages/weights.py {pretrained,scratch}
+
+scratch: random weights. pretrained: Jukebox's, a file's, or (weights.source=pretrain) those of
+the same VQ-VAE trained here on mixtures of the band's pretraining songs.
+"""
+
+import sys
+
+from jukesep import experiment, params
+from jukesep.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        experiment.weights(params.load(), init=sys.argv[1])

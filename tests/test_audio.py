@@ -1,0 +1,110 @@
+"""The one place that opens audio."""
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jukesep import audio
+from jukesep.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_slice_is_what_the_whole_holds_there(tmp_path):
+    whole = RNG.uniform(-1, 1, (2, 1000)).astype(np.float32)
+    path = tmp_path / "a.wav"
+    audio.write(path, whole, 44100, "FLOAT")
+    np.testing.assert_array_equal(audio.read(path), whole)
+    np.testing.assert_array_equal(audio.read(path, 137, 321), whole[:, 137:458])
+    header = audio.info(path)
+    assert (header.sample_rate, header.channels, header.samples) == (44100, 2, 1000)
+
+
+def test_int16_is_written_bit_for_bit(tmp_path):
+    samples = RNG.integers(-32768, 32768, (2, 500)).astype(np.int16)
+    audio.write(tmp_path / "a.wav", samples, 44100, "PCM_16")
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav") * 32768, samples)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "opus"])
+def test_formats_are_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48000) / 48000)
+    options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    soundfile.write(path, tone, 48000, **options)
+    found = audio.read(path)
+    assert found.shape == (1, audio.info(path).samples)
+    assert abs(np.sqrt(2) * found.std() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.wav", None, "no such file"),
+        ("empty.wav", b"", "empty"),
+        ("text.wav", b"these are words, not samples" * 9, "not readable as audio"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    for reader in (audio.read, audio.info):
+        with pytest.raises(UserError, match=said) as caught:
+            reader(path)
+        assert name in str(caught.value)
+
+
+def test_a_folder_an_early_end_and_nan_are_named(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        audio.read(tmp_path)
+    path = tmp_path / "a.wav"
+    audio.write(path, np.zeros((1, 100), np.float32), 8000, "FLOAT")
+    with pytest.raises(UserError, match="ends at sample 100"):
+        audio.read(path, 50, 60)
+    audio.write(path, np.full((1, 100), np.nan, np.float32), 8000, "FLOAT")
+    with pytest.raises(UserError, match="NaN"):
+        audio.read(path)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.wav"
+    audio.write(path, np.zeros((1, 10)), 8000)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r".*"):
+        audio.write(path, np.zeros((1, 10)), 8000, "NO_SUCH_SUBTYPE")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    samples=st.integers(1, 3000),
+    rates=st.tuples(*[st.sampled_from([8000, 11025, 22050, 44100, 48000])] * 2),
+)
+def test_resampling_gives_the_length_of_the_ratio(samples, rates):
+    source, target = rates
+    found = audio.resample(np.ones((2, samples), np.float32), source, target)
+    assert found.shape == (2, -(-samples * target // source))
+
+
+def test_resampling_keeps_a_tone_and_the_sum_of_parts():
+    time = np.arange(44100) / 44100
+    tone = np.sin(2 * np.pi * 1000 * time, dtype=np.float32)[None]
+    found = audio.resample(tone, 44100, 11025)
+    expected = np.sin(2 * np.pi * 1000 * np.arange(11025) / 11025)
+    np.testing.assert_allclose(found[0, 200:-200], expected[200:-200], atol=2e-3)
+    parts = RNG.uniform(-0.2, 0.2, (4, 2, 4410)).astype(np.float32)
+    whole = audio.resample(parts.sum(0), 44100, 11025)
+    pieces = sum(audio.resample(part, 44100, 11025) for part in parts)
+    np.testing.assert_allclose(whole, pieces, atol=1e-6)
+
+
+def test_mono_blends_the_channels():
+    stereo = np.array([[1.0, 2.0], [3.0, 6.0]], np.float32)
+    np.testing.assert_array_equal(audio.to_mono(stereo), [[2, 4]])
+    np.testing.assert_allclose(audio.to_mono(stereo, 0.25), [[2.5, 5]])
+    np.testing.assert_array_equal(audio.to_mono(stereo[:1]), stereo[:1])
+    np.testing.assert_allclose(audio.to_mono(np.vstack([stereo, stereo[:1]])), [[5 / 3, 10 / 3]])

@@ -1,0 +1,70 @@
+"""Chunked separation equals whole-song separation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jukesep.errors import UserError
+from jukesep.separation import Separator, apply_chunked, load_separator
+from jukesep.vqvae import VQVAE, Architecture
+
+
+def _model(seed=0):
+    torch.manual_seed(seed)
+    model = VQVAE(Architecture(width=4, depth=2, downs=(2,), latent_dim=4, codes=16)).eval()
+    # Louder weights, so that a wrong border shows.
+    for parameter in model.parameters():
+        parameter.data *= 2
+    model.codebook.restore(torch.randn(16, 4), 1.0)
+    return model
+
+
+MODEL = _model()
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(1, 700), chunk=st.integers(1, 800), rows=st.integers(1, 3))
+def test_every_chunk_size_and_length_equals_the_whole(samples, chunk, rows):
+    generator = torch.Generator().manual_seed(samples)
+    song = torch.rand(rows, samples, generator=generator) * 2 - 1
+    whole = apply_chunked(MODEL, song, chunk=10_000)
+    chunked = apply_chunked(MODEL, song, chunk=chunk)
+    assert chunked.shape == song.shape
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
+
+
+def test_less_context_would_show(monkeypatch):
+    song = torch.rand(1, 700) * 2 - 1
+    whole = apply_chunked(MODEL, song, chunk=10_000)
+    monkeypatch.setattr(VQVAE, "context", lambda self: 0)
+    assert (apply_chunked(MODEL, song, chunk=64) - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("rate", [8000, 11025, 44100])
+def test_a_separator_keeps_rate_channels_and_length(channels, rate):
+    separator = Separator({"drums": MODEL, "vocals": _model(1)}, sample_rate=8000)
+    mixture = np.random.default_rng(0).uniform(-1, 1, (channels, 2345)).astype(np.float32)
+    told = []
+    stems = separator(mixture, rate, chunk=500, progress=lambda stem, n: told.append((stem, n)))
+    assert set(stems) == {"drums", "vocals"}
+    for audio in stems.values():
+        assert audio.shape == mixture.shape
+        assert np.isfinite(audio).all()
+    assert {stem for stem, _ in told} == {"drums", "vocals"}
+
+
+def test_channels_do_not_hear_each_other():
+    separator = Separator({"drums": MODEL}, sample_rate=8000)
+    mixture = np.random.default_rng(1).uniform(-1, 1, (2, 900)).astype(np.float32)
+    both = separator(mixture, 8000)["drums"]
+    for channel in range(2):
+        alone = separator(mixture[channel : channel + 1], 8000)["drums"]
+        np.testing.assert_allclose(both[channel], alone[0], atol=1e-5)
+
+
+def test_no_models_is_an_error_that_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="dvc repro"):
+        load_separator(tmp_path)

@@ -1,0 +1,195 @@
+"""The one loop, on both of its tasks."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jukesep import audio, jukebox, losses
+from jukesep.errors import UserError
+from jukesep.params import CodebookParams, Losses, Recipe
+from jukesep.segments import Segments
+from jukesep.songs import Song
+from jukesep.training import LatentMatching, Reconstruction, learning_rate, train
+from jukesep.vqvae import VQVAE, Architecture, Encoder
+
+ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16)
+CPU = torch.device("cpu")
+BANDWIDTHS = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)
+
+
+def _recipe(**changes):
+    recipe = {
+        "steps": 6, "batch": 2, "segment": 2048, "learning_rate": 1e-2, "warmup": 1,
+        "final_rate": 1.0, "clip": 1.0, "weight_ema": 0.5, "log_every": 2, "valid_every": 3,
+        "valid_segments": 3, "workers": 0,
+    }  # fmt: skip
+    return Recipe(**{**recipe, **changes})
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("songs")
+    rng = np.random.default_rng(0)
+    time = np.arange(6000) / 8000
+    stem = np.stack([0.4 * np.sin(2 * np.pi * 200 * time)] * 2)
+    for part, noise in (("mixture", 0.2), ("vocals", 0.01)):
+        samples = stem + noise * rng.standard_normal(stem.shape)
+        audio.write(root / f"{part}.wav", samples, 8000, "FLOAT")
+    return [Song("song", "train", "seen", root, 6000)]
+
+
+def _reconstruction(seed=0):
+    torch.manual_seed(seed)
+    weights = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
+    codebook = CodebookParams(decay=0.99, revival_threshold=1.0)
+    return Reconstruction(VQVAE(ARCHITECTURE), BANDWIDTHS, weights, codebook, seed, {"seed": seed})
+
+
+def _matching(seed=0):
+    torch.manual_seed(seed)
+    stage1 = VQVAE(ARCHITECTURE)
+    stage1.codebook.restore(torch.randn(16, 8), 1.0)
+    return LatentMatching(Encoder(ARCHITECTURE), stage1, {"seed": seed})
+
+
+def _train(task, songs, folder=Path("run"), recipe=None, checkpoints=(3, 6)):
+    recipe = recipe or _recipe()
+    parts = ("vocals",) if isinstance(task, Reconstruction) else ("mixture", "vocals")
+    segments = Segments(songs, parts, recipe.segment, 0, "test")
+    valid = Segments(songs, parts, recipe.segment, 0, "valid", augment=False)
+    train(task, recipe, segments, valid, folder, checkpoints, "test", CPU)
+    with (folder / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True)
+def _away_from_the_project(tmp_path, monkeypatch):
+    """A training writes its timing below the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("task", [_reconstruction, _matching])
+def test_the_same_seed_gives_the_same_bits(songs, tmp_path, task):
+    logs = [_train(task(), songs, Path(name)) for name in "ab"]
+    assert logs[0] == logs[1]
+    files = sorted((tmp_path / "a").rglob("*.*"))
+    assert [f.name for f in files] == ["3.pt", "6.pt", "log.csv"]
+    for file in files:
+        other = tmp_path / "b" / file.relative_to(tmp_path / "a")
+        assert file.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("task", [_reconstruction, _matching])
+def test_the_loss_falls(songs, task):
+    recipe = _recipe(steps=60, log_every=10, valid_every=30, weight_ema=0.9)
+    log = _train(task(), songs, Path("run"), recipe, [])
+    assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
+    assert float(log[-1]["valid_loss"]) < 1.2 * float(log[-1]["loss"])
+
+
+def test_the_log_has_every_column_at_its_interval(songs, tmp_path):
+    log = _train(_reconstruction(), songs, Path("run"), _recipe(steps=7))
+    assert list(log[0]) == [
+        "step", "loss", "l2", "linf", "multispectral", "commit",
+        "usage", "perplexity", "revived", "grad_norm", "lr", "valid_loss",
+    ]  # fmt: skip
+    assert [row["step"] for row in log] == ["2", "3", "4", "6", "7"]
+    assert [bool(row["valid_loss"]) for row in log] == [False, True, False, True, True]
+    for row in log:
+        terms = {name: float(row[name]) for name in ("l2", "linf", "multispectral", "commit")}
+        total = terms["l2"] + 0.02 * terms["linf"] + terms["multispectral"] + 0.02 * terms["commit"]
+        assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
+    timing = Path("timing/run/timing.csv").read_text()
+    assert timing.startswith("step,seconds,steps_per_second\n2,")
+
+
+def test_checkpoints_hold_averaged_weights_and_the_live_codebook(songs, tmp_path):
+    task = _reconstruction()
+    start = {name: value.clone() for name, value in task.model.named_parameters()}
+    # One step with full rate, averaged half and half with the start.
+    recipe = _recipe(steps=2, warmup=0, weight_ema=0.5)
+    _train(task, songs, Path("run"), recipe, [1, 2])
+    first = dict(jukebox.load_jukebox("run/checkpoints/1.pt").named_parameters())
+    second = jukebox.load_jukebox("run/checkpoints/2.pt")
+    last = dict(task.model.named_parameters())
+    for name, value in second.named_parameters():
+        torch.testing.assert_close(value, (first[name] + last[name]) / 2)
+        assert not torch.equal(start[name], first[name])
+    torch.testing.assert_close(second.codebook.k, task.model.codebook.k)
+    assert jukebox.read_hps("run/checkpoints/2.pt")["seed"] == 0
+
+
+def test_stage_2_trains_the_new_encoder_alone(songs, tmp_path):
+    task = _matching()
+    before = {name: value.clone() for name, value in task.stage1.state_dict().items()}
+    encoder = {name: value.clone() for name, value in task.model.state_dict().items()}
+    _train(task, songs)
+    for name, value in task.stage1.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(torch.equal(v, encoder[n]) for n, v in task.model.state_dict().items())
+
+
+def test_validating_changes_nothing(songs, tmp_path):
+    plain = _train(_reconstruction(), songs, Path("a"), _recipe(valid_every=100))
+    often = _train(_reconstruction(), songs, Path("b"), _recipe(valid_every=1))
+    assert len(often) == 6
+    assert len(plain) == 3
+    a = jukebox.load_jukebox(tmp_path / "a/checkpoints/6.pt").state_dict()
+    b = jukebox.load_jukebox(tmp_path / "b/checkpoints/6.pt").state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder"])
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(songs, tmp_path, where):
+    task = _reconstruction()
+    clean = task.loss
+
+    def poisoned(batch, step):
+        if step == 2:
+            part = getattr(task.model, where)
+            next(part.parameters()).data.fill_(math.nan)
+        return clean(batch, step)
+
+    task.loss = poisoned
+    with pytest.raises(UserError, match=r"test: 'l2' is nan at step 2"):
+        _train(task, songs)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_gradient_that_is_not_finite_stops_too(songs, tmp_path):
+    task = _matching()
+    clean = task.loss
+
+    def steep(batch, step):
+        total, terms = clean(batch, step)
+        weight = next(task.model.parameters())
+        # Finite value, infinite slope: sqrt at zero.
+        return total + (weight.sum() - weight.sum().detach()).abs().sqrt() * (step == 1), terms
+
+    task.loss = steep
+    with pytest.raises(UserError, match="gradient norm"):
+        _train(task, songs)
+
+
+def test_the_rate_warms_up_from_zero_and_then_stays_or_decays():
+    paper = _recipe(steps=1000, learning_rate=3e-4, warmup=100)
+    assert [learning_rate(paper, s) for s in (0, 1, 50, 100, 999)] == pytest.approx(
+        [0, 3e-6, 1.5e-4, 3e-4, 3e-4]
+    )
+    cosine = _recipe(steps=1000, learning_rate=1.0, warmup=0, final_rate=0.1)
+    assert [learning_rate(cosine, s) for s in (0, 500, 1000)] == pytest.approx([1, 0.55, 0.1])
+
+
+def test_an_empty_codebook_starts_from_the_first_batch(songs, tmp_path):
+    task = _reconstruction()
+    assert not task.model.codebook.initialised
+    batch = torch.stack([Segments(songs, ("vocals",), 2048, 0, "x")[0]])
+    task.loss(batch, 0)
+    latents = task.model.encode(batch)[0].T
+    assert task.model.codebook.initialised
+    distance = torch.cdist(task.model.codebook.k, latents).amin(1)
+    assert distance.max() < 1.0
