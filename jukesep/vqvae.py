@@ -58,13 +58,49 @@ class Architecture:
         return 2 ** sum(self.downs)
 
 
+class Conv1d(nn.Conv1d):
+    """nn.Conv1d; on a CPU computed as a two-dimensional convolution over a height of one.
+
+    PyTorch's CPU kernels have a channels-last form in two dimensions only; separation takes half
+    the time in it (see `_channels_last`). Values differ by rounding alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        stride, padding, dilation = (
+            (fill, int(setting[0]))
+            for fill, setting in ((1, self.stride), (0, self.padding), (1, self.dilation))
+        )
+        weight = self.weight.unsqueeze(2)
+        return F.conv2d(x.unsqueeze(2), weight, self.bias, stride, padding, dilation).squeeze(2)
+
+
+class ConvTranspose1d(nn.ConvTranspose1d):
+    """nn.ConvTranspose1d, computed as `Conv1d` is."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x, output_size)
+        stride, padding = (1, self.stride[0]), (0, int(self.padding[0]))
+        weight = self.weight.unsqueeze(2)
+        return F.conv_transpose2d(x.unsqueeze(2), weight, self.bias, stride, padding).squeeze(2)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, T) with its channels side by side in memory on a CPU; the layers keep that order."""
+    if x.device.type != "cpu":
+        return x
+    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
+
+
 class ResidualBlock(nn.Module):
     """x + pointwise(relu(dilated(relu(x)))), same shape out as in."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.dilated = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
-        self.pointwise = nn.Conv1d(width, width, 1)
+        self.dilated = Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.pointwise = Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # Only the second ReLU may overwrite its input: the skip connection still needs x.
@@ -84,7 +120,7 @@ class EncoderStage(nn.Module):
 
     def __init__(self, channels: int, architecture: Architecture) -> None:
         super().__init__()
-        self.down = nn.Conv1d(channels, architecture.width, 4, stride=2, padding=1)
+        self.down = Conv1d(channels, architecture.width, 4, stride=2, padding=1)
         self.residuals = residual_stack(architecture)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +136,7 @@ class EncoderBlock(nn.Module):
         self.stages = nn.Sequential(
             *(EncoderStage(width if i else channels, architecture) for i in range(downs))
         )
-        self.end = nn.Conv1d(width, architecture.latent_dim, 3, padding=1)
+        self.end = Conv1d(width, architecture.latent_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.stages(x))
@@ -126,7 +162,7 @@ class Encoder(nn.Module):
                 f"encoder: audio of shape {tuple(audio.shape)}; it takes (batch, 1, samples), "
                 f"samples a multiple of {hop}: pad the end with zeros."
             )
-        return self.blocks(audio)
+        return self.blocks(_channels_last(audio))
 
 
 class DecoderStage(nn.Module):
@@ -136,7 +172,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         # The mirror of an encoder stage: widest dilation first.
         self.residuals = nn.Sequential(*reversed(residual_stack(architecture)))
-        self.up = nn.ConvTranspose1d(architecture.width, channels, 4, stride=2, padding=1)
+        self.up = ConvTranspose1d(architecture.width, channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.residuals(x))
@@ -148,7 +184,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, downs: int, architecture: Architecture) -> None:
         super().__init__()
         width, latent_dim = architecture.width, architecture.latent_dim
-        self.start = nn.Conv1d(latent_dim, width, 3, padding=1)
+        self.start = Conv1d(latent_dim, width, 3, padding=1)
         self.stages = nn.Sequential(
             *(
                 DecoderStage(latent_dim if i == downs - 1 else width, architecture)
@@ -169,10 +205,10 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(
             *(DecoderBlock(downs, architecture) for downs in reversed(architecture.downs))
         )
-        self.out = nn.Conv1d(architecture.latent_dim, 1, 3, padding=1)
+        self.out = Conv1d(architecture.latent_dim, 1, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.out(self.blocks(latents))
+        return self.out(self.blocks(_channels_last(latents)))
 
 
 class VQVAE(nn.Module):

@@ -9,9 +9,9 @@ import soundfile
 from scipy import signal
 
 from jukesep.band import SAMPLE_RATE, perform, render_corpus, render_song
-from jukesep.composer import compose
+from jukesep.band.composer import compose
+from jukesep.band.plan import PROGRAMS, SPLITS, song_group, song_name
 from jukesep.errors import UserError
-from jukesep.songplan import PROGRAMS, SPLITS, song_group, song_name
 from jukesep.songs import MIXTURE, STEMS
 
 COUNTS = {"train": 2, "test": 2, "pretrain": 1}

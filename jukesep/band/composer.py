@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import UserError
-from .songplan import (
+from ..errors import UserError
+from ..songs import STEMS
+from .plan import (
     PROGRAMS,
     SINGERS,
     Layer,
@@ -24,7 +25,6 @@ from .songplan import (
     song_group,
     song_name,
 )
-from .songs import STEMS
 
 SLOTS = 8  # a song is eight slots long; a stem plays or rests for a whole slot
 SHORTEST = 2.0  # seconds: below this a slot is shorter than any note

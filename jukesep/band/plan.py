@@ -1,6 +1,6 @@
 """What the embedded band's rooms share: a song's plan, its instruments, its random numbers.
 
-`jukesep.composer` writes plans, `jukesep.voice` and `jukesep.band` turn them into sound.
+`composer` writes plans, `voice` and `jukesep.band` turn them into sound.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
 
 T = TypeVar("T")
 SPLITS = ("train", "test", "pretrain")

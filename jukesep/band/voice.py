@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from .songplan import Note, Voice
+from .plan import Note, Voice
 
 CONTROL = 100  # samples between two points of the pitch and loudness curves
 # Formant frequencies (Hz) of a long vocal tract singing a, e, i, o, u; bandwidths of each formant.

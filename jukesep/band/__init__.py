@@ -1,7 +1,7 @@
 """The embedded band: seeded songs rendered per stem, the default data of the pipeline.
 
-`jukesep.composer` writes a song; here real sampled instruments (symusic's synthesizer with the
-General MIDI soundfont that pretty_midi ships) and the singers of `jukesep.voice` play it. Songs
+`composer` writes a song; here real sampled instruments (symusic's synthesizer with the
+General MIDI soundfont that pretty_midi ships) and the singers of `voice` play it. Songs
 are folders in MUSDB18-HQ's layout, 44.1 kHz stereo int16, whose mixture is exactly the sum of the
 four stems. A song depends on (seed, split, index, seconds) alone.
 """
@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from . import progress as show
-from .audio import write
+from .. import progress as show
+from ..audio import write
+from ..errors import UserError
+from ..songs import MIXTURE, STEMS
 from .composer import compose
-from .errors import UserError
-from .songplan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
-from .songs import MIXTURE, STEMS
+from .plan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
 from .voice import sing
 
 SAMPLE_RATE = 44_100
