@@ -66,7 +66,7 @@ def separate(
     if there and not overwrite:
         raise UserError(f"{', '.join(there)}: there already. Pass --overwrite to replace.")
     seconds = header.samples / header.sample_rate * len(targets)
-    with bar(total=round(seconds, 1), desc=song.name, unit="s") as line:
+    with bar(total=seconds, desc=song.name, unit="s") as line:
         stems = separator(
             mixture,
             header.sample_rate,

@@ -44,6 +44,7 @@ def weights(params: Params, init: str) -> None:
     """What stage 1 starts from: runs/weights/<init>/vqvae.pth.tar in Jukebox's layout."""
     folder = RUNS / "weights" / init
     path = folder / WEIGHTS
+    params.weights.check([init])
     if init == "scratch":
         jukebox.save_jukebox(_random_vqvae(params), path, 0, _hps(params, init))
     elif params.weights.source == "pretrain":
@@ -51,18 +52,10 @@ def weights(params: Params, init: str) -> None:
         _train_vqvae(params, params.pretrain, vqvae, MIXTURE, "pretrain", init, folder)
         shutil.copyfile(folder / "checkpoints" / f"{params.pretrain.steps}.pt", path)
         shutil.rmtree(folder / "checkpoints")
-    elif params.weights.source == "file":
-        if not params.weights.file:
-            raise UserError(
-                "weights.source=file needs weights.file, a checkpoint of Jukebox's form."
-            )
+    else:
+        assert params.weights.file is not None
         vqvae = jukebox.load_jukebox(params.weights.file, level=params.weights.level)
         jukebox.save_jukebox(vqvae, path, 0, _hps(params, init))
-    else:
-        raise UserError(
-            "weights.source=jukebox: fetching Jukebox's weights is not built in yet. Download "
-            "OpenAI's 5b/vqvae.pth.tar and set weights.source=file, weights.file=PATH."
-        )
 
 
 def stage1(params: Params, stem: str, init: str) -> None:

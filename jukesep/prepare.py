@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from . import audio
@@ -14,8 +15,11 @@ from .songs import MIXTURE, STEMS, Manifest, Song, read_folder
 def prepare(params: Params, folder: Path) -> Manifest:
     """Write manifest.json and the audio it names to `folder`.
 
-    The band's last `band.valid` training songs are its validation songs.
+    The band's last `band.valid` training songs are its validation songs. UserError, before any
+    work, if the pretrained weights could not be had later on.
     """
+    params.weights.check(params.inits)
+    shutil.rmtree(folder, ignore_errors=True)  # songs of an earlier run are not this run's
     band = params.band
     rendered = render_corpus(
         folder / "band",

@@ -1,0 +1,64 @@
+"""The trained models on real music: the six-second excerpt that the package stempeg carries.
+
+    uv run python -m benchmarks.excerpt                       # needs `dvc repro` (or pull) first
+
+Prints the paper's SDR of each stem beside that of the scaled mixture. The demo's models have
+heard nothing but the band: expect little. The excerpt's mixture is a little more than the sum of
+its stems (it was mastered).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from jukesep import audio, load_separator, sdr
+from jukesep.audio import Audio
+from jukesep.errors import UserError, reported
+from jukesep.songs import MIXTURE, STEMS
+
+
+def decode(folder: Path) -> dict[str, Audio]:
+    """The excerpt's mixture and stems, (channels, samples) at 44.1 kHz, decoded into `folder`."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    package = find_spec("stempeg")
+    if package is None or package.origin is None:
+        raise UserError("stempeg is not installed; `uv sync` installs it with musdb.")
+    song = next(Path(package.origin).parent.glob("data/*.stem.mp4"))
+    parts = {}
+    for stream, part in enumerate((MIXTURE, *STEMS)):
+        path = folder / f"{part}.wav"
+        command = [get_ffmpeg_exe(), "-v", "error", "-i", str(song), "-map", f"0:a:{stream}"]
+        subprocess.run([*command, "-y", str(path)], check=True)
+        parts[part] = audio.read(path)
+    return parts
+
+
+def main() -> None:
+    """Separate, score, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", default="runs", help="folder of trainings")
+    parser.add_argument("--init", default="pretrained", choices=["pretrained", "scratch"])
+    options = parser.parse_args()
+    separator = load_separator(options.models, options.init)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = decode(Path(folder))
+    stems = separator(parts[MIXTURE], 44_100)
+    print(f"{'stem':8} {'SDR/dB':>7} {'scaled mixture':>15}")
+    totals = [0.0, 0.0]
+    for stem, estimate in stems.items():
+        values = sdr(parts[stem], estimate), sdr(parts[stem], parts[MIXTURE] / len(STEMS))
+        totals = [total + value / len(stems) for total, value in zip(totals, values, strict=True)]
+        print(f"{stem:8} {values[0]:7.2f} {values[1]:15.2f}")
+    print(f"{'mean':8} {totals[0]:7.2f} {totals[1]:15.2f}")
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,212 @@
+"""README.md and docs/ keep to what is there: names, files, commands, parameters, examples."""
+
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import jukesep
+from jukesep import cli, params
+from jukesep.jukebox import save_encoder, save_jukebox
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RATE = 8000
+
+
+def _text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _blocks(text, language):
+    """Contents of the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def _commands(pages=PAGES):
+    """Command lines of all sh blocks, each as words."""
+    lines = [
+        line
+        for page in pages
+        for block in _blocks(page.read_text(), "sh")
+        for line in block.splitlines()
+    ]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def _made_by_the_pipeline():
+    """What `dvc repro` removes while it works: allowed to be missing."""
+    stages = yaml.safe_load(_text("dvc.yaml"))["stages"].values()
+    listed = [
+        out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])
+    ]
+    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
+
+
+def _model(seed):
+    torch.manual_seed(seed)
+    vqvae = jukesep.VQVAE(jukesep.Architecture(width=4, depth=2, latent_dim=4, codes=16))
+    vqvae.codebook.restore(torch.randn(16, 4), 1.0)
+    return vqvae
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A folder as the README's examples expect it, entered: a song, weights, runs/."""
+    for seed, stem in enumerate(jukesep.STEMS):
+        vqvae, hps = _model(seed), {"sample_rate": RATE}
+        runs = tmp_path / "runs"
+        save_jukebox(vqvae, runs / f"stage1/{stem}_pretrained/checkpoints/8.pt", 8, hps)
+        save_encoder(vqvae.encoder, runs / f"stage2/{stem}_pretrained/checkpoints/6.pt", 6, hps)
+    save_jukebox(_model(9), tmp_path / "vqvae.pth.tar", 0)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * 11025 + 3, 2))
+    soundfile.write(tmp_path / "song.wav", noise, 11025)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_example_runs(trained, capsys):
+    (example,) = _blocks(_text("README.md"), "python")
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+
+    mixture, stems = names["mixture"], names["stems"]
+    assert tuple(stems) == jukesep.STEMS
+    assert all(stem.shape == mixture.shape == (2, 22053) for stem in stems.values())
+    printed = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(printed) == 3
+    assert np.isfinite(printed).all()
+    samples = names["samples"]
+    assert samples == 22048
+    assert names["latents"].shape == names["quantised"].shape == (1, 4, samples // 8)
+    assert names["codes"].shape == (1, samples // 8)
+    assert names["codes"].dtype == torch.int64
+    assert names["reconstruction"].shape == names["audio"].shape == (1, 1, samples)
+
+
+def test_the_jukesep_commands_run(trained):
+    shutil.copytree(ROOT / "conf", trained / "conf")
+    commands = [words for words in _commands() if words[:3] == ["uv", "run", "jukesep"]]
+    assert {words[3] for words in commands} == {"separate", "compose"}
+    for words in commands:
+        result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
+        assert result.exit_code == 0, (words, result.output)
+    for stem in jukesep.STEMS:
+        header = soundfile.info(trained / f"stems/song/{stem}.wav")
+        assert (header.samplerate, header.channels, header.frames) == (11025, 2, 22053)
+        assert header.subtype == "FLOAT"
+
+
+def test_overrides_in_the_documentation_compose(tmp_path):
+    """Each `-S` of an experiment, a sweep by each of its values, makes valid parameters."""
+    experiments = [words for words in _commands() if words[2:5] == ["dvc", "exp", "run"]]
+    assert experiments
+    for words in experiments:
+        overrides = [words[i + 1] for i, word in enumerate(words) if word == "-S"]
+        keys, values = zip(*(override.split("=", 1) for override in overrides), strict=True)
+        choices = [[v] if v.startswith("[") else v.split(",") for v in values]
+        for chosen in itertools.product(*choices):
+            path = tmp_path / "params.yaml"
+            pairs = [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
+            path.write_text(params.compose(pairs, ROOT / "conf"))
+            params.load(path)
+
+
+def test_the_commands_of_the_quick_start():
+    commands = _commands([ROOT / "README.md"])
+    assert shlex.split("pip install uv && uv run dvc repro") in commands
+    assert shlex.split("uv run pytest") in commands
+
+
+def _layout():
+    """(path, listed on its line) for every entry of the README's tree."""
+    (tree,) = [block for block in _blocks(_text("README.md"), "") if "jukesep/\n" in block]
+    folders = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        for name in names:
+            yield Path(*folders[:depth], name)
+        folders[depth:] = names[:1]
+
+
+def test_the_layout_is_true():
+    made = _made_by_the_pipeline()
+    paths = {path.as_posix() for path in _layout()}
+    missing = [path for path in paths if path not in made and not (ROOT / path).exists()]
+    assert not missing
+    for folder in ("jukesep", "stages"):
+        there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
+        assert there <= paths
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    made = _made_by_the_pipeline()
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve().relative_to(ROOT)
+        generated = {path.as_posix(), *(parent.as_posix() for parent in path.parents)} & made
+        assert generated or (ROOT / path).exists(), target
+
+
+def _flat(section, prefix=""):
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _documented():
+    """Key -> its values at the scales paper and demo, as docs/parameters.md has them."""
+    for line in _text("docs/parameters.md").splitlines():
+        if line.startswith("| `") and line.count("|") == 6:
+            key, _, _, *values = (cell.strip() for cell in line.strip("|").split("|"))
+            for name in ("pretrain", "stage1", "stage2") if key.startswith("`*") else ("*",):
+                values_read = [yaml.safe_load(value.strip("`")) for value in values]
+                yield key.strip("`").replace("*", name), values_read
+
+
+def test_every_parameter_is_documented_with_its_values():
+    documented = dict(_documented())
+    for column, scale in enumerate(("paper", "demo")):
+        text = params.compose([f"scale={scale}"], ROOT / "conf")
+        found = {key: values[column] for key, values in documented.items()}
+        assert found == dict(_flat(yaml.safe_load(text)))
+
+
+def test_every_direct_dependency_has_its_reason():
+    project = tomllib.loads(_text("pyproject.toml"))
+    listed = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in listed}
+    table = [
+        line.split("|")[1] for line in _text("docs/decisions.md").splitlines() if line[:1] == "|"
+    ]
+    explained = set(re.findall(r"[\w-]+", " ".join(table)))
+    assert names <= explained
+
+
+def test_public_names_are_there_and_wait_for_torch():
+    code = (
+        "import sys, jukesep; assert set(jukesep.__all__) <= set(dir(jukesep)); "
+        "assert 'numpy' not in sys.modules; "
+        "jukesep.sdr, jukesep.sdr_mdx, jukesep.sdr_v4, jukesep.STEMS, jukesep.UserError; "
+        "assert 'torch' not in sys.modules; "
+        "[getattr(jukesep, name) for name in jukesep.__all__]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(AttributeError, match="'jukesep' has no attribute 'sdr_v5'"):
+        jukesep.sdr_v5  # noqa: B018
