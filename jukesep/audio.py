@@ -71,21 +71,28 @@ def write(
     `subtype` is libsndfile's sample format (PCM_16, PCM_24, FLOAT, ...); None takes the
     format's default. int16 arrays are written to PCM_16 bit for bit.
     """
+    samples = np.asarray(audio).T
     with atomic(path) as temporary:
-        soundfile.write(str(temporary), np.asarray(audio).T, sample_rate, subtype=subtype)
+        if subtype == "FLOAT" and temporary.suffix == ".wav":
+            # libsndfile stamps the time into these: the same audio would never be the same file.
+            from scipy.io import wavfile
+
+            wavfile.write(temporary, sample_rate, samples.astype(np.float32))
+        else:
+            soundfile.write(str(temporary), samples, sample_rate, subtype=subtype)
 
 
 def resample(audio: Audio, source: int, target: int) -> Audio:
     """(channels, samples) at `source` Hz to `target` Hz: ceil(samples * target / source) samples.
 
-    torchaudio's windowed sinc, 64 zero crossings (flat to 0.97 of the lower Nyquist rate).
+    torchaudio's windowed sinc, 32 zero crossings on either side.
     """
     if source == target:
         return audio
     import torch
     from torchaudio.functional import resample as sinc
 
-    return sinc(torch.from_numpy(audio), source, target, lowpass_filter_width=64).numpy()
+    return sinc(torch.from_numpy(audio), source, target, lowpass_filter_width=32).numpy()
 
 
 def to_mono(audio: npt.NDArray[np.floating], blend: float = 0.5) -> npt.NDArray[np.floating]:

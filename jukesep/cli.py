@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -65,17 +67,25 @@ def separate(
     there = [str(path) for path in targets.values() if path.exists()]
     if there and not overwrite:
         raise UserError(f"{', '.join(there)}: there already. Pass --overwrite to replace.")
-    seconds = header.samples / header.sample_rate * len(targets)
-    with bar(total=seconds, desc=song.name, unit="s") as line:
-        stems = separator(
-            mixture,
-            header.sample_rate,
-            chunk,
-            lambda _, samples: line.update(samples / separator.sample_rate),
-        )
-    for stem, path in targets.items():
-        audio.write(path, stems[stem], header.sample_rate, "FLOAT")
-        typer.echo(path)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # A mistake in OUTPUT shows before the work.
+    samples = -(-mixture.shape[1] * separator.sample_rate // header.sample_rate)
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with bar(total=samples * len(targets), desc=song.name, bar_format=form) as line:
+        stems = separator(mixture, header.sample_rate, chunk, lambda _, done: line.update(done))
+    with _writing(folder):
+        for stem, path in targets.items():
+            audio.write(path, stems[stem], header.sample_rate, "FLOAT")
+            typer.echo(path)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A folder that cannot be written to is a user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
 
 
 @app.command()

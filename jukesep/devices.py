@@ -7,11 +7,15 @@ import torch
 from .errors import UserError
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str, threads: int = 0) -> torch.device:
     """The device of a name; auto takes CUDA, else MPS, else the CPU.
+
+    `threads` is how many a CPU operation may use; 0 leaves that to torch.
 
     UserError if the device is not there.
     """
+    if threads:
+        torch.set_num_threads(threads)
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -6,7 +6,9 @@ This module does not import torch until a model runs.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,12 +95,11 @@ def score_models(
         device = next(model.parameters()).device
         return apply_chunked(model, torch.from_numpy(rows).to(device), chunk).cpu().numpy()
 
-    rows = []
-    for song in bar(songs, desc=f"evaluate {stem} {init}", unit="song"):
+    def score(song: Song) -> list[Row]:
         mixture, references = _read(song)
         target = audio.to_mono(references[stem])
         ceiling = scores.sdr(target, run(stage1, target))
-        rows.append(Row(song, stem, "ceiling", init, "", "sdr", ceiling))
+        rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
         for step, model in stage2.items():
             # One batch: the mono mixture, then the channels.
             mono, *channels = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
@@ -107,7 +108,14 @@ def score_models(
             )
             values["sdr"] = scores.sdr(target, mono[None])
             rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
-    return rows
+        return rows
+
+    # A song a core; on a GPU, one at a time.
+    on_cpu = next(stage1.parameters()).device.type == "cpu"
+    with ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
+        scored = pool.map(score, songs)
+        line = bar(scored, total=len(songs), desc=f"evaluate {stem} {init}", unit="song")
+        return [row for rows in line for row in rows]
 
 
 def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:

@@ -84,7 +84,7 @@ def stage2(params: Params, stem: str, init: str) -> None:
     encoder = Encoder(first.architecture)
     manifest = Manifest.load(MANIFEST)
     parts = (MIXTURE, stem)
-    device = devices.choose(params.device)
+    device = devices.choose(params.device, params.threads)
     train(
         LatentMatching(encoder, first.to(device), _hps(params, init, stem)),
         recipe,
@@ -99,7 +99,7 @@ def stage2(params: Params, stem: str, init: str) -> None:
 
 def evaluate(params: Params, stem: str, init: str) -> None:
     """Score the separation at every checkpoint of stage 2: results/scores/<stem>_<init>.csv."""
-    device = devices.choose(params.device)
+    device = devices.choose(params.device, params.threads)
     first = checkpoint("stage1", stem, init, params.stage1.steps)
     models = {
         step: load_model(first, checkpoint("stage2", stem, init, step)).to(device)
@@ -144,7 +144,7 @@ def _train_vqvae(
         folder,
         [recipe.steps],
         f"{stage} {part} {init}",
-        devices.choose(params.device),
+        devices.choose(params.device, params.threads),
     )
 
 

@@ -131,6 +131,7 @@ class Params(Section):
     inits: tuple[Init, ...]
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Annotated[int, Field(ge=0)]
     data: Data
     band: Band
     model: Model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from . import audio
@@ -56,8 +59,8 @@ def prepare(params: Params, folder: Path) -> Manifest:
 
 def _resampled(songs: list[Song], folder: Path, sample_rate: int) -> list[Song]:
     """Copies of the songs at another rate, as float: the mixture stays the sum of the stems."""
-    copies = []
-    for song in bar(songs, desc=f"prepare: to {sample_rate} Hz", unit="song"):
+
+    def copy(song: Song) -> Song:
         target = folder / song.split / song.name
         for part in (MIXTURE,) if song.split == "pretrain" else (MIXTURE, *STEMS):
             source = song.file(part)
@@ -65,5 +68,9 @@ def _resampled(songs: list[Song], folder: Path, sample_rate: int) -> list[Song]:
                 audio.read(source), audio.info(source).sample_rate, sample_rate
             )
             audio.write(target / f"{part}.wav", resampled, sample_rate, "FLOAT")
-        copies.append(Song(song.name, song.split, song.group, target, resampled.shape[1]))
-    return copies
+        return replace(song, folder=target, samples=resampled.shape[1])
+
+    # Threads are enough: reading, resampling and writing all leave Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(copy, songs)
+        return list(bar(done, total=len(songs), desc=f"prepare: to {sample_rate} Hz", unit="song"))

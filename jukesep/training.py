@@ -11,6 +11,7 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -31,6 +32,7 @@ from .segments import Segments
 from .vqvae import VQVAE, Encoder
 
 Terms = dict[str, torch.Tensor]
+Prepared = tuple[torch.Tensor, torch.Tensor]  # input and target
 
 # Seconds and steps a second go here and not into a training's folder, which DVC tracks: the
 # same seed gives that folder again bit for bit.
@@ -51,15 +53,22 @@ class Task(Protocol):
         """Columns of the log, beside those every training has."""
         ...
 
-    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Terms]:
-        """The loss of a training batch (batch, parts, segment), and its terms by name."""
+    def prepare(self, batch: torch.Tensor) -> Prepared:
+        """Input and target of a batch (batch, parts, segment): what needs no training step.
+
+        Runs a batch ahead, beside the training step, and must not touch what that changes.
+        """
+        ...
+
+    def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
+        """The loss of a prepared training batch, and its terms by name."""
         ...
 
     def state(self) -> Mapping[str, float]:
         """The columns that describe the model rather than the loss, after a step."""
         ...
 
-    def validation_loss(self, averaged: nn.Module, batch: torch.Tensor) -> float:
+    def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
         """The loss of the averaged model, nothing changed."""
         ...
 
@@ -91,8 +100,11 @@ class Reconstruction:
         vqvae.codebook.revival_threshold = codebook.revival_threshold
         self._stats: dict[str, float] = {}
 
-    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Terms]:
-        target = batch[:, :1]
+    def prepare(self, batch: torch.Tensor) -> Prepared:
+        return batch[:, :1], batch[:, :1]
+
+    def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
+        _, target = batch
         codebook = self.model.codebook
         latents = self.model.encode(target)
         generator = torch_generator(self.seed, "codebook", step)
@@ -119,9 +131,9 @@ class Reconstruction:
     def state(self) -> Mapping[str, float]:
         return self._stats
 
-    def validation_loss(self, averaged: nn.Module, batch: torch.Tensor) -> float:
+    def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
         vqvae = self._with_codebook(averaged)
-        target = batch[:, :1]
+        _, target = batch
         latents = vqvae.encode(target)
         _, quantised = vqvae.quantise(latents)
         total, _ = losses.stage1_loss(
@@ -150,10 +162,12 @@ class LatentMatching:
         self.hps = hps
         self._latents = torch.empty(0)
 
-    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Terms]:
-        mixture, stem = batch[:, :1], batch[:, 1:2]
-        with torch.no_grad():
-            target = self.stage1.encode(stem)
+    @torch.no_grad()
+    def prepare(self, batch: torch.Tensor) -> Prepared:
+        return batch[:, :1], self.stage1.encode(batch[:, 1:2])
+
+    def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
+        mixture, target = batch
         latents = self.model(mixture)
         self._latents = latents.detach()
         total, _ = losses.stage2_loss(target, latents)
@@ -166,8 +180,9 @@ class LatentMatching:
         perplexity = torch.exp(-(shares * shares.log()).sum())
         return {"usage": float((counts > 0).sum()), "perplexity": float(perplexity)}
 
-    def validation_loss(self, averaged: nn.Module, batch: torch.Tensor) -> float:
-        total, _ = losses.stage2_loss(self.stage1.encode(batch[:, 1:2]), averaged(batch[:, :1]))
+    def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
+        mixture, target = batch
+        total, _ = losses.stage2_loss(target, averaged(mixture))
         return float(total)
 
     def save(self, averaged: nn.Module, path: Path, step: int) -> None:
@@ -222,13 +237,13 @@ def train(
     # The average starts from the initial weights, not from those after the first step.
     state.averaged.n_averaged += 1
     parameters = list(task.model.parameters())
-    held_out = _validation_batches(validation, recipe, device)
+    held_out = [task.prepare(batch) for batch in _validation_batches(validation, recipe, device)]
     block = _Block()
     with (
         _Log(folder, task.columns) as log,
         bar(total=recipe.steps, desc=title, unit="step") as line,
     ):
-        for batch in _batches(segments, recipe, device):
+        for batch in _ahead(map(task.prepare, _batches(segments, recipe, device))):
             rate = learning_rate(recipe, state.step)
             total, terms = task.loss(batch, state.step)
             _check_finite(title, state.step, {**terms, "loss": total})
@@ -269,6 +284,15 @@ def _batches(segments: Segments, recipe: Recipe, device: torch.device) -> Iterat
         yield batch.to(device, non_blocking=True)
 
 
+def _ahead(batches: Iterator[Prepared]) -> Iterator[Prepared]:
+    """The same batches, each made in a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
 def _validation_batches(
     validation: Segments, recipe: Recipe, device: torch.device
 ) -> list[torch.Tensor]:
@@ -277,9 +301,9 @@ def _validation_batches(
 
 
 @torch.no_grad()
-def _validate(task: Task, averaged: nn.Module, batches: list[torch.Tensor]) -> float:
-    weighted = [task.validation_loss(averaged, batch) * len(batch) for batch in batches]
-    return sum(weighted) / sum(len(batch) for batch in batches)
+def _validate(task: Task, averaged: nn.Module, batches: list[Prepared]) -> float:
+    weighted = [task.validation_loss(averaged, batch) * len(batch[0]) for batch in batches]
+    return sum(weighted) / sum(len(batch[0]) for batch in batches)
 
 
 def _check_finite(title: str, step: int, terms: Mapping[str, torch.Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Stage `evaluate`: separate every song at every checkpoint of stage 2, and score it.
 
-usage: python stages/evaluate.py STEM {pretrained,scratch}
+usage: python -m stages.evaluate STEM {pretrained,scratch}
 """
 
 import sys

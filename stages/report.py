@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from jukesep.report import write_report
-
 from jukesep import params
 from jukesep.errors import reported
+from jukesep.report import write_report
 
 if __name__ == "__main__":
     with reported():

@@ -1,6 +1,6 @@
 """Stage `stage1`: fine-tune the VQ-VAE on one isolated stem.
 
-usage: python stages/stage1.py STEM {pretrained,scratch}
+usage: python -m stages.stage1 STEM {pretrained,scratch}
 """
 
 import sys

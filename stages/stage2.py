@@ -1,6 +1,6 @@
 """Stage `stage2`: train the mixture's encoder E2 to meet the stem's latents.
 
-usage: python stages/stage2.py STEM {pretrained,scratch}
+usage: python -m stages.stage2 STEM {pretrained,scratch}
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Stage `weights`: what stage 1 starts from, in Jukebox's checkpoint layout.
 
-usage: python stages/weights.py {pretrained,scratch}
+usage: python -m stages.weights {pretrained,scratch}
 
 scratch: random weights. pretrained: Jukebox's, a file's, or (weights.source=pretrain) those of
 the same VQ-VAE trained here on mixtures of the band's pretraining songs.

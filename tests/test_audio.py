@@ -22,6 +22,17 @@ def test_a_slice_is_what_the_whole_holds_there(tmp_path):
     assert (header.sample_rate, header.channels, header.samples) == (44100, 2, 1000)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_same_float_audio_is_the_same_file(tmp_path, channels):
+    samples = np.random.default_rng(0).normal(size=(channels, 1001)).astype(np.float32)
+    audio.write(tmp_path / "now.wav", samples, 11025, "FLOAT")
+    written = (tmp_path / "now.wav").read_bytes()
+    np.testing.assert_array_equal(audio.read(tmp_path / "now.wav"), samples)
+    assert audio.info(tmp_path / "now.wav") == audio.AudioInfo(11025, channels, 1001, "FLOAT")
+    # libsndfile's PEAK chunk holds the time of writing.
+    assert b"PEAK" not in written[:200]
+
+
 def test_int16_is_written_bit_for_bit(tmp_path):
     samples = RNG.integers(-32768, 32768, (2, 500)).astype(np.int16)
     audio.write(tmp_path / "a.wav", samples, 44100, "PCM_16")

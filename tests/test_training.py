@@ -188,7 +188,7 @@ def test_an_empty_codebook_starts_from_the_first_batch(songs, tmp_path):
     task = _reconstruction()
     assert not task.model.codebook.initialised
     batch = torch.stack([Segments(songs, ("vocals",), 2048, 0, "x")[0]])
-    task.loss(batch, 0)
+    task.loss(task.prepare(batch), 0)
     latents = task.model.encode(batch)[0].T
     assert task.model.codebook.initialised
     distance = torch.cdist(task.model.codebook.k, latents).amin(1)

@@ -129,7 +129,7 @@ def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> 
     for note in notes:
         start = int(note.start * SAMPLE_RATE)
         hit = signal.sosfilt(sos, rng.standard_normal(size) * decay)
-        hit *= 0.6 * peak * note.velocity**1.5 / np.abs(hit).max()
+        hit *= 0.35 * peak * note.velocity**1.5 / np.abs(hit).max()
         audio[start : start + size] += hit[: len(audio) - start].astype(np.float32)
 
 

@@ -99,10 +99,10 @@ def compose(split: str, index: int, seed: int, seconds: float) -> SongPlan:
         layers=layers,
         gains={stem: rng.uniform(-2.3, 2.3) for stem in STEMS},
         rooms={
-            "drums": rng.uniform(0.15, 0.45),
+            "drums": rng.uniform(0.05, 0.25),
             "bass": 0.0,
-            "other": rng.uniform(0.15, 0.45),
-            "vocals": rng.uniform(0.2, 0.5),
+            "other": rng.uniform(0.1, 0.3),
+            "vocals": rng.uniform(0.1, 0.35),
         },
     )
 
@@ -217,7 +217,7 @@ class _Writer:
                         parts["hat"].append(self._note(step, 2, 46 if at == 14 else 42, accent))
             if start in self.edges:
                 parts["cymbal"].append(self._note(start, 32, pick(rng, (49, 57)), 1.0))
-        gains = {"kick": -9.0, "snare": 0.0, "hat": -9.0, "cymbal": -6.0, "tom": -7.0}
+        gains = {"kick": -5.0, "snare": 0.0, "hat": -10.0, "cymbal": -8.0, "tom": -6.0}
         side = pick(rng, (-1.0, 1.0))
         pans = {"kick": 0.0, "snare": 0.1 * side, "hat": 0.5 * side, "cymbal": -0.5 * side}
         drive = rng.uniform(1.0, 2.5)
@@ -271,7 +271,7 @@ class _Writer:
                 for step in range(0, steps, 2):
                     power += [self._note(start + step, 1.9, base + up, 0.9) for up in (0, 7, 12)]
         if power:
-            drive = rng.uniform(2, 6)
+            drive = rng.uniform(1.5, 4)
             layers.append(self._layer("power", power, 0.0, pan=-0.7 * side, width=1.0, drive=drive))
         if not heavy or rng.random() < 0.7:
             bright = rng.uniform(0.0, 0.6)
