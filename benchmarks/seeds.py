@@ -71,7 +71,8 @@ def page(readers: dict[int, Reader], scale: str, checkpoints: list[int]) -> str:
         "",
         "Written by `uv run python -m benchmarks.seeds`. A seed draws the initial weights and the",
         "training segments, of pretraining too; the songs are the same. The paper's SDR in dB,",
-        f"mean over the test songs, at scale {scale}. Seed {seeds[0]} is the committed run.",
+        f"at scale {scale}, mean over the test songs of instruments heard in training; songs of",
+        f"held-out instruments are apart, below. Seed {seeds[0]} is the committed run.",
         "",
         "## Totals",
         "",
@@ -90,6 +91,19 @@ def page(readers: dict[int, Reader], scale: str, checkpoints: list[int]) -> str:
         best = found[f"pretrained, step {late}"]
         differences = [best[seed]["total"] - found[other][seed]["total"] for seed in seeds]
         lines.append(_row([f"{name}, late", *map(_db, differences), *_summary(differences)]))
+    held_out = {
+        name: {
+            seed: read(path.replace("metrics/", "metrics/held_out/"))
+            for seed, read in readers.items()
+        }
+        for name, path in systems.items()
+    }
+    lines += ["", "## Totals of the songs of held-out instruments", ""]
+    lines += [_row(["system", *(f"seed {seed}" for seed in seeds), "mean", "spread (max - min)"])]
+    lines += [_row(["---"] * (len(seeds) + 3))]
+    for name, values in held_out.items():
+        totals = [values[seed]["total"] for seed in seeds]
+        lines.append(_row([name, *map(_db, totals), *_summary(totals)]))
     lines += ["", "## Stems: mean over the seeds (spread)", ""]
     lines += [_row(["system", *STEMS]), _row(["---"] * 5)]
     for name, values in found.items():

@@ -66,6 +66,8 @@ def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any)
 
 def _title(figure: Figure, results: Results, title: str) -> None:
     songs = f"{results.songs()} {results.split} songs"
+    if results.headline:
+        songs += " of instruments heard in training"
     context = f"scale {results.scale}, data {results.source}, {songs}"
     figure.suptitle(f"{title}\n{context}", x=0.01, ha="left", fontsize=10)
 

@@ -3,7 +3,7 @@
     metrics/                 the paper's SDR, what `dvc metrics show` prints: a flat file a system
       {init}_{step}.json     {"drums": ..., "bass": ..., "other": ..., "vocals": ..., "total": ...}
       baselines/*.json       no training at all, the oracle and the codec ceilings
-      groups/{group}/*.json  the trained systems on the songs of one group alone
+      held_out/              the same files for songs of instruments never heard in training
     metrics_stereo/{sdr_mdx,sdr_v4}/   files of that form in the other metrics, kept apart so that
                              no table mixes two: `dvc metrics show metrics_stereo/sdr_v4`
     plots/*.csv              data of the plots declared in dvc.yaml, drawn by .dvc/plots/*.json
@@ -68,8 +68,8 @@ def metric_files(results: Results) -> dict[str, dict[str, float | None]]:
     for metric, folder in METRIC_FOLDERS.items():
         add(folder, results.table(metric))
     for group in results.groups:
-        table = results.table("sdr", group)
-        add(f"metrics/groups/{group}", {key: table[key] for key in results.separations})
+        if group != results.headline:
+            add(f"metrics/{group}", results.table("sdr", group))
     return files
 
 

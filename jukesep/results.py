@@ -22,6 +22,7 @@ from .songs import STEMS
 
 TOTAL = "total"
 GROUPS = ("seen", "held_out")
+ALL = "all"  # both
 SCORES = Path("results/scores")
 BASELINE_SCORES = Path("results/baselines.csv")
 RUNS = Path("runs")
@@ -72,24 +73,37 @@ class Results:
         return [group for group in GROUPS if group in found]
 
     @property
+    def headline(self) -> str | None:
+        """The group of the main tables: songs of instruments heard in training; None is all songs.
+
+        A mean over both groups would say how many songs of each there are, not how a system does.
+        """
+        return self.groups[0] if self.groups else None
+
+    @property
     def columns(self) -> list[str]:
         """Columns of a table: the stems, and the total when all four are there."""
         return [*self.stems, *([TOTAL] if set(self.stems) == set(STEMS) else [])]
 
     def songs(self, group: str | None = None) -> int:
-        """The number of songs scored, of one group or of all."""
-        rows = self.scores if group is None else self.scores[self.scores["group"] == group]
-        return int(rows["song"].nunique())
+        """The number of songs scored, of one group or of the headline's."""
+        return int(self._of(group)["song"].nunique())
+
+    def _of(self, group: str | None) -> pd.DataFrame:
+        group = group or self.headline
+        if group in (None, ALL):
+            return self.scores
+        return self.scores[self.scores["group"] == group]
 
     def table(self, metric: str, group: str | None = None) -> Table:
         """One metric of every system in dB: table[key][column], by :attr:`columns`.
 
         `sdr` and `sdr_mdx` are means over the songs, `sdr_v4` (as museval's SIR, SAR and ISR) the
-        median over the songs that have a value. Total is the mean of the four stems.
+        median over the songs that have a value. Total is the mean of the four stems. The songs are
+        those of `group`, by default the headline's; ALL takes every song.
         """
-        rows = self.scores[self.scores["metric"] == metric]
-        if group is not None:
-            rows = rows[rows["group"] == group]
+        rows = self._of(group)
+        rows = rows[rows["metric"] == metric]
         grouped = rows.groupby(["key", "stem"])["value"]
         # Both leave NaN out; only BSSEval v4 can have one.
         values = grouped.median() if metric.endswith("_v4") else grouped.mean()

@@ -132,17 +132,17 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- metrics --------------------------------------------------------------------------------
 
 
-def test_metrics_are_means_over_all_songs(report: Path) -> None:
+def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
     metrics = read_json(report / "metrics/pretrained_600.json")
-    # Level 3.6, 0.1 a stem, songs at 0, 0.2, 0.4 and 0.6, half of them held out (-1).
-    expected = {"drums": 3.4, "bass": 3.5, "other": 3.6, "vocals": 3.7, "total": 3.55}
+    # Level 3.6, 0.1 a stem, songs at 0 and 0.2; those held out are at 0.4 and 0.6, less 1.
+    expected = {"drums": 3.7, "bass": 3.8, "other": 3.9, "vocals": 4.0, "total": 3.85}
     assert metrics == expected
     assert list(metrics) == list(expected)
     folder = report / "metrics/baselines"
-    assert read_json(folder / "scaled_mixture.json")["total"] == pytest.approx(0.95)
-    assert read_json(folder / "ceiling_scratch.json")["drums"] == pytest.approx(4.0)
-    assert read_json(report / "metrics/groups/seen/scratch_150.json")["drums"] == 1.3
-    assert read_json(report / "metrics/groups/held_out/scratch_150.json")["drums"] == 0.7
+    assert read_json(folder / "scaled_mixture.json")["total"] == pytest.approx(1.25)
+    assert read_json(folder / "ceiling_scratch.json")["drums"] == pytest.approx(4.3)
+    assert read_json(report / "metrics/scratch_150.json")["drums"] == 1.3
+    assert read_json(report / "metrics/held_out/scratch_150.json")["drums"] == 0.7
 
 
 def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
@@ -150,21 +150,21 @@ def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
     trained = {f"{init}_{step}" for init in ("pretrained", "scratch") for step in (150, 600)}
     ceilings = {"ceiling_pretrained", "ceiling_scratch"}
     expected = set()
-    for folder in ("metrics", "metrics/groups/seen", "metrics/groups/held_out"):
+    for folder in ("metrics", "metrics/held_out"):
         expected |= {f"{folder}/{name}.json" for name in trained}
-    expected |= {f"metrics/baselines/{name}.json" for name in {*LEVELS, *ceilings}}
+        expected |= {f"{folder}/baselines/{name}.json" for name in {*LEVELS, *ceilings}}
     for folder in ("metrics_stereo/sdr_mdx", "metrics_stereo/sdr_v4"):
         expected |= {f"{folder}/{name}.json" for name in trained}
         expected |= {f"{folder}/baselines/{name}.json" for name in LEVELS}
     assert files == expected
-    assert read_json(report / "metrics_stereo/sdr_mdx/pretrained_600.json")["drums"] == 3.15
-    # Median, not mean: of 4.1, 4.3, 3.5 and 3.7.
-    assert read_json(report / "metrics_stereo/sdr_v4/pretrained_600.json")["drums"] == 3.9
+    assert read_json(report / "metrics_stereo/sdr_mdx/pretrained_600.json")["drums"] == 3.45
+    # The median of 4.1 and 4.3.
+    assert read_json(report / "metrics_stereo/sdr_v4/pretrained_600.json")["drums"] == 4.2
 
 
 def test_one_stem_has_no_total(small_report: Path) -> None:
     assert list(read_json(small_report / "metrics/pretrained_80000.json")) == ["other"]
-    assert not (small_report / "metrics/groups").exists()
+    assert not (small_report / "metrics/held_out").exists()
     stems = {row["stem"] for row in read_csv(small_report / "plots/checkpoints.csv")}
     assert stems == {"other"}
     transfer = read_csv(small_report / "plots/transfer.csv")
