@@ -126,8 +126,14 @@ def _run(seeds: list[int], jobs: int) -> None:
         )
     subprocess.run(["dvc", "queue", "start", "-j", str(jobs)], check=True, env=environment)
     start = time.monotonic()
-    while any(state in _output("dvc", "queue", "status") for state in ("Running", "Queued")):
-        print(f"seeds {seeds}: {(time.monotonic() - start) / 60:.0f} min", file=sys.stderr)
+    # A task that is being handed to a worker is in no list for a moment: only the end counts.
+    while waiting := [seed for seed in seeds if _revision(seed) is None]:
+        for line in _output("dvc", "queue", "status").splitlines():
+            for seed in waiting:
+                if f"seed-{seed} " in line and "Failed" in line:
+                    sys.exit(f"error: seed-{seed} failed; `dvc queue logs seed-{seed}` says why.")
+        minutes = (time.monotonic() - start) / 60
+        print(f"waiting for seeds {waiting}: {minutes:.0f} min", file=sys.stderr)
         time.sleep(30)
 
 
@@ -139,7 +145,7 @@ def _revision(seed: int) -> str | None:
     return None
 
 
-def _committed(revision: str, path: str) -> Metrics:
+def _committed(revision: str | None, path: str) -> Metrics:
     return json.loads(_output("git", "show", f"{revision}:{path}"))
 
 

@@ -87,9 +87,10 @@ class Results:
 
     def songs(self, group: str | None = None) -> int:
         """The number of songs scored, of one group or of the headline's."""
-        return int(self._of(group)["song"].nunique())
+        return int(self.rows(group)["song"].nunique())
 
-    def _of(self, group: str | None) -> pd.DataFrame:
+    def rows(self, group: str | None = None) -> pd.DataFrame:
+        """The scores of one group, by default of the headline's."""
         group = group or self.headline
         if group in (None, ALL):
             return self.scores
@@ -102,7 +103,7 @@ class Results:
         median over the songs that have a value. Total is the mean of the four stems. The songs are
         those of `group`, by default the headline's; ALL takes every song.
         """
-        rows = self._of(group)
+        rows = self.rows(group)
         rows = rows[rows["metric"] == metric]
         grouped = rows.groupby(["key", "stem"])["value"]
         # Both leave NaN out; only BSSEval v4 can have one.

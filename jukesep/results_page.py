@@ -186,7 +186,8 @@ def _metric_table(results: Results, metric: str) -> str:
 
 
 def _uncounted(results: Results, metric: str) -> list[str]:
-    rows = results.scores[results.scores["metric"] == metric]
+    rows = results.rows()
+    rows = rows[rows["metric"] == metric]
     missing = rows[rows["value"].isna()]
     if missing.empty:
         return []
