@@ -3,6 +3,9 @@
     uv run python -m benchmarks.seeds            # seeds 1 and 2 beside the committed run
     uv run python -m benchmarks.seeds --jobs 2   # side by side, one core each
 
+A seed whose experiment is there is not run again: after a change of code or parameters,
+`uv run dvc exp remove seed-1 seed-2` comes first.
+
 Each seed is a queued DVC experiment (`seed-1`, ...): the workspace stays as it is. A seed draws
 the initial weights and the training segments, of pretraining too; the songs stay the same.
 """
