@@ -21,6 +21,7 @@ from .progress import bar
 from .songs import MIXTURE, STEMS, Song
 
 if TYPE_CHECKING:
+    from .params import Separation
     from .vqvae import VQVAE
 
 COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
@@ -78,14 +79,14 @@ def score_models(
     stage1: VQVAE,
     stage2: dict[int, VQVAE],
     sample_rate: int,
-    chunk: int,
+    separation: Separation,
     museval: bool = False,
 ) -> list[Row]:
     """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
 
     The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
     it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
-    on the stem itself, but for luck.
+    on the stem itself, but for luck. `separation` says how the models are run, the ceiling's too.
     """
     import torch
 
@@ -93,7 +94,8 @@ def score_models(
 
     def run(model: VQVAE, rows: Audio) -> Audio:
         device = next(model.parameters()).device
-        return apply_chunked(model, torch.from_numpy(rows).to(device), chunk).cpu().numpy()
+        output = apply_chunked(model, torch.from_numpy(rows).to(device), **separation.model_dump())
+        return output.cpu().numpy()
 
     def score(song: Song) -> list[Row]:
         mixture, references = _read(song)
