@@ -176,7 +176,7 @@ class _Transfer:
                 if failures >= self.tries:
                     raise
                 pause = BACK_OFF * 2 ** max(failures - 1, 0)
-                _say(f"{self.title}: {fault}; trying again in {pause:g} s")
+                _say(f"{url}: {fault}; trying again in {pause:g} s")
                 time.sleep(pause)
                 continue
             if self.sha256 in (None, self.part.sha256):

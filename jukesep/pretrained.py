@@ -67,7 +67,7 @@ def _fetched(weights: Weights) -> Path:
         limit=LIMIT,
         setting="weights.sha256",
         otherwise=(
-            f"Without a network: fetch {URLS[0]} elsewhere and put it to {path}, or "
+            f"Without a network: fetch {URLS[0]} elsewhere and save it as {path}, or "
             "anywhere with weights.source=file weights.file=/path/to/vqvae.pth.tar."
         ),
     )

@@ -263,8 +263,9 @@ def test_the_second_address_is_asked_if_the_first_has_nothing(site: Site, target
 
 
 def test_a_server_in_trouble_is_asked_again(site: Site, target: Path, capfd) -> None:
-    assert fetch(target, site.at("/file", status(503), status(429), whole(CONTENT))) == CONTENT
-    assert "The file: HTTP 503 Service Unavailable; trying again" in capfd.readouterr().err
+    url = site.at("/file", status(503), status(429), whole(CONTENT))
+    assert fetch(target, url) == CONTENT
+    assert f"{url}: HTTP 503 Service Unavailable; trying again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
