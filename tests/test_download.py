@@ -117,6 +117,17 @@ def test_a_size_that_is_not_told(site: Site, target: Path) -> None:
     assert fetch(target, site.at("/file", answer)) == CONTENT
 
 
+def test_the_file_is_asked_for_as_it_is(site: Site, target: Path) -> None:
+    asked = []
+
+    def answer(handler: Handler) -> None:
+        asked.append(handler.headers["Accept-Encoding"])
+        whole(CONTENT)(handler)
+
+    fetch(target, site.at("/file", answer))
+    assert asked == ["identity"]
+
+
 def test_memory_stays_flat(site: Site, target: Path) -> None:
     content = bytes(24 << 20)
 
