@@ -161,7 +161,7 @@ def score(
             if stop.is_set():
                 raise CancelledError
             with lock:
-                line.update(samples / whole)
+                line.update(min(samples / whole, len(songs) - line.n))
 
         try:
             return _score_song(found, stem, pair, chunk, tell)
