@@ -98,8 +98,8 @@ def resample(audio: Audio, source: int, target: int) -> Audio:
 def to_mono(audio: npt.NDArray[np.floating], blend: float = 0.5) -> npt.NDArray[np.floating]:
     """(channels, samples) to (1, samples): blend * L + (1 - blend) * R for stereo, else the mean.
 
-    blend = 0.5 is the mean of the channels, the mono of every evaluation (REFERENCE: training
-    draws blend uniformly from [0, 1)).
+    blend = 0.5 is the mean of the channels, the mono of every evaluation; training draws it
+    uniformly from [0, 1), as the paper's published code does.
     """
     if len(audio) == 2:
         return (blend * audio[:1] + (1 - blend) * audio[1:]).astype(audio.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,14 +26,6 @@ class Init(StrEnum):
 
     pretrained = "pretrained"
     scratch = "scratch"
-
-
-class Split(StrEnum):
-    """Which songs of a data set."""
-
-    test = "test"
-    valid = "valid"
-    train = "train"
 
 
 @app.command()
@@ -99,8 +91,9 @@ def evaluate(
         Path, typer.Option(help="Songs as MUSDB18-HQ's: DATA/test/<song>/*.wav or DATA/<song>/.")
     ],
     split: Annotated[
-        Split, typer.Option(help="Which songs. valid: musdb's 14 of DATA/train, train: the others.")
-    ] = Split.test,
+        Literal["test", "valid", "train"],
+        typer.Option(help="Which songs. valid: musdb's 14 of DATA/train, train: the others."),
+    ] = "test",
     song: Annotated[
         list[str] | None, typer.Option(help="This song alone; may be given several times.")
     ] = None,
@@ -109,6 +102,13 @@ def evaluate(
         bool, typer.Option(help="Score songs of another rate, resampled to the model's.")
     ] = False,
     chunk: Annotated[int, typer.Option(min=1, help="Samples separated at a time.")] = 393_216,
+    chunking: Annotated[
+        Literal["exact", "hard"],
+        typer.Option(help="hard: chunks without context, as the authors' code cuts them."),
+    ] = "exact",
+    bottleneck: Annotated[
+        Literal["quantise", "bypass"], typer.Option(help="bypass: decode the latents unquantised.")
+    ] = "quantise",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[
         int,
@@ -128,8 +128,9 @@ def evaluate(
     """
     from . import evaluate_files, evaluation
     from .find_songs import find_songs
+    from .params import Separation
 
-    found = find_songs(data, split.value, stem, song or (), songs)
+    found = find_songs(data, split, stem, song or (), songs)
     if output:
         _check_output(output, overwrite)
     scored = evaluate_files.evaluate(
@@ -138,9 +139,9 @@ def evaluate(
         stage2,
         stem=stem,
         data=data,
-        split=split.value,
+        split=split,
         resample=resample,
-        chunk=chunk,
+        separation=Separation(chunk=chunk, chunking=chunking, bottleneck=bottleneck),
         device=device,
         threads=threads,
     )

@@ -27,6 +27,7 @@ from .songs import MIXTURE, STEMS
 if TYPE_CHECKING:
     import torch
 
+    from .params import Separation
     from .vqvae import VQVAE
 
 SAMPLE_RATE = 44_100
@@ -56,7 +57,7 @@ def evaluate(
     data: Path,
     split: str,
     resample: bool,
-    chunk: int,
+    separation: Separation,
     device: str,
     threads: int,
 ) -> Evaluation:
@@ -66,7 +67,7 @@ def evaluate(
     where = devices.choose(device)
     pair = load_pair(stage1, stage2, stem, where)
     check_rates(songs, pair.sample_rate, resample)
-    rows, failed = score(songs, stem, pair, chunk, where, threads)
+    rows, failed = score(songs, stem, pair, separation, where, threads)
     rates = {found.header.sample_rate for found in songs}
     return Evaluation(
         stem=stem,
@@ -78,7 +79,7 @@ def evaluate(
         songs=tuple(found.song.name for found in songs),
         sample_rate=pair.sample_rate,
         resampled=tuple(sorted(rates - {pair.sample_rate})),
-        chunk=chunk,
+        separation=separation,
         device=where.type,
         rows=rows,
         failed=failed,
@@ -144,7 +145,12 @@ def _sample_rate(path: Path, hps: Mapping[str, Any]) -> int:
 
 
 def score(
-    songs: list[Found], stem: str, pair: Pair, chunk: int, device: torch.device, threads: int = 0
+    songs: list[Found],
+    stem: str,
+    pair: Pair,
+    separation: Separation,
+    device: torch.device,
+    threads: int = 0,
 ) -> tuple[list[Row], dict[str, str]]:
     """Score the pair, its ceiling, the mixture and the scaled mixture on whole songs.
 
@@ -164,7 +170,7 @@ def score(
                 line.update(min(samples / whole, len(songs) - line.n))
 
         try:
-            return _score_song(found, stem, pair, chunk, tell)
+            return _score_song(found, stem, pair, separation, tell)
         except UserError as error:
             return error
 
@@ -199,7 +205,7 @@ def _at_once(songs: int, device: torch.device, threads: int) -> int:
 
 
 def _score_song(
-    found: Found, stem: str, pair: Pair, chunk: int, progress: Callable[[int], object]
+    found: Found, stem: str, pair: Pair, separation: Separation, progress: Callable[[int], object]
 ) -> list[Row]:
     """All rows of one song. UserError if any of them has no value that means something."""
     song, rate = found.song, pair.sample_rate
@@ -218,7 +224,7 @@ def _score_song(
         pair.stage1,
         models,
         rate,
-        chunk,
+        separation,
         progress=progress,
     )
     for row in rows:

@@ -21,6 +21,7 @@ from .progress import bar
 from .songs import MIXTURE, STEMS, Song
 
 if TYPE_CHECKING:
+    from .params import Separation
     from .vqvae import VQVAE
 
 COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
@@ -78,14 +79,14 @@ def score_models(
     stage1: VQVAE,
     stage2: dict[int, VQVAE],
     sample_rate: int,
-    chunk: int,
+    separation: Separation,
     museval: bool = False,
 ) -> list[Row]:
     """`score_separation` of every song; songs are scored side by side."""
 
     def score(song: Song) -> list[Row]:
         return score_separation(
-            song, *_read(song), stem, init, stage1, stage2, sample_rate, chunk, museval
+            song, *_read(song), stem, init, stage1, stage2, sample_rate, separation, museval
         )
 
     # A song a core; on a GPU, one at a time.
@@ -105,7 +106,7 @@ def score_separation(
     stage1: VQVAE,
     stage2: Mapping[int, VQVAE],
     sample_rate: int,
-    chunk: int,
+    separation: Separation,
     museval: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> list[Row]:
@@ -113,8 +114,9 @@ def score_separation(
 
     The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
     it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
-    on the stem itself, but for luck. `progress` is called with the samples, a channel each, that a
-    model has finished: for each song 1 + (1 + channels) * models times its length.
+    on the stem itself, but for luck. `separation` says how the models are run, the ceiling's too.
+    `progress` is called with the samples, a channel each, that a model has finished: for each song
+    1 + (1 + channels) * models times its length.
     """
     import torch
 
@@ -123,7 +125,10 @@ def score_separation(
     def run(model: VQVAE, rows: Audio) -> Audio:
         device = next(model.parameters()).device
         tell = (lambda done: progress(done * len(rows))) if progress else None
-        return apply_chunked(model, torch.from_numpy(rows).to(device), chunk, tell).cpu().numpy()
+        output = apply_chunked(
+            model, torch.from_numpy(rows).to(device), progress=tell, **separation.model_dump()
+        )
+        return output.cpu().numpy()
 
     target = audio.to_mono(references[stem])
     ceiling = scores.sdr(target, run(stage1, target))

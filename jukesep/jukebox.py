@@ -37,9 +37,8 @@ def load_jukebox(
 ) -> VQVAE:
     """One level of a Jukebox file (by default the lowest in it), ready to use or to train further.
 
-    The files lack the codebook's moving averages. As in Jukebox they are restored as if each code
-    had won (segment / hop) * world_size / codes latents a step, 24 in the paper: pass the samples
-    of a training segment and the number of training processes.
+    The files lack the codebook's moving averages; they are restored with `restored_usage` for each
+    code: pass the samples of a training segment and the number of training processes.
 
     Raises UserError for a file that is no such checkpoint, that would run code, or whose tensors
     are not exactly this level's.
@@ -52,8 +51,16 @@ def load_jukebox(
     vqvae = VQVAE(architecture)
     codes = tensors.pop("codebook.k")
     vqvae.load_state_dict(tensors, strict=False)
-    vqvae.codebook.restore(codes, segment / architecture.hop * world_size / architecture.codes)
+    vqvae.codebook.restore(codes, restored_usage(architecture, segment, world_size))
     return vqvae
+
+
+def restored_usage(architecture: Architecture, segment: int, world_size: int = 1) -> float:
+    """Latents a step that Jukebox takes each code of a file to have won: 24 in the paper.
+
+    (segment / hop) * world_size / codes; the number of segments in a batch is not counted.
+    """
+    return segment / architecture.hop * world_size / architecture.codes
 
 
 def load_encoder(

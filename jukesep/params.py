@@ -103,10 +103,28 @@ class Recipe(Section):
     workers: Annotated[int, Field(ge=0)]
 
 
+class Stage1(Recipe):
+    """`codebook_init` is where a codebook that no file brings starts: from latents, or at zero."""
+
+    codebook_init: Literal["data", "zeros"]
+
+
+class Stage1Steps(Section):
+    """Steps of one stem's stage 1, where they are not `stage1.steps`."""
+
+    drums: Count | None
+    bass: Count | None
+    other: Count | None
+    vocals: Count | None
+
+
 class Stage2(Recipe):
     """Stage 2 is saved, and evaluated, at several steps."""
 
     checkpoints: tuple[Count, ...]
+    init: Literal["random", "jukebox", "stage1"]
+    loss: Literal["mse", "mse_linf"]
+    blend: Literal["shared", "independent"]
 
     @model_validator(mode="after")
     def _rising(self) -> Stage2:
@@ -116,9 +134,16 @@ class Stage2(Recipe):
         return self
 
 
+class Separation(Section):
+    """How a model is run over a song: the keyword arguments of `separation.apply_chunked`."""
+
+    chunk: Count
+    chunking: Literal["exact", "hard"]
+    bottleneck: Literal["quantise", "bypass"]
+
+
 class Evaluate(Section):
     split: Literal["valid", "test"]
-    chunk: Count
     museval: bool
 
 
@@ -139,9 +164,16 @@ class Params(Section):
     codebook: CodebookParams
     losses: Losses
     pretrain: Recipe
-    stage1: Recipe
+    stage1: Stage1
+    stage1_steps: Stage1Steps
     stage2: Stage2
+    separation: Separation
     evaluate: Evaluate
+
+    def stage1_of(self, stem: str) -> Stage1:
+        """Stage 1's recipe for a stem, with the steps of that stem."""
+        steps = getattr(self.stage1_steps, stem)
+        return self.stage1 if steps is None else self.stage1.model_copy(update={"steps": steps})
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:

@@ -9,12 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import published
 from .evaluation import Row
+
+if TYPE_CHECKING:
+    from .params import Separation
 
 # Heading -> system and metric.
 COLUMNS = {
@@ -31,8 +34,9 @@ sdr_v4: BSSEval v4, the median of a song's seconds. Ceiling D(Q(E1(stem))), mixt
 are in sdr."""
 NO_V4 = "A song without all four stems, or with one silent throughout, has no sdr_v4."
 PUBLISHED_NOTE = """\
-The published rows are means over the 50 test songs of MUSDB18-HQ at 44100 Hz, where no other
-number of songs is named; they say nothing beside other songs. From Figure 2 they were read off."""
+The published rows are of the 50 test songs of MUSDB18-HQ at 44100 Hz, but where fewer are named,
+and say nothing beside other songs. They are means, where none says median; those of Figure 2 were
+read off. The authors' code cuts hard chunks (--chunking hard)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Evaluation:
     sample_rate: int
     resampled: tuple[int, ...]
     """Other rates that songs had before they were resampled."""
-    chunk: int
+    separation: Separation
     device: str
     rows: list[Row]
     failed: Mapping[str, str]
@@ -128,7 +132,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "sample_rate": evaluation.sample_rate,
         "resampled_from": list(evaluation.resampled),
-        "chunk": evaluation.chunk,
+        "separation": evaluation.separation.model_dump(),
         "device": evaluation.device,
         "songs": {
             name: line({heading: column[name] for heading, column in columns.items()})
@@ -151,6 +155,7 @@ def _heading(evaluation: Evaluation) -> str:
         f"stage 1  {evaluation.stage1} (step {one})",
         f"stage 2  {evaluation.stage2} (step {two})",
         f"songs    {len(evaluation.songs)} of {evaluation.folder}, split {evaluation.split}",
+        "run      " + ", ".join(f"{k} {v}" for k, v in evaluation.separation.model_dump().items()),
         f"rate     {evaluation.sample_rate} Hz",
     ]
     if evaluation.resampled:

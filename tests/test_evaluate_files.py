@@ -75,8 +75,12 @@ def _residuals(t, name, x, dilations):
     return x
 
 
-def _run(encoder, t, song):
-    """D(Q(E(song))) of (rows, samples), whole, from the tensors of the files."""
+def _run(encoder, t, song, chunk=None, quantise=True):
+    """D(Q(E(song))) of (rows, samples) from the tensors of the files: whole, or in hard chunks."""
+    if chunk:
+        cut = range(0, song.shape[1], chunk)
+        chunks = [_run(encoder, t, song[:, i : i + chunk], None, quantise) for i in cut]
+        return np.concatenate(chunks, axis=1)
     samples = song.shape[1]
     x = torch.tensor(np.pad(song, ((0, 0), (0, -samples % 2**DOWNS))), dtype=torch.float32)[:, None]
     dilations = [3**j for j in range(DEPTH)]
@@ -88,7 +92,7 @@ def _run(encoder, t, song):
 
     k = t["bottleneck.level_blocks.0.k"]
     distances = ((z.permute(0, 2, 1)[:, :, None] - k) ** 2).sum(-1)
-    x = k[distances.argmin(-1)].permute(0, 2, 1)
+    x = k[distances.argmin(-1)].permute(0, 2, 1) if quantise else z
 
     x = F.conv1d(x, t[f"{d}.0.weight"], t[f"{d}.0.bias"], 1, 1)
     for i in range(DOWNS):
@@ -113,7 +117,7 @@ def _v4(reference, estimate):
     return np.median(10 * np.log10(energies))
 
 
-def _by_hand(project, song, stem="vocals"):
+def _by_hand(project, song, stem="vocals", **how):
     """Every number of a song: (system, metric) -> dB."""
     folder = project / "musdb/test" / song
     mixture, target = (
@@ -121,10 +125,10 @@ def _by_hand(project, song, stem="vocals"):
     )
     stage1, stage2 = (_written(project / name) for name in ("stage1.pth.tar", "stage2.pth.tar"))
     mono = target.mean(axis=0, keepdims=True)
-    blended = _run(stage2, stage1, mixture.mean(axis=0, keepdims=True))
-    stereo = _run(stage2, stage1, mixture)
+    blended = _run(stage2, stage1, mixture.mean(axis=0, keepdims=True), **how)
+    stereo = _run(stage2, stage1, mixture, **how)
     numbers = {
-        ("ceiling", "sdr"): _sdr(mono, _run(stage1, stage1, mono)),
+        ("ceiling", "sdr"): _sdr(mono, _run(stage1, stage1, mono, **how)),
         ("separation", "sdr"): _sdr(mono, blended),
         ("separation", "sdr_mdx"): _sdr(target, stereo),
         ("separation", "sdr_v4"): _v4(target, stereo),
@@ -258,6 +262,24 @@ def test_every_number_is_the_one_computed_by_hand(project, capsys, prefix, parts
     np.testing.assert_allclose(np.array(printed, dtype=float), expected, atol=7e-4)
     assert "stage1.pth.tar (step 80001)" in out
     assert "stage2.pth.tar (step 20001)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        (("--chunking", "hard", "--chunk", "2000"), {"chunk": 2000}),
+        (("--bottleneck", "bypass"), {"quantise": False}),
+    ],
+    ids=["hard", "bypass"],
+)
+def test_the_published_code_s_ways_are_options(project, capsys, words, how):
+    code, out, _ = _evaluate(capsys, *words, "-o", "scores.csv", "--song", FIRST)
+    assert code == 0
+    found = {(r["system"], r["metric"]): float(r["value"]) for r in _csv("scores.csv")}
+    assert found == pytest.approx(_by_hand(project, FIRST, **how), abs=2e-4)
+    default = _by_hand(project, FIRST)
+    assert abs(found["separation", "sdr"] - default["separation", "sdr"]) > 2e-3
+    assert f"{words[0][2:]} {words[1]}" in out
 
 
 def test_files_of_the_pipeline_are_scored_too(project, capsys):

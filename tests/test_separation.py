@@ -42,6 +42,23 @@ def test_less_context_would_show(monkeypatch):
     assert (apply_chunked(MODEL, song, chunk=64) - whole).abs().max() > 1e-3
 
 
+def test_hard_chunks_are_each_separated_alone():
+    song = torch.rand(2, 700) * 2 - 1
+    output = apply_chunked(MODEL, song, chunk=64, chunking="hard")
+    parts = [apply_chunked(MODEL, part, chunk=64) for part in song.split(64, dim=1)]
+    torch.testing.assert_close(output, torch.cat(parts, dim=1))
+    assert (output - apply_chunked(MODEL, song, chunk=64)).abs().max() > 1e-3
+
+
+def test_a_bypassed_bottleneck_decodes_the_latents_themselves():
+    song = torch.rand(1, 704) * 2 - 1
+    with torch.inference_mode():
+        expected = MODEL.decode(MODEL.encode(song[None]))[0]
+    output = apply_chunked(MODEL, song, chunk=64, bottleneck="bypass")
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    assert (output - apply_chunked(MODEL, song)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("rate", [8000, 11025, 44100])
 def test_a_separator_keeps_rate_channels_and_length(channels, rate):
