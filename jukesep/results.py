@@ -17,10 +17,10 @@ import pandas as pd
 
 from .errors import UserError
 from .evaluation import BASELINES, COLUMNS
+from .published import TOTAL
 from .scores import METRICS
 from .songs import STEMS
 
-TOTAL = "total"
 GROUPS = ("seen", "held_out")
 ALL = "all"  # both
 SCORES = Path("results/scores")

@@ -26,6 +26,12 @@ COVERED = {
     "uv run dvc plots diff": f"{PIPELINE}::test_one_parameter_changed",
     "git restore . && uv run dvc checkout": f"{PIPELINE}::test_one_stem_and_the_way_back",
     "uv run jukesep separate song.wav -o stems": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
+    "--data musdb18hq": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
+    "--data musdb18hq --chunking hard --output scores.csv": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
     "uv run jukesep compose": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep compose --check": ".ci/run",
     # At tiny scale; its overrides are composed in test_readme.py.
