@@ -234,7 +234,7 @@ def page(ablations: Sequence[Ablation], cells: Sequence[Cell], steps: int, step:
         f"paper's SDR in dB, the mean of {' and '.join(STEMS)} over the test songs of instruments",
         f"heard in training, under seeds {', '.join(map(str, SEEDS))}; in brackets the same on",
         "songs of held-out instruments, mean of the seeds. Where nothing else is said, stage 1 has",
-        f"{steps} steps; stage 2 ends at step {step}, so that these numbers are lower than those of",
+        f"{steps} steps; stage 2 ends at step {step}, so that these numbers are lower than in",
         "[results.md](results.md). A difference is taken seed by seed, and called one only if all",
         "seeds agree in its sign; three seeds cannot show a small one.",
         "[ablations/scores.csv](ablations/scores.csv) has every number by stem.",
