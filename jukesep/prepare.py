@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import audio, musdb
-from .band import render_corpus
 from .checks import Checked, Finding, Layout, check_root
 from .errors import UserError
 from .files import write_text
@@ -93,6 +92,8 @@ def longest_segment(params: Params) -> int:
 
 def _render(params: Params, root: Path) -> dict[tuple[str, str], str]:
     """The band's songs below `root`; the group of each (split, name)."""
+    from .band import render_corpus  # scipy.signal takes seconds that other data need not wait
+
     band = params.band
     counts = {"train": band.train + band.valid, "test": band.test, "pretrain": band.pretrain}
     rendered = render_corpus(root, counts=counts, seconds=band.seconds, seed=band.seed)

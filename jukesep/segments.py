@@ -62,8 +62,15 @@ class Segments(Dataset[torch.Tensor]):
         blend = 0.5
         if self.augment:
             blend = numpy_generator(self.seed, self.purpose + "/blend", index).random()
-        mono = [audio.to_mono(part, blend) for part in self.stereo(index)]
-        return torch.from_numpy(np.concatenate(mono))
+        song, start = self._place(index)
+        mono = np.empty((len(self.parts), self.segment), np.float32)
+        for row, part in zip(mono, self.parts, strict=True):
+            done = 0
+            for block in audio.blocks(song.file(part), start, self.segment):
+                stop = done + block.shape[1]
+                row[done:stop] = audio.to_mono(block, blend)
+                done = stop
+        return torch.from_numpy(mono)
 
     def _place(self, index: int) -> tuple[Song, int]:
         epoch, turn = divmod(index, len(self))

@@ -1,6 +1,10 @@
 """The pages that benchmarks write."""
 
-from benchmarks import seeds
+from pathlib import Path
+
+import pytest
+
+from benchmarks import reading, seeds
 
 
 def _reader(shift):
@@ -25,3 +29,13 @@ def test_the_seeds_page_gives_means_and_spreads():
     assert "| pretrained over scratch, late | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 |" in page
     assert "| pretrained over its early checkpoint, late | 0.50 | 0.50 | 0.50 |" in page
     assert "| scratch, step 3 | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) |" in page
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures through /proc")
+def test_reading_is_measured_and_leaves_no_file_open(tmp_path):
+    reading.make(tmp_path, songs=2, seconds=1.0, subtype="PCM_16")
+    cost = reading.measure(tmp_path, segment=8192, reads=20)
+    assert len(cost.milliseconds) == len(cost.processor) == 20
+    assert min(cost.milliseconds) > 0
+    assert cost.megabytes < 10
+    assert cost.open_files == 0

@@ -34,7 +34,7 @@ def test_address_sum_and_validation_songs_are_those_of_torchaudio_and_musdb():
 
 def test_neither_torch_nor_musdb_is_imported_for_that():
     code = (
-        "import sys; from jukesep import musdb, prepare; musdb.archive_source(); "
+        "import sys; from jukesep import musdb; musdb.archive_source(); "
         "musdb.validation_songs(); assert not {'torch', 'musdb', 'stempeg'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
