@@ -30,8 +30,26 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["band"]
+    source: Literal["band", "musdb18hq", "musdb18", "folder"]
+    root: str | None
     depends_on: str
+    valid_songs: Count
+    train_on_validation: bool
+    accept_licence: bool
+
+    @model_validator(mode="after")
+    def _rooted(self) -> Data:
+        if self.source == "band":
+            return self
+        if self.root in (None, "???"):  # as conf/data leaves it
+            raise ValueError(
+                f"root is not set: data={self.source} needs the absolute path of the folder that "
+                "holds train/ and test/, -S data.root=/absolute/path"
+            )
+        # An experiment in the queue runs in another folder.
+        if not Path(str(self.root)).is_absolute():
+            raise ValueError(f"root must be an absolute path, found {self.root!r}")
+        return self
 
 
 class Band(Section):
@@ -166,6 +184,11 @@ class Params(Section):
         for name, values in (("stems", self.stems), ("inits", self.inits)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must name each value once, found {list(values)}")
+        if self.data.train_on_validation and self.evaluate.split == "valid":
+            raise ValueError(
+                "evaluate.split=valid with data.train_on_validation=true would score songs that "
+                "were trained on: set one of them back"
+            )
         hop = 2 ** sum(self.model.downs)
         for name in ("pretrain", "stage1", "stage2"):
             segment = getattr(self, name).segment

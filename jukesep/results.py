@@ -55,6 +55,7 @@ class Results:
     steps: tuple[int, ...]
     scores: pd.DataFrame
     curves: pd.DataFrame
+    notes: tuple[str, ...] = ()  # what a reader must know of this run's data
 
     @property
     def separations(self) -> list[str]:
@@ -162,7 +163,22 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
         steps=steps,
         scores=scores,
         curves=_read_curves(params, stems, inits, root),
+        notes=tuple(_notes(params)),
     )
+
+
+def _notes(params: dict[str, Any]) -> Iterator[str]:
+    data = params["data"]
+    if data.get("train_on_validation"):
+        yield (
+            "`data.train_on_validation` was on: the validation songs were trained on too. The "
+            "validation losses are no held-out losses, and must not choose anything."
+        )
+    if data["source"] != "band" and params["weights"]["source"] == "pretrain":
+        yield (
+            "The pretrained weights come from mixtures of the training songs, not from a corpus "
+            "of their own: pretraining adds steps, no other music."
+        )
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

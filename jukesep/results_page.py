@@ -96,6 +96,7 @@ def _how_to_read(results: Results) -> list[str]:
         "A table holds one metric. The three kinds of SDR can differ by more than a dB on the "
         "same audio: do not carry a number from one table to another.",
         synthetic if results.source == "band" else recorded,
+        *results.notes,
     ]
     if results.scale != "paper":
         points.append(

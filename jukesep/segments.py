@@ -63,9 +63,15 @@ class Segments(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Segment `index`: (parts, segment)."""
-        parts = self.stereo(index)
-        mono = [audio.to_mono(part, m) for part, m in zip(parts, self._blends(index), strict=True)]
-        return torch.from_numpy(np.concatenate(mono))
+        song, start = self._place(index)
+        mono = np.empty((len(self.parts), self.segment), np.float32)
+        for row, part, blend in zip(mono, self.parts, self._blends(index), strict=True):
+            done = 0
+            for block in audio.blocks(song.file(part), start, self.segment):
+                stop = done + block.shape[1]
+                row[done:stop] = audio.to_mono(block, blend)
+                done = stop
+        return torch.from_numpy(mono)
 
     def _blends(self, index: int) -> list[float]:
         """The share m of the left channel, for each part."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import ablations, seeds
+from benchmarks import ablations, reading, seeds
 from jukesep import params
 
 ROOT = Path(__file__).parents[1]
@@ -127,3 +127,13 @@ def test_the_budgets_say_where_scratch_catches_up(tmp_path):
     ablations.draw_budgets(cells, tmp_path / "budgets.png")
     assert (tmp_path / "budgets.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert list(itertools.chain(tmp_path.iterdir())) == [tmp_path / "budgets.png"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures through /proc")
+def test_reading_is_measured_and_leaves_no_file_open(tmp_path):
+    reading.make(tmp_path, songs=2, seconds=1.0, subtype="PCM_16")
+    cost = reading.measure(tmp_path, segment=8192, reads=20)
+    assert len(cost.milliseconds) == len(cost.processor) == 20
+    assert min(cost.milliseconds) > 0
+    assert cost.megabytes < 10
+    assert cost.open_files == 0
