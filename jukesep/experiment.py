@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import devices, evaluation, jukebox, losses
+from . import devices, evaluation, jukebox, losses, pretrained
 from .errors import UserError
 from .params import Params, Recipe
 from .seeds import torch_seed
@@ -55,7 +55,6 @@ def weights(params: Params, init: str) -> None:
     """What stage 1 starts from: runs/weights/<init>/vqvae.pth.tar in Jukebox's layout."""
     folder = RUNS / "weights" / init
     path = folder / WEIGHTS
-    params.weights.check([init])
     if init == "scratch":
         jukebox.save_jukebox(_random_vqvae(params), path, 0, _hps(params, init))
     elif params.weights.source == "pretrain":
@@ -64,8 +63,8 @@ def weights(params: Params, init: str) -> None:
         shutil.copyfile(folder / "checkpoints" / f"{params.pretrain.steps}.pt", path)
         shutil.rmtree(folder / "checkpoints")
     else:
-        assert params.weights.file is not None
-        vqvae = jukebox.load_jukebox(params.weights.file, level=params.weights.level)
+        file = pretrained.find(params.weights)
+        vqvae = jukebox.load_jukebox(file, level=params.weights.level)
         jukebox.save_jukebox(vqvae, path, 0, _hps(params, init))
 
 

@@ -7,7 +7,6 @@ import torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,20 +57,7 @@ class Weights(Section):
     source: Literal["pretrain", "file", "jukebox"]
     file: str | None
     level: Annotated[int, Field(ge=0)]
-
-    def check(self, inits: Collection[str]) -> None:
-        """UserError if the weights cannot be had: asked before the work of hours begins."""
-        if "pretrained" not in inits or self.source == "pretrain":
-            return
-        if self.source == "jukebox":
-            raise UserError(
-                "weights.source=jukebox: fetching Jukebox's weights is not built in yet. Download "
-                "OpenAI's 5b/vqvae.pth.tar and set weights.source=file, weights.file=PATH."
-            )
-        if not self.file:
-            raise UserError("weights.source=file needs weights.file: a file like Jukebox's.")
-        if not Path(self.file).is_file():
-            raise UserError(f"weights.file: {self.file}: no such file.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
 
 
 class CodebookParams(Section):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from . import audio
+from . import audio, pretrained
 from .band import render_corpus
 from .params import Params
 from .progress import bar
@@ -21,7 +21,7 @@ def prepare(params: Params, folder: Path) -> Manifest:
     The band's last `band.valid` training songs are its validation songs. UserError, before any
     work, if the pretrained weights could not be had later on.
     """
-    params.weights.check(params.inits)
+    pretrained.check(params.weights, params.inits)
     shutil.rmtree(folder, ignore_errors=True)  # songs of an earlier run are not this run's
     band = params.band
     rendered = render_corpus(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jukesep import audio, jukebox, losses
+from jukesep import audio, jukebox, losses, training
 from jukesep.errors import UserError
 from jukesep.params import CodebookParams, Losses, Recipe
 from jukesep.segments import Segments
@@ -158,6 +158,20 @@ def test_without_weight_average_checkpoints_hold_the_last_weights(songs):
     saved = dict(jukebox.load_encoder("run/checkpoints/6.pt").named_parameters())
     for name, value in task.model.named_parameters():
         assert torch.equal(saved[name], value)
+
+
+def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(songs, monkeypatch):
+    task, norms = _reconstruction(), []
+    step = training.Adam.step
+
+    def spy(adam, rate):
+        norms.append(float(torch.stack([p.grad.norm() for p in adam.parameters]).norm()))
+        step(adam, rate)
+
+    monkeypatch.setattr(training.Adam, "step", spy)
+    log = _train(task, songs, recipe=_recipe(clip=0.01))
+    assert all(float(row["grad_norm"]) > 0.1 for row in log)
+    assert norms == pytest.approx([0.01] * 6, rel=1e-3)
 
 
 def test_validating_changes_nothing(songs, tmp_path):
