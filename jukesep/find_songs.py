@@ -44,7 +44,7 @@ def find_songs(
         near = difflib.get_close_matches(unknown[0], folders, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{root}: no song named {unknown[0]!r} in the split {split}.{hint}")
-    chosen = sorted(names or folders)[:first]
+    chosen = sorted(set(names) or folders)[:first]
     found, faults = [], []
     for name in chosen:
         headers, more = _headers(folders[name], stem)

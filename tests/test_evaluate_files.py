@@ -385,7 +385,7 @@ def test_a_few_songs(project, capsys):
     _, out, _ = _evaluate(capsys, "--songs", "1")
     assert FIRST in out
     assert SECOND not in out
-    _, out, _ = _evaluate(capsys, "--song", SECOND)
+    _, out, _ = _evaluate(capsys, "--song", SECOND, "--song", SECOND)
     assert FIRST not in out
     assert _line(out, "mean of 1 song") == _line(out, SECOND)
     # A fault of a song that was not asked for is no matter.
