@@ -1,6 +1,6 @@
 """DVC experiments run by name and read back: what `seeds` and `ablations` have in common.
 
-An experiment counts as done while the code and parameters that it ran with are those of HEAD. DVC's
+An experiment counts as done while the code and parameters that it ran with are today's. DVC's
 run-cache keeps every stage that ever ran, so that a second time only what has changed runs.
 """
 
@@ -11,9 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
-# What an experiment's numbers depend on.
+import yaml
+
+from jukesep import params
+
+# What an experiment would not see if it were not committed.
 CODE = ("jukesep", "stages", "conf", "dvc.yaml", "params.yaml")
 POLL = 15.0  # seconds
 
@@ -24,7 +29,7 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int) -> None:
     They are queued and run in folders of their own: the workspace stays as it is. Exits with a
     message if the working tree has changes that an experiment would not see, or if one fails.
     """
-    missing = {name: overrides for name, overrides in wanted.items() if not done(name)}
+    missing = {name: options for name, options in wanted.items() if not done(name, options)}
     if not missing:
         return
     if _output("git", "status", "--porcelain", "--", *CODE):
@@ -39,16 +44,31 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     subprocess.run(["dvc", "queue", "start", "-j", str(jobs)], check=True, env=environment)
-    _wait(list(missing))
+    _wait(missing)
 
 
-def done(name: str) -> bool:
-    """Whether the experiment is there and belongs to the code and parameters of HEAD."""
+def done(name: str, overrides: Sequence[str]) -> bool:
+    """Whether the experiment is there, of today's parameters, and of the code of dvc.lock."""
     revision = _revision(name)
     if revision is None:
         return False
-    compared = ["git", "diff", "--quiet", f"{revision}^", "HEAD", "--", *CODE]
-    return subprocess.run(compared, check=False).returncode == 0
+    if _output("git", "show", f"{revision}:params.yaml") != params.compose(list(overrides)):
+        return False
+    committed = _code(Path("dvc.lock").read_text(encoding="utf-8"))
+    ran = _code(_output("git", "show", f"{revision}:dvc.lock"))
+    return all(committed.get(stage) == code for stage, code in ran.items())
+
+
+def _code(lock: str) -> dict[str, dict[str, str]]:
+    """Stage -> path -> md5 of the code that a dvc.lock names."""
+    return {
+        name: {
+            dep["path"]: dep["md5"]
+            for dep in stage["deps"]
+            if dep["path"].startswith(("jukesep/", "stages/"))
+        }
+        for name, stage in yaml.safe_load(lock)["stages"].items()
+    }
 
 
 def read(name: str, path: str) -> dict[str, float]:
@@ -56,10 +76,10 @@ def read(name: str, path: str) -> dict[str, float]:
     return json.loads(_output("git", "show", f"{_revision(name)}:{path}"))
 
 
-def _wait(names: list[str]) -> None:
+def _wait(names: Collection[str]) -> None:
     start = time.monotonic()
     # A task that is being handed to a worker is in no list for a moment: only the end counts.
-    while waiting := [name for name in names if not done(name)]:
+    while waiting := [name for name in names if _revision(name) is None]:
         for line in _output("dvc", "queue", "status").splitlines():
             for name in waiting:
                 if name in line.split() and "Failed" in line:
