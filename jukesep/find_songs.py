@@ -9,15 +9,14 @@ This module does not import torch.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from . import audio
+from .checks import compare_headers, read_headers
 from .errors import UserError
+from .musdb import validation_songs
 from .songs import MIXTURE, STEMS, Song
 
 
@@ -47,15 +46,17 @@ def find_songs(
     chosen = sorted(set(names) or folders)[:first]
     found, faults = [], []
     for name in chosen:
-        headers, more = _headers(folders[name], stem)
-        faults += more
-        if not more:
-            header = headers[MIXTURE]
-            song = Song(name, split, split, folders[name], header.samples)
-            found.append(Found(song, header))
+        folder = folders[name]
+        there = [part for part in STEMS if part == stem or (folder / f"{part}.wav").exists()]
+        headers, wrong = read_headers(folder, (MIXTURE, *there))
+        wrong += compare_headers(headers)
+        faults += [f"{folder / part}.wav: {text}" for part, text in wrong]
+        if not wrong:
+            song = Song(name, split, split, folder, headers[MIXTURE].samples)
+            found.append(Found(song, headers[MIXTURE]))
     if faults:
-        also = "".join(f"\n  {fault}" for fault in faults[1:])
-        raise UserError(faults[0] + also)
+        several = f"{root}: {len(faults)} faults\n  " if len(faults) > 1 else ""
+        raise UserError(several + "\n  ".join(faults))
     return found
 
 
@@ -65,7 +66,7 @@ def _song_folders(root: Path, split: str) -> list[Path]:
         raise UserError(f"{root}: no such folder. Songs are expected as {root}/{split}/<song>/.")
     inside = root / split
     if split != "test" and (root / "train").is_dir() and not (root / "valid").is_dir():
-        validation = _validation_names()
+        validation = validation_songs()
         found = [
             path
             for path in _folders(root / "train")
@@ -85,33 +86,3 @@ def _song_folders(root: Path, split: str) -> list[Path]:
 
 def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-
-
-def _validation_names() -> set[str]:
-    """MUSDB18's 14 validation songs, as the package musdb lists them; it is not imported."""
-    package = importlib.util.find_spec("musdb")
-    if package is None or package.origin is None:
-        raise UserError("the package musdb is not installed; install jukesep's dependencies")
-    listed = Path(package.origin).parent / "configs" / "mus.yaml"
-    return set(yaml.safe_load(listed.read_text(encoding="utf-8"))["validation_tracks"])
-
-
-def _headers(folder: Path, stem: str) -> tuple[dict[str, audio.AudioInfo], list[str]]:
-    """The headers of a song's files, and every fault in them."""
-    needed = {MIXTURE, stem}
-    headers, faults = {}, []
-    for part in (MIXTURE, *STEMS):
-        path = folder / f"{part}.wav"
-        if part in needed or path.exists():
-            try:
-                headers[part] = audio.info(path)
-            except UserError as error:
-                faults.append(str(error))
-    for part, header in headers.items():
-        for field in ("sample_rate", "channels", "samples"):
-            value = getattr(header, field)
-            if MIXTURE in headers and value != (wanted := getattr(headers[MIXTURE], field)):
-                faults.append(f"{folder / part}.wav: {field} is {value}, the mixture has {wanted}.")
-        if not header.samples:
-            faults.append(f"{folder / part}.wav: holds no samples.")
-    return headers, faults
