@@ -31,7 +31,8 @@ def _text(name):
 
 def _blocks(text, language):
     """Contents of the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for found, content in blocks if found == language]
 
 
 def _commands(pages=PAGES):
