@@ -124,6 +124,9 @@ def read_headers(
         except UserError as error:
             faults.append((part, f"{_without_path(error, path)} Copy it again."))
             continue
+        except OSError as error:
+            faults.append((part, f"cannot be opened ({error.strerror}). Make it readable."))
+            continue
         if header.samples:
             headers[part] = header
         else:
