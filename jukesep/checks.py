@@ -124,6 +124,9 @@ def read_headers(
         except UserError as error:
             faults.append((part, f"{_without_path(error, path)} Copy it again."))
             continue
+        except OSError as error:
+            faults.append((part, f"cannot be opened ({error.strerror}). Make it readable."))
+            continue
         if header.samples:
             headers[part] = header
         else:
@@ -165,7 +168,7 @@ def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding
     needed = [split for split in layout.parts if split not in layout.optional]
     if not set(splits) & set(needed):
         raise UserError(
-            f"{root}: {wrong_root(root)} Songs are expected as {root}/{needed[0]}/<song>/*.wav."
+            f"{root}: {wrong_root(root)} Songs are folders of wav files, {needed[0]}/<song>/*.wav."
         )
     findings = [
         Finding(f"{split}/", "no such folder. Copy the songs again, with all their folders.")
@@ -190,6 +193,8 @@ def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding
             else:
                 songs.append(Checked(split, path, parts))
         findings += _count(split, {s.name for s in songs if s.split == split}, layout)
+    if not songs and any(any((root / split).glob("*.stem.mp4")) for split in splits):
+        raise UserError(f"{root}: holds .stem.mp4 files, no wav files. Use data=musdb18.")
     seen: dict[str, str] = {}
     for song in songs:
         first = seen.setdefault(song.name, song.split)

@@ -114,6 +114,8 @@ def unpack(archive: Path, root: Path) -> None:
         raise UserError(
             f"{archive}: not a whole zip archive ({error}). Delete it and fetch it again."
         ) from error
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written to: {error.strerror or error}.") from error
     for split in SPLITS:
         if (unfinished / split).is_dir() and not (root / split).exists():
             os.replace(unfinished / split, root / split)

@@ -174,7 +174,8 @@ def _notes(params: dict[str, Any]) -> Iterator[str]:
             "`data.train_on_validation` was on: the validation songs were trained on too. The "
             "validation losses are no held-out losses, and must not choose anything."
         )
-    if data["source"] != "band" and params["weights"]["source"] == "pretrain":
+    pretrained = "pretrained" in params["inits"] and params["weights"]["source"] == "pretrain"
+    if data["source"] != "band" and pretrained:
         yield (
             "The pretrained weights come from mixtures of the training songs, not from a corpus "
             "of their own: pretraining adds steps, no other music."

@@ -113,6 +113,13 @@ def test_a_wrong_root_says_what_is_the_right_one(tmp_path, given, said):
         check_root(tmp_path / given, Layout(BOTH))
 
 
+def test_stem_files_are_the_other_source(tmp_path):
+    for split in BOTH:
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.stem.mp4").write_bytes(b"")
+    assert "Use data=musdb18." in _faults(tmp_path, Layout(BOTH))
+
+
 def test_a_missing_split_and_a_song_in_two_splits_are_faults(tmp_path):
     write_song(tmp_path / "train/A")
     assert "test/: no such folder" in _faults(tmp_path, Layout(BOTH))

@@ -34,6 +34,9 @@ COVERED = {
     ),
     "uv run jukesep compose": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep compose --check": ".ci/run",
+    "uv run dvc exp run -S scale=paper -S data=musdb18hq -S data.root=/abs/path": (
+        f"{PIPELINE}::test_musdb18hq_in_place"
+    ),
     # At tiny scale; its overrides are composed in test_readme.py.
     "uv run dvc exp run -S scale=paper -S weights.source=file "
     "-S weights.file=/path/to/vqvae.pth.tar": f"{PIPELINE}::test_weights_from_a_file",
