@@ -1,6 +1,7 @@
 """The readings of the recipe that the parameters choose between, from weights to evaluation."""
 
 import csv
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from jukesep import audio, experiment, jukebox, params
-from jukesep.songs import STEMS, Manifest, Song
+from jukesep import audio, experiment, jukebox, params, report, results, results_page, scores
+from jukesep.songs import MIXTURE, STEMS, Manifest, Song
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -19,18 +20,24 @@ SMALL = [
 ]  # fmt: skip
 
 
+def _prepare(root, level, songs):
+    """data/prepared as the stage writes it: noise at level(split, part), `songs` of a split."""
+    rng = np.random.default_rng(0)
+    listed = []
+    for split, count in songs.items():
+        for name in [split, *(f"{split} {number}" for number in range(2, count + 1))]:
+            folder = root / "data/prepared/songs" / name
+            stems = {stem: level(split, stem) * rng.standard_normal((2, 4096)) for stem in STEMS}
+            for part, samples in {**stems, "mixture": sum(stems.values())}.items():
+                audio.write(folder / f"{part}.wav", samples, 11025, "FLOAT")
+            listed.append(Song(name, split, "seen", folder, 4096))
+    Manifest(11025, tuple(listed)).save(root / "data/prepared/manifest.json")
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project folder with songs prepared, entered."""
-    rng = np.random.default_rng(0)
-    songs = []
-    for split in ("train", "valid", "test"):
-        folder = tmp_path / "data/prepared/songs" / split
-        stems = {stem: 0.1 * rng.standard_normal((2, 4096)) for stem in STEMS}
-        for part, samples in {**stems, "mixture": sum(stems.values())}.items():
-            audio.write(folder / f"{part}.wav", samples, 11025, "FLOAT")
-        songs.append(Song(split, split, "seen", folder, 4096))
-    Manifest(11025, tuple(songs)).save(tmp_path / "data/prepared/manifest.json")
+    _prepare(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -151,3 +158,152 @@ def test_chunking_and_bottleneck_reach_the_scores(project):
         experiment.evaluate(_params(f"separation.{override}"), "drums", "scratch")
         scores.add(Path("results/scores/drums_scratch.csv").read_text())
     assert len(scores) == 3
+
+
+# --- which songs are for what -----------------------------------------------------------------
+
+SPLITS = ("pretrain", "train", "valid", "test")
+
+
+def _level(split, part):
+    """Another loudness for each stem of each split, each a third above the last."""
+    return 0.02 * 1.35 ** (len(STEMS) * SPLITS.index(split) + STEMS.index(part))
+
+
+@pytest.fixture
+def splits(tmp_path, monkeypatch):
+    """A project whose splits can be told by their loudness, with two songs in each."""
+    _prepare(tmp_path, _level, dict.fromkeys(SPLITS, 2))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What each training was given: task, recipe, segments, validation. None takes a step."""
+    calls = []
+
+    def train(task, recipe, segments, validation, folder, checkpoints, *_):
+        calls.append((task, recipe, segments, validation))
+        for step in checkpoints:
+            task.save(task.model, folder / f"checkpoints/{step}.pt", step)
+
+    monkeypatch.setattr(experiment, "train", train)
+    return calls
+
+
+def _songs(segments):
+    return {song.name for song, _ in segments.places}
+
+
+def _check_bandwidths(found, *levels):
+    """Those of noise of all these levels at once: its variance, its mean magnitude."""
+    variance = sum(level**2 for level in levels)
+    assert found.l2 == pytest.approx(variance, rel=0.1)
+    assert found.l1 == pytest.approx((2 * variance / np.pi) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_stage_1_hears_and_measures_its_stem_of_the_training_songs(splits, trained, stem):
+    p = _params("stage1.valid_segments=3")
+    experiment.weights(p, "scratch")
+    experiment.stage1(p, stem, "scratch")
+    ((task, recipe, segments, validation),) = trained
+    _check_bandwidths(task.bandwidths, _level("train", stem))
+    assert (segments.parts, validation.parts) == ((stem,), (stem,))
+    assert _songs(segments) == {"train", "train 2"}
+    assert _songs(validation) == {"valid", "valid 2"}
+    assert (segments.segment, validation.segment, recipe) == (2048, 2048, p.stage1)
+    assert (segments.augment, validation.augment) == (True, False)
+    # What the training hears is what it measured: another split's noise has another loudness.
+    heard = torch.stack([segments[index] for index in range(len(segments))])
+    assert heard.std() < _level("train", stem)  # a blend of two channels of noise
+    assert heard.std() > 0.5 * _level("train", stem)
+
+
+def test_the_pretraining_hears_and_measures_the_mixtures_of_its_own_songs(splits, trained):
+    p = _params("pretrain.segment=4096")
+    experiment.weights(p, "pretrained")
+    ((task, recipe, segments, validation),) = trained
+    _check_bandwidths(task.bandwidths, *(_level("pretrain", stem) for stem in STEMS))
+    assert (segments.parts, validation.parts) == ((MIXTURE,), (MIXTURE,))
+    assert _songs(segments) == {"pretrain", "pretrain 2"}
+    assert _songs(validation) == {"valid", "valid 2"}
+    assert (segments.segment, recipe) == (4096, p.pretrain)
+
+
+def test_scratch_is_not_pretrained(splits, trained):
+    experiment.weights(_params(), "scratch")
+    assert trained == []
+
+
+def test_stage_2_hears_mixture_and_stem_of_the_training_songs(splits, trained):
+    p = _params("stage2.segment=4096")
+    experiment.weights(p, "scratch")
+    experiment.stage1(p, "bass", "scratch")
+    experiment.stage2(p, "bass", "scratch")
+    _, recipe, segments, validation = trained[-1]
+    assert (segments.parts, validation.parts) == ((MIXTURE, "bass"), (MIXTURE, "bass"))
+    assert _songs(segments) == {"train", "train 2"}
+    assert _songs(validation) == {"valid", "valid 2"}
+    assert (segments.segment, recipe) == (4096, p.stage2)
+    assert (segments.augment, validation.augment) == (True, False)
+
+
+def _evaluated(p):
+    """The names of the songs that the stages `evaluate` and `baselines` score."""
+    experiment.evaluate(p, "drums", "scratch")
+    Path("params.yaml").write_text(yaml.safe_dump(p.model_dump(mode="json")))
+    runpy.run_path(str(ROOT / "stages/baselines.py"), run_name="__main__")
+    found = []
+    for path in ("results/scores/drums_scratch.csv", "results/baselines.csv"):
+        with Path(path).open() as file:
+            found.append({row["song"] for row in csv.DictReader(file)})
+    return found
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_songs_of_the_split_that_the_parameters_name_are_scored(splits, trained, split):
+    p = _params(f"evaluate.split={split}", "stem=drums")
+    experiment.weights(p, "scratch")
+    experiment.stage1(p, "drums", "scratch")
+    experiment.stage2(p, "drums", "scratch")
+    assert _evaluated(p) == [{split, f"{split} 2"}] * 2
+
+
+# --- museval ----------------------------------------------------------------------------------
+
+
+def test_museval_s_numbers_reach_the_page_of_results_and_no_other_table(project, monkeypatch):
+    """In place of museval, whose filters take a minute: numbers that can be told apart."""
+
+    def stand_in(references, estimates, sample_rate):
+        frames = np.zeros((len(references), 3))
+        return {"sir_v4": frames + 11, "sar_v4": frames + 22, "isr_v4": frames + 33}
+
+    monkeypatch.setattr(scores, "museval_extras", stand_in)
+    chosen = ("stem=drums", "inits=[scratch]")
+    p = _through_stage1(*chosen)
+    experiment.stage2(p, "drums", "scratch")
+    assert _evaluated(p) == [{"test"}] * 2
+    plain = results.read_results(p.model_dump(mode="json"), Path())
+
+    p = _params(*chosen, "evaluate.museval=true")
+    _evaluated(p)
+    more = results.read_results(p.model_dump(mode="json"), Path())
+    for metric, value in (("sir_v4", 11), ("sar_v4", 22), ("isr_v4", 33)):
+        assert plain.table(metric) == {}
+        systems = [*more.separations, "mixture", "scaled_mixture", "ideal_ratio_mask"]
+        assert more.table(metric) == {system: {"drums": value} for system in systems}
+
+    # Metrics and plots are of the three SDRs alone; docs/results.md has a table for each.
+    assert report.metric_files(more) == report.metric_files(plain)
+    for name, table in report.plot_tables(plain).items():
+        assert report.plot_tables(more)[name].equals(table)
+    before, page = results_page.results_page(plain), results_page.results_page(more)
+    assert page.startswith(before.rstrip())
+    for title, value in (("SIR", "11.00"), ("SAR", "22.00"), ("ISR", "33.00")):
+        assert f"## {title} of BSSEval v4" not in before
+        _, section = page.split(f"## {title} of BSSEval v4")
+        lines = [line for line in section.split("##")[0].splitlines() if line.endswith(" |")]
+        assert [line.split(" | ")[-1] for line in lines[2:]] == [f"{value} |"] * 5
