@@ -102,7 +102,8 @@ def _exists(name):
         file, _, definition = name.partition("::")
         return (ROOT / file).is_file() and definition in _definitions(file)
     if "=" in name:
-        return bool(_compose(name))
+        # Real songs lie somewhere: their data= needs a root.
+        return bool(_compose(name, *(["data.root=/songs"] if name.startswith("data=") else [])))
     if "/" in name or name.endswith(".yaml"):
         return (ROOT / name).exists() or name.split("/")[0] in {"runs", *_made_by_the_pipeline()}
     return name in _compose()
