@@ -12,7 +12,6 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from .download import download, file_sha256
 from .errors import UserError
 from .params import Weights
 
@@ -57,6 +56,8 @@ def cached() -> Path:
 
 
 def _fetched(weights: Weights) -> Path:
+    from .download import download  # its library takes a third of a second to import
+
     print(LICENCE, file=sys.stderr)
     path = cached().absolute()
     return download(
@@ -80,6 +81,8 @@ def _given(weights: Weights) -> Path:
     if not path.is_file():
         raise UserError(f"weights.file: {path}: no such file.")
     if weights.sha256:
+        from .download import file_sha256
+
         try:
             found = file_sha256(path, path.name)
         except OSError as error:

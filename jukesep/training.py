@@ -11,7 +11,6 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Literal, Protocol, TextIO
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from . import jukebox, losses
 from .codebook import straight_through
@@ -57,7 +56,8 @@ class Task(Protocol):
     def prepare(self, batch: torch.Tensor) -> Prepared:
         """Input and target of a batch (batch, parts, segment): what needs no training step.
 
-        Runs a batch ahead, beside the training step, and must not touch what that changes.
+        Runs ahead of the training step, on a CPU in another process: it must not touch what the
+        step changes.
         """
         ...
 
@@ -255,7 +255,7 @@ def train(
         _Log(folder, task.columns) as log,
         bar(total=recipe.steps, desc=title, unit="step") as line,
     ):
-        for batch in _ahead(map(task.prepare, _batches(segments, recipe, device))):
+        for batch in _batches(task, segments, recipe, device):
             rate = learning_rate(recipe, state.step)
             total, terms = task.loss(batch, state.step)
             _check_finite(title, state.step, {**terms, "loss": total})
@@ -283,26 +283,35 @@ def train(
             line.update()
 
 
-def _batches(segments: Segments, recipe: Recipe, device: torch.device) -> Iterator[torch.Tensor]:
-    """Batch after batch (batch, parts, segment): indices 0, 1, 2, ... of the segments."""
+def _batches(
+    task: Task, segments: Segments, recipe: Recipe, device: torch.device
+) -> Iterator[Prepared]:
+    """Batch after batch, prepared: indices 0, 1, 2, ... of the segments."""
+    on_cpu = device.type == "cpu"
+    collate = _Prepare(task) if on_cpu and recipe.workers else default_collate
     loader = DataLoader(
         Subset(segments, range(recipe.steps * recipe.batch)),
         batch_size=recipe.batch,
-        num_workers=recipe.workers,
-        persistent_workers=False,
+        # On a CPU one is enough to keep ahead, and the memory of more would be for nothing.
+        num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
+        collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
-        yield batch.to(device, non_blocking=True)
-
-
-def _ahead(batches: Iterator[Prepared]) -> Iterator[Prepared]:
-    """The same batches, each made in a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
+        if collate is default_collate:
+            yield task.prepare(batch.to(device, non_blocking=True))
+        else:
             yield batch
+
+
+class _Prepare:
+    """Collates and prepares in the process that reads: on a CPU another core does it meanwhile."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, items: list[torch.Tensor]) -> Prepared:
+        return self.task.prepare(default_collate(items))
 
 
 def _validation_batches(
