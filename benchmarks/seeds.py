@@ -3,9 +3,6 @@
     uv run python -m benchmarks.seeds            # seeds 1 and 2 beside the committed run
     uv run python -m benchmarks.seeds --jobs 2   # side by side, one core each
 
-A seed whose experiment is there is not run again: after a change of code or parameters,
-`uv run dvc exp remove seed-1 seed-2` comes first.
-
 Each seed is a queued DVC experiment (`seed-1`, ...): the workspace stays as it is. A seed draws
 the initial weights and the training segments, of pretraining too; the songs stay the same.
 """
@@ -14,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from benchmarks import experiments
 from jukesep import params
 from jukesep.files import write_text
 from jukesep.songs import STEMS
@@ -40,20 +34,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
     options = parser.parse_args()
-    missing = [seed for seed in options.seeds if _revision(seed) is None]
-    if missing:
-        _run(missing, options.jobs)
+    names = {seed: f"seed-{seed}" for seed in options.seeds}
+    experiments.run({name: [f"seed={seed}"] for seed, name in names.items()}, options.jobs)
     committed = params.load()
     readers: dict[int, Reader] = {
         committed.seed: lambda path: json.loads(Path(path).read_text(encoding="utf-8"))
     }
-    for seed in options.seeds:
-        revision = _revision(seed)
-        if revision is None:
-            sys.exit(
-                f"error: experiment seed-{seed} failed; `dvc queue logs seed-{seed}` says why."
-            )
-        readers[seed] = partial(_committed, revision)
+    readers |= {seed: partial(experiments.read, name) for seed, name in names.items()}
     write_text(PAGE, page(readers, committed.scale, list(committed.stage2.checkpoints)))
     print(PAGE)
 
@@ -116,44 +103,6 @@ def page(readers: dict[int, Reader], scale: str, checkpoints: list[int]) -> str:
             cells.append(f"{mean} ({spread})")
         lines.append(_row([name, *cells]))
     return "\n".join([*lines, ""])
-
-
-def _run(seeds: list[int], jobs: int) -> None:
-    # Side by side, more threads than cores would slow all of them.
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    for seed in seeds:
-        subprocess.run(
-            ["dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"seed={seed}"],
-            check=True,
-        )
-    subprocess.run(["dvc", "queue", "start", "-j", str(jobs)], check=True, env=environment)
-    start = time.monotonic()
-    # A task that is being handed to a worker is in no list for a moment: only the end counts.
-    while waiting := [seed for seed in seeds if _revision(seed) is None]:
-        for line in _output("dvc", "queue", "status").splitlines():
-            for seed in waiting:
-                if f"seed-{seed} " in line and "Failed" in line:
-                    sys.exit(f"error: seed-{seed} failed; `dvc queue logs seed-{seed}` says why.")
-        minutes = (time.monotonic() - start) / 60
-        print(f"waiting for seeds {waiting}: {minutes:.0f} min", file=sys.stderr)
-        time.sleep(30)
-
-
-def _revision(seed: int) -> str | None:
-    """The commit of a seed's experiment, if it is done."""
-    for line in _output("git", "for-each-ref", "refs/exps", "--format=%(refname)").splitlines():
-        if line.endswith(f"/seed-{seed}") and "/exec/" not in line:
-            return line
-    return None
-
-
-def _committed(revision: str | None, path: str) -> Metrics:
-    return json.loads(_output("git", "show", f"{revision}:{path}"))
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _row(cells: list[str]) -> str:

@@ -1,12 +1,13 @@
-"""The command line: `jukesep separate`, `jukesep compose`."""
+"""The command line: `jukesep separate`, `jukesep evaluate`, `jukesep compose`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -77,6 +78,95 @@ def separate(
         for stem, path in targets.items():
             audio.write(path, stems[stem], header.sample_rate, "FLOAT")
             typer.echo(path)
+
+
+@app.command()
+def evaluate(
+    stage1: Annotated[Path, typer.Option(help="Checkpoint of stage 1: a whole VQ-VAE.")],
+    stage2: Annotated[
+        Path, typer.Option(help="Checkpoint of stage 2: E2, alone or in a whole VQ-VAE.")
+    ],
+    stem: Annotated[str, typer.Option(help="drums, bass, other or vocals.")],
+    data: Annotated[
+        Path, typer.Option(help="Songs as MUSDB18-HQ's: DATA/test/<song>/*.wav or DATA/<song>/.")
+    ],
+    split: Annotated[
+        Literal["test", "valid", "train"],
+        typer.Option(help="Which songs. valid: musdb's 14 of DATA/train, train: the others."),
+    ] = "test",
+    song: Annotated[
+        list[str] | None, typer.Option(help="This song alone; may be given several times.")
+    ] = None,
+    songs: Annotated[int | None, typer.Option(min=1, help="The first so many songs alone.")] = None,
+    resample: Annotated[
+        bool, typer.Option(help="Score songs of another rate, resampled to the model's.")
+    ] = False,
+    chunk: Annotated[int, typer.Option(min=1, help="Samples separated at a time.")] = 393_216,
+    chunking: Annotated[
+        Literal["exact", "hard"],
+        typer.Option(help="hard: chunks without context, as the authors' code cuts them."),
+    ] = "exact",
+    bottleneck: Annotated[
+        Literal["quantise", "bypass"], typer.Option(help="bypass: decode the latents unquantised.")
+    ] = "quantise",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=0, help="CPU threads of a song; songs fill the cores. Fewer songs, less memory."
+        ),
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write every score to this CSV file.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Score a pair of checkpoints, the authors' or ours, on whole songs beside the paper's row.
+
+    Checkpoints have Jukebox's form. Songs that cannot be scored are named, and the command fails.
+    """
+    from . import evaluate_files, evaluation
+    from .find_songs import find_songs
+    from .params import Separation
+
+    found = find_songs(data, split, stem, song or (), songs)
+    if output:
+        _check_output(output, overwrite)
+    scored = evaluate_files.evaluate(
+        found,
+        stage1,
+        stage2,
+        stem=stem,
+        data=data,
+        split=split,
+        resample=resample,
+        separation=Separation(chunk=chunk, chunking=chunking, bottleneck=bottleneck),
+        device=device,
+        threads=threads,
+    )
+    if output:
+        with _writing(output):
+            evaluation.write_scores(output, scored.rows)
+    from . import score_table
+
+    if as_json:
+        typer.echo(json.dumps(score_table.as_dict(scored), indent=2, ensure_ascii=False))
+    else:
+        typer.echo(score_table.text(scored))
+    if scored.failed:
+        faults = "".join(f"\n  {fault}" for fault in scored.failed.values())
+        raise UserError(f"{len(scored.failed)} of {len(found)} songs not scored:{faults}")
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    """Mistakes in the name of a file to write show before the work of hours."""
+    if path.suffix != ".csv":
+        raise UserError(f"{path}: a CSV file will be written; give it a name that ends in .csv.")
+    if path.exists() and (path.is_dir() or not overwrite):
+        raise UserError(f"{path}: there already. Pass --overwrite to replace a file.")
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

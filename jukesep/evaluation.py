@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +21,7 @@ from .progress import bar
 from .songs import MIXTURE, STEMS, Song
 
 if TYPE_CHECKING:
+    from .params import Separation
     from .vqvae import VQVAE
 
 COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
@@ -78,37 +79,15 @@ def score_models(
     stage1: VQVAE,
     stage2: dict[int, VQVAE],
     sample_rate: int,
-    chunk: int,
+    separation: Separation,
     museval: bool = False,
 ) -> list[Row]:
-    """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
-
-    The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
-    it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
-    on the stem itself, but for luck.
-    """
-    import torch
-
-    from .separation import apply_chunked
-
-    def run(model: VQVAE, rows: Audio) -> Audio:
-        device = next(model.parameters()).device
-        return apply_chunked(model, torch.from_numpy(rows).to(device), chunk).cpu().numpy()
+    """`score_separation` of every song; songs are scored side by side."""
 
     def score(song: Song) -> list[Row]:
-        mixture, references = _read(song)
-        target = audio.to_mono(references[stem])
-        ceiling = scores.sdr(target, run(stage1, target))
-        rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
-        for step, model in stage2.items():
-            # One batch: the mono mixture, then the channels.
-            mono, *channels = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
-            values = scores.score_song(
-                song.name, stem, references, np.array(channels), sample_rate, extras=museval
-            )
-            values["sdr"] = scores.sdr(target, mono[None])
-            rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
-        return rows
+        return score_separation(
+            song, *_read(song), stem, init, stage1, stage2, sample_rate, separation, museval
+        )
 
     # A song a core; on a GPU, one at a time.
     on_cpu = next(stage1.parameters()).device.type == "cpu"
@@ -116,6 +95,53 @@ def score_models(
         scored = pool.map(score, songs)
         line = bar(scored, total=len(songs), desc=f"evaluate {stem} {init}", unit="song")
         return [row for rows in line for row in rows]
+
+
+def score_separation(
+    song: Song,
+    mixture: Audio,
+    references: Mapping[str, Audio],
+    stem: str,
+    init: str,
+    stage1: VQVAE,
+    stage2: Mapping[int, VQVAE],
+    sample_rate: int,
+    separation: Separation,
+    museval: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> list[Row]:
+    """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
+
+    The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
+    it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
+    on the stem itself, but for luck. `separation` says how the models are run, the ceiling's too.
+    `progress` is called with the samples, a channel each, that a model has finished: for each song
+    1 + (1 + channels) * models times its length.
+    """
+    import torch
+
+    from .separation import apply_chunked
+
+    def run(model: VQVAE, rows: Audio) -> Audio:
+        device = next(model.parameters()).device
+        tell = (lambda done: progress(done * len(rows))) if progress else None
+        output = apply_chunked(
+            model, torch.from_numpy(rows).to(device), progress=tell, **separation.model_dump()
+        )
+        return output.cpu().numpy()
+
+    target = audio.to_mono(references[stem])
+    ceiling = scores.sdr(target, run(stage1, target))
+    rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
+    for step, model in stage2.items():
+        # One batch: the mono mixture, then the channels.
+        mono, *channels = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
+        values = scores.score_song(
+            song.name, stem, references, np.array(channels), sample_rate, extras=museval
+        )
+        values["sdr"] = scores.sdr(target, mono[None])
+        rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
+    return rows
 
 
 def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:

@@ -6,13 +6,14 @@ else.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import devices, evaluation, jukebox, losses
+from . import devices, evaluation, jukebox, losses, pretrained
 from .errors import UserError
 from .params import Params, Recipe
 from .seeds import torch_seed
@@ -40,11 +41,20 @@ def checkpoint(stage: str, stem: str, init: str, step: int) -> Path:
     return run_folder(stage, stem, init) / "checkpoints" / f"{step}.pt"
 
 
+def stage1_checkpoint(params: Params, stem: str, init: str) -> Path:
+    """The end of a stem's stage 1."""
+    return checkpoint("stage1", stem, init, params.stage1_of(stem).steps)
+
+
+def weights_file(init: str) -> Path:
+    """What stage 1 starts from."""
+    return RUNS / "weights" / init / WEIGHTS
+
+
 def weights(params: Params, init: str) -> None:
     """What stage 1 starts from: runs/weights/<init>/vqvae.pth.tar in Jukebox's layout."""
     folder = RUNS / "weights" / init
     path = folder / WEIGHTS
-    params.weights.check([init])
     if init == "scratch":
         jukebox.save_jukebox(_random_vqvae(params), path, 0, _hps(params, init))
     elif params.weights.source == "pretrain":
@@ -53,42 +63,55 @@ def weights(params: Params, init: str) -> None:
         shutil.copyfile(folder / "checkpoints" / f"{params.pretrain.steps}.pt", path)
         shutil.rmtree(folder / "checkpoints")
     else:
-        assert params.weights.file is not None
-        vqvae = jukebox.load_jukebox(params.weights.file, level=params.weights.level)
+        file = pretrained.find(params.weights)
+        vqvae = jukebox.load_jukebox(file, level=params.weights.level)
         jukebox.save_jukebox(vqvae, path, 0, _hps(params, init))
 
 
 def stage1(params: Params, stem: str, init: str) -> None:
     """Fine-tune the VQ-VAE on the isolated stem, from pretrained or from random weights."""
+    recipe = params.stage1_of(stem)
     vqvae = _random_vqvae(params)
-    start = jukebox.load_jukebox(RUNS / "weights" / init / WEIGHTS, segment=params.stage1.segment)
+    start = jukebox.load_jukebox(weights_file(init), segment=recipe.segment)
     if start.architecture != vqvae.architecture:
         raise UserError(
-            f"runs/weights/{init}/{WEIGHTS} holds a model of {start.architecture}, the parameters "
+            f"{weights_file(init)} holds a model of {start.architecture}, the parameters "
             f"ask for {vqvae.architecture}. Set model.* to what the file holds."
         )
     if init == "pretrained":
         vqvae = start
     else:
-        # The codebook stays empty: it starts from the first batch's latents.
+        # The codebook stays empty and starts from the first batch's latents.
         vqvae.encoder, vqvae.decoder = start.encoder, start.decoder
+        if recipe.codebook_init == "zeros":
+            # As the published code does: all codes at zero, and taken for those of a file.
+            usage = jukebox.restored_usage(vqvae.architecture, recipe.segment)
+            vqvae.codebook.restore(torch.zeros_like(vqvae.codebook.k), usage)
     folder = run_folder("stage1", stem, init)
-    _train_vqvae(params, params.stage1, vqvae, stem, "stage1", init, folder)
+    _train_vqvae(params, recipe, vqvae, stem, "stage1", init, folder)
 
 
 def stage2(params: Params, stem: str, init: str) -> None:
     """Train E2 on mixtures to meet the latents of stage 1's encoder on the stem."""
     recipe = params.stage2
-    first = jukebox.load_jukebox(checkpoint("stage1", stem, init, params.stage1.steps))
-    torch.manual_seed(torch_seed(params.seed, "stage2/encoder"))
-    encoder = Encoder(first.architecture)
+    first = jukebox.load_jukebox(stage1_checkpoint(params, stem, init))
+    encoder = _encoder2(params, init, first)
     manifest = Manifest.load(MANIFEST)
     parts = (MIXTURE, stem)
     device = devices.choose(params.device, params.threads)
     train(
-        LatentMatching(encoder, first.to(device), _hps(params, init, stem)),
+        LatentMatching(
+            encoder, first.to(device), recipe.loss, params.losses, _hps(params, init, stem)
+        ),
         recipe,
-        Segments(manifest.split("train"), parts, recipe.segment, params.seed, "stage2"),
+        Segments(
+            manifest.split("train"),
+            parts,
+            recipe.segment,
+            params.seed,
+            "stage2",
+            blend=recipe.blend,
+        ),
         Segments(manifest.split("valid"), parts, recipe.segment, params.seed, "valid", False),
         run_folder("stage2", stem, init),
         recipe.checkpoints,
@@ -100,7 +123,7 @@ def stage2(params: Params, stem: str, init: str) -> None:
 def evaluate(params: Params, stem: str, init: str) -> None:
     """Score the separation at every checkpoint of stage 2: results/scores/<stem>_<init>.csv."""
     device = devices.choose(params.device, params.threads)
-    first = checkpoint("stage1", stem, init, params.stage1.steps)
+    first = stage1_checkpoint(params, stem, init)
     models = {
         step: load_model(first, checkpoint("stage2", stem, init, step)).to(device)
         for step in params.stage2.checkpoints
@@ -113,7 +136,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
         jukebox.load_jukebox(first).to(device).eval(),
         models,
         manifest.sample_rate,
-        params.evaluate.chunk,
+        params.separation,
         params.evaluate.museval,
     )
     evaluation.write_scores(RESULTS / "scores" / f"{stem}_{init}.csv", rows)
@@ -146,6 +169,16 @@ def _train_vqvae(
         f"{stage} {part} {init}",
         devices.choose(params.device, params.threads),
     )
+
+
+def _encoder2(params: Params, init: str, stage1: VQVAE) -> Encoder:
+    """E2 as it starts: random, stage 1's E1, or the encoder that stage 1 itself started from."""
+    if params.stage2.init == "stage1":
+        return copy.deepcopy(stage1.encoder)
+    if params.stage2.init == "jukebox":
+        return jukebox.load_encoder(weights_file(init), stage1.architecture)
+    torch.manual_seed(torch_seed(params.seed, "stage2/encoder"))
+    return Encoder(stage1.architecture)
 
 
 def _random_vqvae(params: Params) -> VQVAE:

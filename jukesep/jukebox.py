@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +37,8 @@ def load_jukebox(
 ) -> VQVAE:
     """One level of a Jukebox file (by default the lowest in it), ready to use or to train further.
 
-    The files lack the codebook's moving averages. As in Jukebox they are restored as if each code
-    had won (segment / hop) * world_size / codes latents a step, 24 in the paper: pass the samples
-    of a training segment and the number of training processes.
+    The files lack the codebook's moving averages; they are restored with `restored_usage` for each
+    code: pass the samples of a training segment and the number of training processes.
 
     Raises UserError for a file that is no such checkpoint, that would run code, or whose tensors
     are not exactly this level's.
@@ -51,8 +51,16 @@ def load_jukebox(
     vqvae = VQVAE(architecture)
     codes = tensors.pop("codebook.k")
     vqvae.load_state_dict(tensors, strict=False)
-    vqvae.codebook.restore(codes, segment / architecture.hop * world_size / architecture.codes)
+    vqvae.codebook.restore(codes, restored_usage(architecture, segment, world_size))
     return vqvae
+
+
+def restored_usage(architecture: Architecture, segment: int, world_size: int = 1) -> float:
+    """Latents a step that Jukebox takes each code of a file to have won: 24 in the paper.
+
+    (segment / hop) * world_size / codes; the number of segments in a batch is not counted.
+    """
+    return segment / architecture.hop * world_size / architecture.codes
 
 
 def load_encoder(
@@ -83,6 +91,12 @@ def load_encoder(
 def read_hps(path: str | Path) -> dict[str, Any]:
     """What a file says of its training, empty where it says nothing; raises UserError."""
     return _read(path)[1]
+
+
+def read_step(path: str | Path) -> int:
+    """The training step of a file; 0, as in Jukebox, where it says nothing; raises UserError."""
+    step = _load(path).get("step")
+    return step if isinstance(step, int) else 0
 
 
 def save_jukebox(
@@ -194,14 +208,40 @@ def _codes_name(level: int) -> str:
     return f"bottleneck.level_blocks.{level}.k"
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by Jukebox's name, without `module.`, and the hyperparameters (maybe none)."""
+class _NumpyType:
+    """Stands for numpy.dtype in a file that is read: a name, and none of numpy's machinery."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name = name
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _numpy_number(kind: _NumpyType, data: bytes) -> float | int | bool | None:
+    """Stands for numpy's scalar constructor: the number; None for what is no plain number."""
+    form = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "?"}.get(kind.name)
+    return struct.unpack(form, data)[0] if form else None
+
+
+# Jukebox computes some hyperparameters with numpy (the bandwidths), so that files can hold numpy
+# numbers. Allowing numpy's own constructors would hand it whatever a file says; these run nothing.
+_NUMPY: list[Any] = [
+    (_NumpyType, "numpy.dtype"),
+    (_numpy_number, "numpy.core.multiarray.scalar"),
+    (_numpy_number, "numpy._core.multiarray.scalar"),
+]
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    """What is in a file: a dict with a dict in "model". Nothing in the file is run."""
     try:
         data = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}.") from error
     try:
-        content = torch.load(data, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # A damaged or hostile file can fail anywhere in the unpickler.
         raise UserError(
             f"{path}: not a checkpoint that can be read safely: damaged, another kind of file, or "
@@ -211,6 +251,12 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"{path}: not a Jukebox checkpoint; it should be a dict with the tensors in 'model'."
         )
+    return content
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors by Jukebox's name, without `module.`, and the hyperparameters (maybe none)."""
+    content = _load(path)
     model = content["model"]
     for name, tensor in model.items():
         if (

@@ -7,7 +7,6 @@ import torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +30,26 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["band"]
+    source: Literal["band", "musdb18hq", "musdb18", "folder"]
+    root: str | None
     depends_on: str
+    valid_songs: Count
+    train_on_validation: bool
+    accept_licence: bool
+
+    @model_validator(mode="after")
+    def _rooted(self) -> Data:
+        if self.source == "band":
+            return self
+        if self.root in (None, "???"):  # as conf/data leaves it
+            raise ValueError(
+                f"root is not set: data={self.source} needs the absolute path of the folder that "
+                "holds train/ and test/, -S data.root=/absolute/path"
+            )
+        # An experiment in the queue runs in another folder.
+        if not Path(str(self.root)).is_absolute():
+            raise ValueError(f"root must be an absolute path, found {self.root!r}")
+        return self
 
 
 class Band(Section):
@@ -58,20 +75,7 @@ class Weights(Section):
     source: Literal["pretrain", "file", "jukebox"]
     file: str | None
     level: Annotated[int, Field(ge=0)]
-
-    def check(self, inits: Collection[str]) -> None:
-        """UserError if the weights cannot be had: asked before the work of hours begins."""
-        if "pretrained" not in inits or self.source == "pretrain":
-            return
-        if self.source == "jukebox":
-            raise UserError(
-                "weights.source=jukebox: fetching Jukebox's weights is not built in yet. Download "
-                "OpenAI's 5b/vqvae.pth.tar and set weights.source=file, weights.file=PATH."
-            )
-        if not self.file:
-            raise UserError("weights.source=file needs weights.file: a file like Jukebox's.")
-        if not Path(self.file).is_file():
-            raise UserError(f"weights.file: {self.file}: no such file.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
 
 
 class CodebookParams(Section):
@@ -103,10 +107,28 @@ class Recipe(Section):
     workers: Annotated[int, Field(ge=0)]
 
 
+class Stage1(Recipe):
+    """`codebook_init` is where a codebook that no file brings starts: from latents, or at zero."""
+
+    codebook_init: Literal["data", "zeros"]
+
+
+class Stage1Steps(Section):
+    """Steps of one stem's stage 1, where they are not `stage1.steps`."""
+
+    drums: Count | None
+    bass: Count | None
+    other: Count | None
+    vocals: Count | None
+
+
 class Stage2(Recipe):
     """Stage 2 is saved, and evaluated, at several steps."""
 
     checkpoints: tuple[Count, ...]
+    init: Literal["random", "jukebox", "stage1"]
+    loss: Literal["mse", "mse_linf"]
+    blend: Literal["shared", "independent"]
 
     @model_validator(mode="after")
     def _rising(self) -> Stage2:
@@ -116,9 +138,16 @@ class Stage2(Recipe):
         return self
 
 
+class Separation(Section):
+    """How a model is run over a song: the keyword arguments of `separation.apply_chunked`."""
+
+    chunk: Count
+    chunking: Literal["exact", "hard"]
+    bottleneck: Literal["quantise", "bypass"]
+
+
 class Evaluate(Section):
     split: Literal["valid", "test"]
-    chunk: Count
     museval: bool
 
 
@@ -139,15 +168,27 @@ class Params(Section):
     codebook: CodebookParams
     losses: Losses
     pretrain: Recipe
-    stage1: Recipe
+    stage1: Stage1
+    stage1_steps: Stage1Steps
     stage2: Stage2
+    separation: Separation
     evaluate: Evaluate
+
+    def stage1_of(self, stem: str) -> Stage1:
+        """Stage 1's recipe for a stem, with the steps of that stem."""
+        steps = getattr(self.stage1_steps, stem)
+        return self.stage1 if steps is None else self.stage1.model_copy(update={"steps": steps})
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
         for name, values in (("stems", self.stems), ("inits", self.inits)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must name each value once, found {list(values)}")
+        if self.data.train_on_validation and self.evaluate.split == "valid":
+            raise ValueError(
+                "evaluate.split=valid with data.train_on_validation=true would score songs that "
+                "were trained on: set one of them back"
+            )
         hop = 2 ** sum(self.model.downs)
         for name in ("pretrain", "stage1", "stage2"):
             segment = getattr(self, name).segment

@@ -17,10 +17,10 @@ import pandas as pd
 
 from .errors import UserError
 from .evaluation import BASELINES, COLUMNS
+from .published import TOTAL
 from .scores import METRICS
 from .songs import STEMS
 
-TOTAL = "total"
 GROUPS = ("seen", "held_out")
 ALL = "all"  # both
 SCORES = Path("results/scores")
@@ -55,6 +55,7 @@ class Results:
     steps: tuple[int, ...]
     scores: pd.DataFrame
     curves: pd.DataFrame
+    notes: tuple[str, ...] = ()  # what a reader must know of this run's data
 
     @property
     def separations(self) -> list[str]:
@@ -162,7 +163,23 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
         steps=steps,
         scores=scores,
         curves=_read_curves(params, stems, inits, root),
+        notes=tuple(_notes(params)),
     )
+
+
+def _notes(params: dict[str, Any]) -> Iterator[str]:
+    data = params["data"]
+    if data.get("train_on_validation"):
+        yield (
+            "`data.train_on_validation` was on: the validation songs were trained on too. The "
+            "validation losses are no held-out losses, and must not choose anything."
+        )
+    pretrained = "pretrained" in params["inits"] and params["weights"]["source"] == "pretrain"
+    if data["source"] != "band" and pretrained:
+        yield (
+            "The pretrained weights come from mixtures of the training songs, not from a corpus "
+            "of their own: pretraining adds steps, no other music."
+        )
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

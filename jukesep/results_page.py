@@ -7,58 +7,11 @@ museval median), so its rows stand here where their metric does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from .evaluation import BASELINES
-from .results import ALL, TOTAL, Results
-from .songs import STEMS
-
-MUSDB_HQ = "MUSDB18-HQ, 50 test songs"
-MUSDB = "MUSDB18, 50 test songs"
-PAPER_URL = "https://arxiv.org/abs/2111.14200"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published row: what, whose number, and dB by stem, with the digits as published."""
-
-    system: str
-    source: str
-    metric: str
-    values: Mapping[str, str]
-    data: str = MUSDB_HQ
-
-
-def _row(values: str) -> dict[str, str]:
-    return dict(zip((*STEMS, TOTAL), values.split(), strict=True))
-
-
-# Zai El Amri, Tautz, Ritter, Melnik, "Transfer Learning with Jukebox for Music Source Separation",
-# arXiv 2111.14200: Table 1, and Figure 2, whose bars were read off to +-0.03 dB.
-BEST = "the paper, best checkpoint of each stem (chosen on the test songs)"
-PUBLISHED = (
-    Published(BEST, "Table 1", "sdr", _row("4.925 4.073 2.695 5.060 4.188")),
-    Published(
-        "the paper, pretrained, step 20K", "Figure 2", "sdr", _row("4.89 4.07 2.56 4.35 3.97")
-    ),
-    Published(
-        "the paper, pretrained, step 80K", "Figure 2", "sdr", _row("4.83 4.00 2.70 5.06 4.15")
-    ),
-    Published(
-        "the paper, from scratch", "its text", "sdr", dict.fromkeys((*STEMS, TOTAL), "about 0")
-    ),
-    Published("Demucs", "the paper, Table 1", "sdr", _row("6.509 6.470 4.018 6.496 5.873")),
-    Published("mixture / 4", "the paper, Table 1", "sdr", _row("0.578 0.745 1.136 1.090 0.887")),
-    Published(
-        "Wave-U-Net", "the paper, Table 1", "sdr_v4", _row("4.22 3.21 2.25 3.25 3.23"), MUSDB
-    ),
-    # Means of the four stems were not published for these two.
-    Published("Open-Unmix HQ", "its authors", "sdr_v4", _row("6.04 5.07 4.28 6.25 -")),
-    Published(
-        "ideal ratio mask (oracle)", "SiSEC 2018", "sdr_v4", _row("8.45 7.12 7.85 9.43 -"), MUSDB
-    ),
-)
+from .published import PAPER_URL, PUBLISHED
+from .results import ALL, Results
 
 METRIC_TITLES = {
     "sdr": "SDR as the paper measures it (`sdr`)",
@@ -143,6 +96,7 @@ def _how_to_read(results: Results) -> list[str]:
         "A table holds one metric. The three kinds of SDR can differ by more than a dB on the "
         "same audio: do not carry a number from one table to another.",
         synthetic if results.source == "band" else recorded,
+        *results.notes,
     ]
     if results.scale != "paper":
         points.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ class Segments(Dataset[torch.Tensor]):
     An epoch visits every song in steps of `segment` samples, in random order, each visit
     shifted at random within the song. Segment `index` depends on (seed, purpose, index) only:
     workers, batches and restarts do not change it. All parts of an item share one blend m of
-    the channels, m L + (1 - m) R with m uniform in [0, 1); with `augment` off m is 0.5. (The
-    reference draws m anew for mixture and stem, so that its pairs disagree.)
+    the channels, m L + (1 - m) R with m uniform in [0, 1); with `augment` off m is 0.5. With
+    blend "independent" each part draws its own, as the paper's published code does, so that mixture
+    and stem disagree.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Segments(Dataset[torch.Tensor]):
         seed: int,
         purpose: str,
         augment: bool = True,
+        blend: Literal["shared", "independent"] = "shared",
     ) -> None:
         self.parts = tuple(parts)
         self.segment = segment
         self.seed = seed
         self.purpose = purpose
         self.augment = augment
+        self.blend = blend
         self.places: list[tuple[Song, int]] = []
         for song in songs:
             if song.samples < segment:
@@ -59,11 +63,24 @@ class Segments(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Segment `index`: (parts, segment)."""
-        blend = 0.5
-        if self.augment:
-            blend = numpy_generator(self.seed, self.purpose + "/blend", index).random()
-        mono = [audio.to_mono(part, blend) for part in self.stereo(index)]
-        return torch.from_numpy(np.concatenate(mono))
+        song, start = self._place(index)
+        mono = np.empty((len(self.parts), self.segment), np.float32)
+        for row, part, blend in zip(mono, self.parts, self._blends(index), strict=True):
+            done = 0
+            for block in audio.blocks(song.file(part), start, self.segment):
+                stop = done + block.shape[1]
+                row[done:stop] = audio.to_mono(block, blend)
+                done = stop
+        return torch.from_numpy(mono)
+
+    def _blends(self, index: int) -> list[float]:
+        """The share m of the left channel, for each part."""
+        if not self.augment:
+            return [0.5] * len(self.parts)
+        generator = numpy_generator(self.seed, self.purpose + "/blend", index)
+        if self.blend == "shared":
+            return [generator.random()] * len(self.parts)
+        return list(generator.random(len(self.parts)))
 
     def _place(self, index: int) -> tuple[Song, int]:
         epoch, turn = divmod(index, len(self))

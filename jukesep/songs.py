@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import audio
+from .checks import Finding, compare_headers, raise_errors, read_headers
 from .errors import UserError
 from .files import write_text
 
@@ -27,8 +28,9 @@ SPLITS = ("train", "valid", "test", "pretrain")
 class Song:
     """One song of a split. `folder` is relative to the manifest's folder, or absolute.
 
-    `group` parts the test songs in the report: "seen" and "held_out" instruments for the band,
-    "test" for other data. `samples` is the length of every file of the song.
+    `group` parts the test songs in the report: "seen" and "held_out" instruments for the band;
+    for other data it is the name of the folder the song is from, "test". `samples` is the length
+    of every file of the song.
     """
 
     name: str
@@ -96,32 +98,19 @@ def read_folder(
     """The songs of one split folder, sorted by name, each with its (common) header.
 
     UserError naming every fault found: missing or unreadable files, files of one song that
-    differ in length, channels or sample rate.
+    differ in length, channels or sample rate. Samples are not read: `checks.check_root` does.
     """
     parts = tuple(parts)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder. Songs are expected as {root}/<song>/mixture.wav.")
-    songs, faults = [], []
+    songs, findings = [], []
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "."):
-        headers = {}
-        for part in parts:
-            try:
-                headers[part] = audio.info(folder / f"{part}.wav")
-            except UserError as error:
-                faults.append(str(error))
-        if len(headers) < len(parts):
-            continue
-        first = headers[parts[0]]
-        for part, header in headers.items():
-            for field in ("sample_rate", "channels", "samples"):
-                found, expected = getattr(header, field), getattr(first, field)
-                if found != expected:
-                    faults.append(
-                        f"{folder / part}.wav: {field} is {found}, {parts[0]}.wav has {expected}."
-                    )
-        songs.append((folder.name, first))
-    if faults:
-        raise UserError(f"{root}: {len(faults)} fault(s)\n  " + "\n  ".join(faults))
+        headers, faults = read_headers(folder, parts)
+        faults += compare_headers(headers)
+        findings += [Finding(f"{folder.name}/{part}.wav", text) for part, text in faults]
+        if headers:
+            songs.append((folder.name, next(iter(headers.values()))))
+    raise_errors(root, findings)
     if not songs:
         raise UserError(f"{root}: no songs. They are expected as {root}/<song>/mixture.wav.")
     return songs

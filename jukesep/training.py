@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 import torch
 from torch import nn
@@ -154,11 +155,22 @@ class Reconstruction:
 class LatentMatching:
     """Stage 2: E2(mixture) against E1(stem) before quantisation, E1 frozen."""
 
-    columns = ("usage", "perplexity")
-
-    def __init__(self, encoder: Encoder, stage1: VQVAE, hps: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        stage1: VQVAE,
+        loss: Literal["mse", "mse_linf"],
+        weights: Losses,
+        hps: dict[str, Any],
+    ) -> None:
         self.model = encoder
         self.stage1 = stage1.eval().requires_grad_(False)
+        self._loss = partial(
+            losses.stage2_loss, kind=loss, linf=weights.linf, linf_k=weights.linf_k
+        )
+        # The plain error is the loss itself and needs no column.
+        self.terms = ("l2", "linf") if loss == "mse_linf" else ()
+        self.columns = (*self.terms, "usage", "perplexity")
         self.hps = hps
         self._latents = torch.empty(0)
 
@@ -170,8 +182,8 @@ class LatentMatching:
         mixture, target = batch
         latents = self.model(mixture)
         self._latents = latents.detach()
-        total, _ = losses.stage2_loss(target, latents)
-        return total, {}
+        total, terms = self._loss(target, latents)
+        return total, {name: terms[name] for name in self.terms}
 
     def state(self) -> Mapping[str, float]:
         codes, _ = self.stage1.quantise(self._latents)
@@ -182,7 +194,7 @@ class LatentMatching:
 
     def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
         mixture, target = batch
-        total, _ = losses.stage2_loss(target, averaged(mixture))
+        total, _ = self._loss(target, averaged(mixture))
         return float(total)
 
     def save(self, averaged: nn.Module, path: Path, step: int) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import products
 from .codebook import Codebook
 from .errors import UserError
 
@@ -59,43 +60,35 @@ class Architecture:
 
 
 class Conv1d(nn.Conv1d):
-    """nn.Conv1d; on a CPU computed as a two-dimensional convolution over a height of one.
+    """nn.Conv1d of the model's two shapes: 3 taps that keep the length, 4 that halve it.
 
-    PyTorch's CPU kernels have a channels-last form in two dimensions only; separation takes half
-    the time in it (see `_channels_last`). Values differ by rounding alone.
+    On a CPU `products` computes it, to rounding the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or self.bias is None:
             return super().forward(x)
-        stride, padding, dilation = (
-            (fill, int(setting[0]))
-            for fill, setting in ((1, self.stride), (0, self.padding), (1, self.dilation))
-        )
-        weight = self.weight.unsqueeze(2)
-        return F.conv2d(x.unsqueeze(2), weight, self.bias, stride, padding, dilation).squeeze(2)
+        if self.kernel_size == (3,) and self.padding == self.dilation:
+            return products.convolution(x, self.weight, self.bias, self.dilation[0])
+        if self.kernel_size == (4,) and self.stride == (2,) and x.shape[2] % 2 == 0:
+            return products.halving(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
-    """nn.ConvTranspose1d, computed as `Conv1d` is."""
+    """nn.ConvTranspose1d of 4 taps that doubles the length; computed as `Conv1d` is."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or self.bias is None:
             return super().forward(x, output_size)
-        stride, padding = (1, self.stride[0]), (0, int(self.padding[0]))
-        weight = self.weight.unsqueeze(2)
-        return F.conv_transpose2d(x.unsqueeze(2), weight, self.bias, stride, padding).squeeze(2)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """(B, C, T) with its channels side by side in memory on a CPU; the layers keep that order."""
-    if x.device.type != "cpu":
-        return x
-    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
+        return products.doubling(x, self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):
-    """x + pointwise(relu(dilated(relu(x)))), same shape out as in."""
+    """x + pointwise(relu(dilated(relu(x)))), same shape out as in.
+
+    `definition` is what it computes; on a CPU `products.residual_block` does, to rounding the same.
+    """
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -103,6 +96,19 @@ class ResidualBlock(nn.Module):
         self.pointwise = Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self.definition(x)
+        dilated, pointwise = self.dilated, self.pointwise
+        assert dilated.bias is not None
+        assert pointwise.bias is not None
+        return products.residual_block(
+            x,
+            (dilated.weight, dilated.bias),
+            (pointwise.weight, pointwise.bias),
+            int(dilated.dilation[0]),
+        )
+
+    def definition(self, x: Tensor) -> Tensor:
         # Only the second ReLU may overwrite its input: the skip connection still needs x.
         return x + self.pointwise(F.relu(self.dilated(F.relu(x)), inplace=True))
 
@@ -162,7 +168,7 @@ class Encoder(nn.Module):
                 f"encoder: audio of shape {tuple(audio.shape)}; it takes (batch, 1, samples), "
                 f"samples a multiple of {hop}: pad the end with zeros."
             )
-        return self.blocks(_channels_last(audio))
+        return self.blocks(audio)
 
 
 class DecoderStage(nn.Module):
@@ -208,7 +214,7 @@ class Decoder(nn.Module):
         self.out = Conv1d(architecture.latent_dim, 1, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.out(self.blocks(_channels_last(latents)))
+        return self.out(self.blocks(latents))
 
 
 class VQVAE(nn.Module):

@@ -119,3 +119,17 @@ def test_mono_blends_the_channels():
     np.testing.assert_allclose(audio.to_mono(stereo, 0.25), [[2.5, 5]])
     np.testing.assert_array_equal(audio.to_mono(stereo[:1]), stereo[:1])
     np.testing.assert_allclose(audio.to_mono(np.vstack([stereo, stereo[:1]])), [[5 / 3, 10 / 3]])
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_blocks_are_what_libsndfile_reads(tmp_path, monkeypatch, subtype):
+    monkeypatch.setattr(audio, "BLOCK", 100)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, RNG.uniform(-1, 1, (1037, 2)), 44100, subtype=subtype)
+    expected = soundfile.read(path, dtype="float32")[0].T
+    blocks = list(audio.blocks(path, 37, 950))
+    assert [block.shape[1] for block in blocks] == [100] * 9 + [50]
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expected[:, 37:987])
+    np.testing.assert_array_equal(audio.read(path, 37), expected[:, 37:])
+    with pytest.raises(UserError, match="ends at sample 1037"):
+        list(audio.blocks(path, 37, 1001))

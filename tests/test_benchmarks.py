@@ -1,17 +1,15 @@
-"""Benchmarks: what they measure, and the pages that they write."""
+"""The pages that benchmarks write."""
 
-import dataclasses
-import json
-import math
+import csv
+import io
+import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
+import yaml
 
-from benchmarks import measurements, paper_scale, seeds
-from jukesep import audio, params
-from jukesep.errors import UserError
-from jukesep.songs import MIXTURE, STEMS, Manifest, Song
+from benchmarks import ablations, experiments, reading, seeds
+from jukesep import params
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,128 +38,132 @@ def test_the_seeds_page_gives_means_and_spreads():
     assert "| scratch, step 3 | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) |" in page
 
 
-def _noise_songs(parameters, folder):
-    """In place of `prepare`: a song of noise in each split."""
-    songs = []
-    samples = int(parameters.band.seconds * 44_100)
-    for split in ("train", "valid"):
-        song = Song(split, split, "test", folder / split, samples)
-        for seed, part in enumerate((MIXTURE, *STEMS)):
-            noise = np.random.default_rng(seed).uniform(-0.1, 0.1, (2, samples))
-            audio.write(song.file(part), noise.astype(np.float32), 44_100, "FLOAT")
-        songs.append(song)
-    Manifest(44_100, tuple(songs)).save(folder / "manifest.json")
+def _cells(ablation, value):
+    """A score for every variant, init, seed and group of songs."""
+    return [
+        ablations.Cell(ablation.name, v.name, init, seed, songs, value(number, init, seed, songs))
+        for number, v in enumerate(ablation.variants)
+        for init in v.inits
+        for seed in ablations.SEEDS
+        for songs in ablations.GROUPS
+    ]
 
 
-def test_paper_scale_measures_both_stages(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(paper_scale.prepare, "prepare", _noise_songs)
-    kept, page = tmp_path / "paper_scale.json", tmp_path / "performance.md"
-    measurements.save(kept, [_measurement()])
-    paper_scale.main(
-        [
-            *("--segment", "2048", "--batch", "1", "--steps", "1", "--threads", "1"),
-            *("--device", "cpu", "--json", str(kept), "--page", str(page)),
-        ]
+def _ablation(name):
+    return next(a for a in ablations.ABLATIONS if a.name == name)
+
+
+@pytest.mark.parametrize("ablation", ablations.ABLATIONS, ids=lambda a: a.name)
+def test_an_ablations_overrides_compose_to_parameters_of_their_own(ablation):
+    composed = set()
+    for variant in ablation.variants:
+        overrides = ablations._overrides(variant, seed=1, step=350)
+        text = params.compose(overrides, ROOT / "conf")
+        p = params.Params.model_validate(yaml.safe_load(text))
+        assert p.stems == ablations.STEMS
+        assert set(p.inits) >= set(variant.inits)
+        assert (p.seed, p.stage2.checkpoints) == (1, (350,))
+        composed.add(text)
+    assert len(composed) == len(ablation.variants)
+
+
+def test_experiments_have_names_of_their_own_but_share_the_default():
+    names = {
+        (a.name, v.name, seed): ablations._experiment(a, v, seed)
+        for a in ablations.ABLATIONS
+        for v in a.variants
+        for seed in ablations.SEEDS
+    }
+    defaults = sum(not v.overrides for a in ablations.ABLATIONS for v in a.variants)
+    assert len(set(names.values())) == len(names) - len(ablations.SEEDS) * (defaults - 1)
+    assert all(part.isalnum() for name in names.values() for part in name.split("-"))
+
+
+@pytest.mark.parametrize(
+    ("differences", "says"),
+    [
+        ((0.1, 0.2, 0.3), "better under every seed: +0.20 dB (+0.10 to +0.30)"),
+        ((-0.5, -0.1, -0.3), "worse under every seed: -0.30 dB (-0.50 to -0.10)"),
+        ((0.4, -0.1, 0.3), "no consistent difference: +0.20 dB (-0.10 to +0.40)"),
+        ((0.0, 0.2, 0.4), "no consistent difference: +0.20 dB (+0.00 to +0.40)"),
+    ],
+)
+def test_a_verdict_needs_all_seeds(differences, says):
+    assert ablations.verdict(differences) == says
+
+
+def test_the_ablations_page_compares_seed_by_seed_on_the_seen_songs():
+    blend = _ablation("blend")
+
+    def value(number, init, seed, songs):
+        base = 2.0 + seed + (5 if songs == "held_out" else 0)
+        return {"drums": base - 0.5 * number, "vocals": base + 1 - 0.5 * number}
+
+    cells = _cells(blend, value)
+    page = ablations.page([blend], cells, 160, 350)
+    assert "| shared | pretrained | 2.50 | 3.50 | 4.50 | 3.50 | (8.50) |" in page
+    assert "| independent | pretrained | 2.00 | 3.00 | 4.00 | 3.00 | (8.00) |" in page
+    assert (
+        "- independent against shared, pretrained: worse under every seed: "
+        "-0.50 dB (-0.50 to -0.50)." in page
     )
-    (first, second), (earlier,) = (
-        [one for one in json.loads(kept.read_text()) if (one["segment"] == 2048) is here]
-        for here in (True, False)
-    )
-    assert measurements.Measurement(**earlier) == _measurement()
-    assert (first["stage"], second["stage"]) == ("stage1", "stage2")
-    for one in (first, second):
-        numbers = [value for value in one.values() if not isinstance(value, str)]
-        assert all(math.isfinite(number) and number > 0 for number in numbers)
-        assert one["kind"] == "cpu"
-        assert one["steps"] == one["batch"] == one["threads"] == 1
-        assert (one["encoder"], one["decoder"]) == (441_856, 458_177)
-        assert one["memory"] >= one["imported"]
-    assert page.read_text() == measurements.page(measurements.load(kept))
-    assert "441,856 + 458,177 weights, as in the paper" in capfd.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(ablations.table(cells))))
+    assert len(rows) == len(cells) == 2 * 3 * 2
+    assert rows[0]["drums"] == "2.0"
 
 
-def test_paper_scale_differs_from_the_paper_in_length_alone(tmp_path):
-    path = tmp_path / "params.yaml"
-    path.write_text(params.compose(["scale=paper"], ROOT / "conf"))
-    paper = params.load(path)
-    found = paper_scale.compose(tmp_path, 3, measurements.SEGMENT, measurements.BATCH)
-    for section in ("model", "codebook", "losses"):
-        assert getattr(found, section) == getattr(paper, section)
-    changed = {"steps", "checkpoints", "log_every", "valid_every", "valid_segments"}
-    for stage in measurements.STAGES:
-        assert getattr(paper, stage).steps == measurements.STEPS
-        one, other = (getattr(of, stage).model_dump(exclude=changed) for of in (found, paper))
-        assert one == other
-    # The shortest song that the band may render holds a segment.
-    assert 0.9 * found.band.seconds * found.model.sample_rate > measurements.SEGMENT
+def test_the_budgets_say_where_scratch_catches_up(tmp_path):
+    budgets = _ablation("stage1-budget")
+
+    def value(number, init, seed, songs):
+        gain = 0.4 - 0.1 * number if init == "pretrained" else 0.0
+        return dict.fromkeys(ablations.STEMS, 2.0 + gain)
+
+    cells = _cells(budgets, value)
+    lines = ablations._conclusions(budgets, cells)
+    assert len(lines) == len(budgets.variants) >= 5
+    assert lines[0].endswith("better under every seed: +0.40 dB (+0.40 to +0.40).")
+    assert "no consistent difference" in lines[-1]
+    ablations.draw_budgets(cells, tmp_path / "budgets.png")
+    assert (tmp_path / "budgets.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert list(itertools.chain(tmp_path.iterdir())) == [tmp_path / "budgets.png"]
 
 
-def test_paper_scale_refuses_sizes_that_do_not_fit(tmp_path, capsys):
-    with pytest.raises(UserError, match="multiple of the hop"):
-        paper_scale.compose(tmp_path, 1, 4095, 1)
-    with pytest.raises(SystemExit):
-        paper_scale.main(["--steps", "0"])
-    assert "at least one step" in capsys.readouterr().err
-    (tmp_path / "other.json").write_text('[{"stage": "stage1"}]')
-    with pytest.raises(UserError, match=r"other\.json: not this command's measurements"):
-        measurements.load(tmp_path / "other.json")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures through /proc")
+def test_reading_is_measured_and_leaves_no_file_open(tmp_path):
+    reading.make(tmp_path, songs=2, seconds=1.0, subtype="PCM_16")
+    cost = reading.measure(tmp_path, segment=8192, reads=20)
+    assert len(cost.milliseconds) == len(cost.processor) == 20
+    assert min(cost.milliseconds) > 0
+    assert cost.megabytes < 10
+    assert cost.open_files == 0
 
 
-def _die(*_):
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
+def _lock(md5):
+    deps = [{"path": "jukesep/losses.py", "md5": md5}, {"path": "data/prepared", "md5": "any.dir"}]
+    return yaml.safe_dump({"schema": "2.0", "stages": {"stage1@bass-scratch": {"deps": deps}}})
 
 
-def test_a_killed_training_is_a_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(paper_scale, "_train", _die)
-    parameters = paper_scale.compose(tmp_path, 1, 4096, 1)
-    with pytest.raises(UserError, match=r"stage1: the training was killed.*--batch 1"):
-        paper_scale.measure(parameters, "stage1", tmp_path)
+@pytest.mark.parametrize(
+    ("overrides", "code", "there", "expected"),
+    [
+        (["seed=1"], "a", True, True),
+        (["seed=2"], "a", True, False),
+        (["seed=1"], "b", True, False),
+        (["seed=1"], "a", False, False),
+    ],
+)
+def test_an_experiment_is_done_while_parameters_and_code_are_its_own(
+    tmp_path, monkeypatch, overrides, code, there, expected
+):
+    ran = {"params.yaml": params.compose(["seed=1"], ROOT / "conf"), "dvc.lock": _lock("a")}
+    refs = "refs/exps/12/345/seed-1" if there else "refs/exps/12/345/seed-10"
 
+    def output(*command):
+        return refs if command[1] == "for-each-ref" else ran[command[-1].split(":")[1]]
 
-@pytest.mark.parametrize("step", [100.0, 0.05])
-def test_the_seconds_of_a_step_leave_out_the_first_and_the_last(tmp_path, step):
-    ends = [9 * step, 10 * step, 12 * step, 13 * step, 20 * step]
-    lines = ["step,seconds,steps_per_second"]
-    for number, (start, end) in enumerate(zip([0.0, *ends], ends, strict=False), 1):
-        lines.append(f"{number},{end:.2f},{1 / (end - start):.3f}")
-    (tmp_path / "timing.csv").write_text("\n".join(lines) + "\n")
-    assert paper_scale.step_seconds(tmp_path / "timing.csv") == pytest.approx(step, rel=1e-3)
-
-
-def _measurement(**changes):
-    one = measurements.Measurement(
-        device="A processor", kind="cpu", cores=4, threads=2, torch="2", stage="stage1",
-        segment=393_216, batch=4, steps=3, seconds=36.0, memory=15_240_000_000,
-        imported=700_000_000, encoder=441_856, decoder=458_177,
-    )  # fmt: skip
-    return dataclasses.replace(one, **changes)
-
-
-def test_the_performance_page_projects_and_says_what_is_not_measured():
-    cpu = [_measurement(), _measurement(stage="stage2", seconds=18.0)]
-    small = _measurement(stage="stage2", segment=65_536, seconds=2.0)
-    assert measurements.page([]).count("Not measured yet.") == 2
-    page = measurements.page([small, *cpu])
-    assert measurements.hours(36.0) == 800
-    assert "| A processor | 2 | stage1 | 36 | 800.0 | 15.2 | 14.5 | 3 |" in page
-    assert "| A processor | 2 | stage2 | 65,536 | 4 | 2 | 15.2 | 14.5 | 3 |" in page
-    assert "- A processor, 2 threads: 1,200 hours, 50 days" in page
-    assert "- A processor (cpu): 4 cores, 2 threads an operation, PyTorch 2" in page
-    assert "On a GPU nothing has been measured" in page
-
-    gpu = [dataclasses.replace(one, device="A GPU", kind="cuda", seconds=0.09) for one in cpu]
-    page = measurements.page([*cpu, *gpu])
-    assert "- A GPU, 2 threads: 4 hours" in page
-    assert "On a GPU nothing has been measured" not in page
-
-
-def test_the_committed_performance_page_is_of_the_committed_measurements():
-    found = measurements.load(ROOT / measurements.RESULTS)
-    assert (ROOT / measurements.PAGE).read_text(encoding="utf-8") == measurements.page(found)
-    paper = [one for one in found if one.segment * one.batch == 4 * 393_216]
-    # The reference takes about 23 GB.
-    assert all(one.memory < 20e9 for one in paper if one.kind == "cpu")
-    assert all((one.encoder, one.decoder) == (441_856, 458_177) for one in found)
+    monkeypatch.setattr(experiments, "_output", output)
+    (tmp_path / "dvc.lock").write_text(_lock(code))
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+    assert experiments.done("seed-1", overrides) is expected

@@ -91,9 +91,10 @@ def _files(folder):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--help",), ["separate", "compose"]),
-        ((), ["separate", "compose"]),
+        (("--help",), ["separate", "evaluate", "compose"]),
+        ((), ["separate", "evaluate", "compose"]),
         (("separate", "--help"), ["SONG", "--output", "--models", "--init", "--overwrite"]),
+        (("evaluate", "--help"), ["--stage1", "--stage2", "--stem", "--data", "--chunking"]),
         (("compose", "--help"), ["overrides", "--check"]),
     ],
 )

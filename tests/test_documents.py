@@ -26,8 +26,17 @@ COVERED = {
     "uv run dvc plots diff": f"{PIPELINE}::test_one_parameter_changed",
     "git restore . && uv run dvc checkout": f"{PIPELINE}::test_one_stem_and_the_way_back",
     "uv run jukesep separate song.wav -o stems": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
+    "--data musdb18hq": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
+    "--data musdb18hq --chunking hard --output scores.csv": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
     "uv run jukesep compose": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep compose --check": ".ci/run",
+    "uv run dvc exp run -S scale=paper -S data=musdb18hq -S data.root=/abs/path": (
+        f"{PIPELINE}::test_musdb18hq_in_place"
+    ),
     # At tiny scale; its overrides are composed in test_readme.py.
     "uv run dvc exp run -S scale=paper -S weights.source=file "
     "-S weights.file=/path/to/vqvae.pth.tar": f"{PIPELINE}::test_weights_from_a_file",

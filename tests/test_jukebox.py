@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from jukesep.jukebox import (
     load_encoder,
     load_jukebox,
     read_hps,
+    read_step,
     save_encoder,
     save_jukebox,
     to_jukebox_keys,
@@ -284,7 +286,37 @@ class Hostile:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.parametrize("load", [load_jukebox, load_encoder, read_hps])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.int32, np.bool_])
+def test_numpy_numbers_among_the_hyperparameters(
+    kind: Any, model: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    hps = {"bandwidth": {"l2": kind(1)}, "argv": "train.py"}
+    path = write(tmp_path / "a.pt", {"model": model, "hps": hps, "step": 20001})
+    value = read_hps(path)["bandwidth"]["l2"]
+    assert value == 1
+    assert type(value) in (float, int, bool)
+    assert same(load_jukebox(path), random_vqvae(SMALL))
+    assert read_step(path) == 20001
+
+
+def test_numpy_objects_are_no_way_in(model: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path, mark = tmp_path / "a.pt", tmp_path / "ran"
+    for value in (np.array([1.0]), np.array(Hostile(mark), dtype=object), np.datetime64("2021")):
+        write(path, {"model": model, "hps": {"value": value}})
+        if isinstance(value, np.datetime64):
+            assert read_hps(path) == {"value": None}  # Read as no number, by nothing of numpy's.
+        else:
+            with pytest.raises(UserError, match="not a checkpoint that can be read safely"):
+                read_hps(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"step": "many"}, {"step": None}], ids=str)
+def test_a_file_that_does_not_say_its_step_is_at_0(content: Any, tmp_path: Path) -> None:
+    assert read_step(write(tmp_path / "a.pt", {"model": {}} | content)) == 0
+
+
+@pytest.mark.parametrize("load", [load_jukebox, load_encoder, read_hps, read_step])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_hostile_file_runs_nothing(
     load: Any, zipped: bool, model: dict[str, torch.Tensor], tmp_path: Path

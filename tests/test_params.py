@@ -42,6 +42,12 @@ def test_paper_scale_is_the_papers_recipe(tmp_path):
     assert (p.losses.linf, p.losses.multispectral, p.losses.commit) == (0.02, 1.0, 0.02)
 
 
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_the_pretraining_corpus_is_larger_than_the_training_corpus(scale):
+    band = yaml.safe_load(params.compose([f"scale={scale}"], ROOT / "conf"))["band"]
+    assert band["pretrain"] > band["train"] + band["valid"]
+
+
 def _changed(tmp_path, change):
     content = yaml.safe_load(params.compose([], ROOT / "conf"))
     change(content)

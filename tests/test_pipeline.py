@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import yaml
+from folders import write_musdb18hq, write_song
 
 from jukesep.songs import STEMS
 
@@ -279,6 +280,32 @@ def test_the_same_seed_gives_the_same_bits(project: Project):
     assert _ran(project(f"dvc repro --force --single-item {stages}")) == set(stages.split())
     assert project("git status --porcelain") == ""
     assert _ran(project("dvc repro")) == set()
+
+
+# --- real songs -------------------------------------------------------------------------------
+
+
+def test_musdb18hq_in_place(project: Project, tmp_path: Path):
+    """Read where it lies, by an experiment that runs elsewhere; a wrong root is said."""
+    root = write_musdb18hq(tmp_path / "musdb18hq", samples=5000)
+    given = "-S data=musdb18hq -S model.sample_rate=44100 -S data.root="
+    said = project(f"uv run dvc exp run --temp {given}{root} prepare")
+    assert "prepare: 86 train, 14 valid, 50 test, 86 pretrain songs" in said
+    said = project(f"uv run dvc exp run --temp {given}{root / 'train'} prepare", status=255)
+    assert f"Give the folder above, {root}." in said
+    assert str(root / "none") in project(f"dvc exp run {given}{root / 'none'} prepare", status=255)
+    assert "root is not set" in project("dvc exp run -S data=musdb18hq prepare", status=255)
+
+
+def test_songs_of_ones_own(project: Project, tmp_path: Path):
+    """The whole experiment on songs that are neither copied nor in groups."""
+    for name in ("train/a", "train/b", "train/c", "test/d"):
+        write_song(tmp_path / "songs" / name, samples=60_000)
+    said = project(
+        f"uv run dvc exp run --temp -S data=folder -S data.root={tmp_path / 'songs'} "
+        "-S data.valid_songs=1 -S model.sample_rate=44100 -S stem=vocals -S inits=[scratch]"
+    )
+    assert _ran(said) == _stages(("vocals",), ("scratch",))
 
 
 # --- experiments ------------------------------------------------------------------------------

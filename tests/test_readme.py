@@ -31,7 +31,8 @@ def _text(name):
 
 def _blocks(text, language):
     """Contents of the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
 
 
 def _commands(pages=PAGES):
@@ -63,13 +64,20 @@ def _model(seed):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A folder as the README's examples expect it, entered: a song, weights, runs/."""
+    """A folder as the README's examples expect it, entered: songs, weights, runs/."""
     for seed, stem in enumerate(jukesep.STEMS):
         vqvae, hps = _model(seed), {"sample_rate": RATE}
         runs = tmp_path / "runs"
         save_jukebox(vqvae, runs / f"stage1/{stem}_pretrained/checkpoints/8.pt", 8, hps)
         save_encoder(vqvae.encoder, runs / f"stage2/{stem}_pretrained/checkpoints/6.pt", 6, hps)
     save_jukebox(_model(9), tmp_path / "vqvae.pth.tar", 0)
+    save_jukebox(_model(3), tmp_path / "stage1.pth.tar", 80_001, {"sr": RATE})
+    save_encoder(_model(4).encoder, tmp_path / "stage2.pth.tar", 20_001, {"sr": RATE})
+    stems = np.random.default_rng(1).uniform(-0.2, 0.2, (4, RATE, 2))
+    folder = tmp_path / "musdb18hq/test/Somebody - Something"
+    folder.mkdir(parents=True)
+    for name, stem in zip(("mixture", *jukesep.STEMS), (stems.sum(0), *stems), strict=True):
+        soundfile.write(folder / f"{name}.wav", stem, RATE)
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * 11025 + 3, 2))
     soundfile.write(tmp_path / "song.wav", noise, 11025)
     monkeypatch.chdir(tmp_path)
@@ -98,7 +106,7 @@ def test_the_python_example_runs(trained, capsys):
 def test_the_jukesep_commands_run(trained):
     shutil.copytree(ROOT / "conf", trained / "conf")
     commands = [words for words in _commands() if words[:3] == ["uv", "run", "jukesep"]]
-    assert {words[3] for words in commands} == {"separate", "compose"}
+    assert {words[3] for words in commands} == {"separate", "evaluate", "compose"}
     for words in commands:
         result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
         assert result.exit_code == 0, (words, result.output)
@@ -106,6 +114,9 @@ def test_the_jukesep_commands_run(trained):
         header = soundfile.info(trained / f"stems/song/{stem}.wav")
         assert (header.samplerate, header.channels, header.frames) == (11025, 2, 22053)
         assert header.subtype == "FLOAT"
+    assert (
+        "Somebody - Something,test,vocals,separation,,20001,sdr," in Path("scores.csv").read_text()
+    )
 
 
 def test_overrides_in_the_documentation_compose(tmp_path):

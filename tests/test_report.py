@@ -129,6 +129,18 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("inits", [["pretrained", "scratch"], ["scratch"]])
+def test_the_page_says_what_was_trained_on(tmp_path: Path, inits: list[str]) -> None:
+    params = make_params(stems=["other"], inits=inits)
+    params["data"] = {"source": "musdb18hq", "train_on_validation": True}
+    make_results(params, tmp_path, {"one": "test", "two": "test"})
+    write_report(params, tmp_path)
+    page = (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    assert "the validation songs were trained on too" in page
+    assert ("mixtures of the training songs" in page) == ("pretrained" in inits)
+    assert "2 test songs." in page
+
+
 # --- metrics --------------------------------------------------------------------------------
 
 

@@ -81,6 +81,20 @@ def test_mixture_and_stem_share_place_and_blend(songs):
     assert np.std(blends) > 0.2
 
 
+def test_independent_blends_part_mixture_and_stem(songs):
+    shared, independent = _segments(songs), _segments(songs, blend="independent")
+    differences = []
+    for index in range(50):
+        (mixture, stem), place = independent[index], shared._place(index)
+        assert independent._place(index) == place
+        last = int(place[0].name) * 2000 + place[1] + SEGMENT - 1
+        blends = [(float(part[-1]) / last + 2) / 3 for part in (mixture, stem / 10)]
+        assert all(0 <= blend < 1 for blend in blends)
+        differences.append(blends[0] - blends[1])
+    assert np.std(differences) > 0.2
+    assert torch.equal(independent[7], _segments(songs, blend="independent")[7])
+
+
 def test_without_augmentation_the_blend_is_the_mean(songs):
     segments = _segments(songs, augment=False)
     left, right = segments.stereo(5)[0]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jukesep.errors import UserError
-from jukesep.separation import Separator, apply_chunked, load_separator
+from jukesep.jukebox import save_encoder, save_jukebox
+from jukesep.separation import Separator, apply_chunked, load_model, load_separator
 from jukesep.vqvae import VQVAE, Architecture
 
 
@@ -40,6 +41,34 @@ def test_less_context_would_show(monkeypatch):
     whole = apply_chunked(MODEL, song, chunk=10_000)
     monkeypatch.setattr(VQVAE, "context", lambda self: 0)
     assert (apply_chunked(MODEL, song, chunk=64) - whole).abs().max() > 1e-3
+
+
+def test_hard_chunks_are_each_separated_alone():
+    song = torch.rand(2, 700) * 2 - 1
+    output = apply_chunked(MODEL, song, chunk=64, chunking="hard")
+    parts = [apply_chunked(MODEL, part, chunk=64) for part in song.split(64, dim=1)]
+    torch.testing.assert_close(output, torch.cat(parts, dim=1))
+    assert (output - apply_chunked(MODEL, song, chunk=64)).abs().max() > 1e-3
+
+
+def test_a_bypassed_bottleneck_decodes_the_latents_themselves():
+    song = torch.rand(1, 704) * 2 - 1
+    with torch.inference_mode():
+        expected = MODEL.decode(MODEL.encode(song[None]))[0]
+    output = apply_chunked(MODEL, song, chunk=64, bottleneck="bypass")
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    assert (output - apply_chunked(MODEL, song)).abs().max() > 1e-3
+
+
+def test_a_model_is_stage_1s_with_the_encoder_of_stage_2(tmp_path):
+    stage1, encoder = _model(), _model(1).encoder
+    save_jukebox(stage1, tmp_path / "1.pt", 1)
+    save_encoder(encoder, tmp_path / "2.pt", 1)
+    song = torch.rand(1, 1, 800) * 2 - 1
+    with torch.inference_mode():
+        expected = stage1.decode(stage1.quantise(encoder(song))[1])
+        assert torch.equal(load_model(tmp_path / "1.pt", tmp_path / "2.pt")(song), expected)
+        assert not torch.allclose(stage1(song), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

@@ -33,11 +33,11 @@ def test_every_fault_is_named_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         read_folder(tmp_path)
     for expected in (
-        "short/bass.wav: samples is 99, mixture.wav has 100",
-        "mono/drums.wav: channels is 1, mixture.wav has 2",
-        "rate/other.wav: sample_rate is 16000, mixture.wav has 8000",
+        "short/bass.wav: 99 samples long, the song's other files 100",
+        "mono/drums.wav: mono in a song that is stereo",
+        "rate/other.wav: sample rate 16000 Hz, expected 8000 Hz",
         "missing/vocals.wav: no such file",
-        "text/vocals.wav: not readable as audio",
+        "text/vocals.wav: not a wav file",
     ):
         assert expected in str(caught.value)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jukesep import audio, jukebox, losses
+from jukesep import audio, jukebox, losses, training
 from jukesep.errors import UserError
 from jukesep.params import CodebookParams, Losses, Recipe
 from jukesep.segments import Segments
@@ -18,6 +18,7 @@ from jukesep.vqvae import VQVAE, Architecture, Encoder
 
 ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16)
 CPU = torch.device("cpu")
+WEIGHTS = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
 BANDWIDTHS = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)
 
 
@@ -44,16 +45,15 @@ def songs(tmp_path_factory):
 
 def _reconstruction(seed=0):
     torch.manual_seed(seed)
-    weights = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
     codebook = CodebookParams(decay=0.99, revival_threshold=1.0)
-    return Reconstruction(VQVAE(ARCHITECTURE), BANDWIDTHS, weights, codebook, seed, {"seed": seed})
+    return Reconstruction(VQVAE(ARCHITECTURE), BANDWIDTHS, WEIGHTS, codebook, seed, {"seed": seed})
 
 
-def _matching(seed=0):
+def _matching(seed=0, loss="mse"):
     torch.manual_seed(seed)
     stage1 = VQVAE(ARCHITECTURE)
     stage1.codebook.restore(torch.randn(16, 8), 1.0)
-    return LatentMatching(Encoder(ARCHITECTURE), stage1, {"seed": seed})
+    return LatentMatching(Encoder(ARCHITECTURE), stage1, loss, WEIGHTS, {"seed": seed})
 
 
 def _train(task, songs, folder=Path("run"), recipe=None, checkpoints=(3, 6)):
@@ -131,6 +131,47 @@ def test_stage_2_trains_the_new_encoder_alone(songs, tmp_path):
     for name, value in task.stage1.state_dict().items():
         assert torch.equal(value, before[name])
     assert not any(torch.equal(v, encoder[n]) for n, v in task.model.state_dict().items())
+
+
+def test_the_published_codes_loss_of_stage_2_weighs_the_largest_errors(songs):
+    plain, both = _matching(), _matching(loss="mse_linf")
+    batch = torch.stack([Segments(songs, ("mixture", "vocals"), 2048, 0, "x")[0]])
+    target = both.stage1.encode(batch[:, 1:])
+    errors = (both.model(batch[:, :1]) - target).square().flatten()
+    assert len(errors) > 2048
+    mean, largest = errors.mean(), errors.sort(descending=True).values[:2048].mean()
+    torch.testing.assert_close(plain.loss(plain.prepare(batch), 0)[0], mean)
+    torch.testing.assert_close(both.loss(both.prepare(batch), 0)[0], mean + 0.02 * largest)
+    with torch.no_grad():
+        assert both.validation_loss(both.model, both.prepare(batch)) > float(mean)
+
+    log = _train(both, songs)
+    for row in log:
+        total = float(row["l2"]) + 0.02 * float(row["linf"])
+        assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
+    assert "linf" not in _train(plain, songs, Path("plain"))[0]
+
+
+def test_without_weight_average_checkpoints_hold_the_last_weights(songs):
+    task = _matching()
+    _train(task, songs, recipe=_recipe(weight_ema=0.0))
+    saved = dict(jukebox.load_encoder("run/checkpoints/6.pt").named_parameters())
+    for name, value in task.model.named_parameters():
+        assert torch.equal(saved[name], value)
+
+
+def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(songs, monkeypatch):
+    task, norms = _reconstruction(), []
+    step = training.Adam.step
+
+    def spy(adam, rate):
+        norms.append(float(torch.stack([p.grad.norm() for p in adam.parameters]).norm()))
+        step(adam, rate)
+
+    monkeypatch.setattr(training.Adam, "step", spy)
+    log = _train(task, songs, recipe=_recipe(clip=0.01))
+    assert all(float(row["grad_norm"]) > 0.1 for row in log)
+    assert norms == pytest.approx([0.01] * 6, rel=1e-3)
 
 
 def test_validating_changes_nothing(songs, tmp_path):
