@@ -106,10 +106,10 @@ def page(measurements: Iterable[Measurement]) -> str:
     }
     return TEXT.format(
         paper=_table(paper, "seconds a step", HOURS, *MEMORY),
-        stems="\n".join(stems) or "- not measured",
+        stems="\n".join(stems) or "- not measured yet",
         gpu="" if any(one.kind == "cuda" for one in ordered) else NO_GPU,
         others=_table(others, "segment", "batch", "seconds a step", *MEMORY),
-        machines="\n".join(sorted(machines)),
+        machines="\n".join(sorted(machines)) or "- none yet",
     )
 
 
@@ -118,6 +118,9 @@ def _ordered(measurements: Iterable[Measurement]) -> list[Measurement]:
 
 
 def _table(measurements: Iterable[Measurement], *columns: str) -> str:
+    measurements = list(measurements)
+    if not measurements:
+        return "Not measured yet."
     names = ["device", "threads", "stage", *columns, "steps timed"]
     rows = [names, ["---"] * len(names)]
     for one in measurements:

@@ -143,7 +143,7 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
         kind=device.type,
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         stage=stage,
         segment=recipe.segment,
         batch=recipe.batch,

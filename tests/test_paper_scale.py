@@ -119,6 +119,7 @@ def _measurement(**changes):
 def test_the_performance_page_projects_and_says_what_is_not_measured():
     cpu = [_measurement(), _measurement(stage="stage2", seconds=18.0)]
     small = _measurement(stage="stage2", segment=65_536, seconds=2.0)
+    assert measurements.page([]).count("Not measured yet.") == 2
     page = measurements.page([small, *cpu])
     assert measurements.hours(36.0) == 800
     assert "| A processor | 2 | stage1 | 36 | 800.0 | 15.2 | 14.5 | 3 |" in page
@@ -136,12 +137,7 @@ def test_the_performance_page_projects_and_says_what_is_not_measured():
 def test_the_committed_performance_page_is_of_the_committed_measurements():
     found = measurements.load(ROOT / measurements.RESULTS)
     assert (ROOT / measurements.PAGE).read_text(encoding="utf-8") == measurements.page(found)
-    paper = [
-        one
-        for one in found
-        if (one.segment, one.batch) == (measurements.SEGMENT, measurements.BATCH)
-    ]
-    assert {one.stage for one in paper} == set(measurements.STAGES)
+    paper = [one for one in found if one.segment * one.batch == 4 * 393_216]
     # The reference takes about 23 GB.
     assert all(one.memory < 20e9 for one in paper if one.kind == "cpu")
     assert all((one.encoder, one.decoder) == (441_856, 458_177) for one in found)
