@@ -1,4 +1,4 @@
-"""Adam as Jukebox computes it.
+"""Adam as Jukebox computes it, on all parameters at once.
 
 torch.optim.Adam adds eps after the second moment's bias correction, Jukebox before: the same but
 for parameters with vanishing gradients. (torch's also imports its compiler, seconds a process.)
@@ -12,10 +12,24 @@ import torch
 from torch import Tensor
 
 
+def as_one(parameters: Iterable[Tensor]) -> Tensor:
+    """Move parameters into one vector, of which each is a view from then on; returns it.
+
+    A hundred small tensors cost a step of the optimiser more time than their numbers do.
+    """
+    parameters = list(parameters)
+    values = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    for parameter, part in _parts(parameters, values):
+        parameter.data = part
+    return values
+
+
 class Adam:
     """m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= rate sqrt(1-b2^t)/(1-b1^t) m/(sqrt(v)+eps).
 
     Kingma and Ba, "Adam", section 2, last paragraph: the efficient order of the computation.
+    `values` and `gradients` are those of all parameters, in their order; a parameter that gets no
+    gradient has one of zero, and stays.
     """
 
     def __init__(
@@ -24,34 +38,42 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        self.parameters = list(parameters)
         self.betas = betas
         self.eps = eps
         self.steps = 0
-        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        parameters = list(parameters)
+        self.values = as_one(parameters)
+        self.gradients, self.means, self.squares = (torch.zeros_like(self.values) for _ in range(3))
+        for parameter, part in _parts(parameters, self.gradients):
+            parameter.grad = part
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.gradients.zero_()
+
+    def clip(self, largest: float) -> Tensor:
+        """Scale the gradients down to a norm of `largest`, if theirs is more; returns what it was.
+
+        As torch.nn.utils.clip_grad_norm_.
+        """
+        norm = torch.linalg.vector_norm(self.gradients)
+        self.gradients.mul_(torch.clamp(largest / (norm + 1e-6), max=1.0))
+        return norm
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One step at a learning rate; a parameter without gradient stays."""
+        """One step at a learning rate."""
         self.steps += 1
         first, second = self.betas
-        moved = [
-            state
-            for state in zip(self.parameters, self.means, self.squares, strict=True)
-            if state[0].grad is not None
-        ]
-        parameters, means, squares = (list(column) for column in zip(*moved, strict=True))
-        gradients = [parameter.grad for parameter in parameters]
-        torch._foreach_lerp_(means, gradients, 1 - first)
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, self.eps)
+        self.means.lerp_(self.gradients, 1 - first)
+        self.squares.mul_(second).addcmul_(self.gradients, self.gradients, value=1 - second)
+        denominators = self.squares.sqrt().add_(self.eps)
         size = rate * (1 - second**self.steps) ** 0.5 / (1 - first**self.steps)
-        torch._foreach_addcdiv_(parameters, means, denominators, -size)
+        self.values.addcdiv_(self.means, denominators, value=-size)
+
+
+def _parts(parameters: list[Tensor], vector: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Each parameter with its stretch of a vector, in the parameter's shape."""
+    sizes = [parameter.numel() for parameter in parameters]
+    parts = vector.split(sizes)
+    return ((p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True))

@@ -7,6 +7,7 @@ What differs between the trainings is a task: what a batch is made of, and its l
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import time
@@ -18,13 +19,12 @@ from typing import Any, Literal, Protocol, TextIO
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from . import jukebox, losses
 from .codebook import straight_through
 from .errors import UserError
-from .optimiser import Adam
+from .optimiser import Adam, as_one
 from .params import CodebookParams, Losses, Recipe
 from .progress import bar
 from .seeds import torch_generator
@@ -204,10 +204,10 @@ class LatentMatching:
 
 @dataclass
 class State:
-    """Everything the loop owns."""
+    """Everything the loop owns: the averaged model, its weights as one vector, the optimiser."""
 
-    model: nn.Module
-    averaged: AveragedModel
+    averaged: nn.Module
+    average: torch.Tensor
     optimiser: Adam
     step: int = 0
 
@@ -240,15 +240,9 @@ def train(
     TIMING instead. UserError if the loss or the gradient is no longer finite.
     """
     task.model.to(device).train()
-    average = get_ema_multi_avg_fn(recipe.weight_ema)
-    state = State(
-        task.model,
-        AveragedModel(task.model, multi_avg_fn=average),
-        Adam(task.model.parameters()),
-    )
-    # The average starts from the initial weights, not from those after the first step.
-    state.averaged.n_averaged += 1
-    parameters = list(task.model.parameters())
+    # The average starts from the initial weights.
+    averaged = copy.deepcopy(task.model).requires_grad_(False)
+    state = State(averaged, as_one(averaged.parameters()), Adam(task.model.parameters()))
     held_out = [task.prepare(batch) for batch in _validation_batches(validation, recipe, device)]
     block = _Block()
     with (
@@ -261,25 +255,23 @@ def train(
             _check_finite(title, state.step, {**terms, "loss": total})
             state.optimiser.zero_grad()
             total.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            norm = state.optimiser.clip(recipe.clip)
             _check_finite(title, state.step, {"gradient norm": norm})
             state.optimiser.step(rate)
-            state.averaged.update_parameters(state.model)
+            state.average.lerp_(state.optimiser.values, 1 - recipe.weight_ema)
             state.step += 1
             block.add({"loss": total, **terms, "grad_norm": norm})
 
             last = state.step == recipe.steps
             valid_loss = None
             if state.step % recipe.valid_every == 0 or last:
-                valid_loss = _validate(task, state.averaged.module, held_out)
+                valid_loss = _validate(task, state.averaged, held_out)
                 line.set_postfix(loss=block.mean("loss"), valid=valid_loss, refresh=False)
             if state.step % recipe.log_every == 0 or valid_loss is not None:
                 log.row(state.step, {**block.means(), **task.state()}, rate, valid_loss)
                 block = _Block()
             if state.step in checkpoints:
-                task.save(
-                    state.averaged.module, folder / f"checkpoints/{state.step}.pt", state.step
-                )
+                task.save(state.averaged, folder / f"checkpoints/{state.step}.pt", state.step)
             line.update()
 
 

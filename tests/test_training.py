@@ -165,7 +165,7 @@ def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(songs, monkeypatch):
     step = training.Adam.step
 
     def spy(adam, rate):
-        norms.append(float(torch.stack([p.grad.norm() for p in adam.parameters]).norm()))
+        norms.append(float(torch.stack([p.grad.norm() for p in task.model.parameters()]).norm()))
         step(adam, rate)
 
     monkeypatch.setattr(training.Adam, "step", spy)
@@ -234,3 +234,38 @@ def test_an_empty_codebook_starts_from_the_first_batch(songs, tmp_path):
     assert task.model.codebook.initialised
     distance = torch.cdist(task.model.codebook.k, latents).amin(1)
     assert distance.max() < 1.0
+
+
+def test_parameters_become_one_vector_and_stay_themselves(songs):
+    module = Encoder(ARCHITECTURE)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    adam = training.Adam(module.parameters())
+    assert sum(value.numel() for value in before.values()) == len(adam.values)
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+    module(torch.randn(1, 1, 64)).square().sum().backward()
+    assert adam.gradients.abs().sum() > 0
+    adam.values.zero_()
+    assert not any(parameter.any() for parameter in module.parameters())
+
+
+def test_a_parameter_without_gradient_stays():
+    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    adam = training.Adam([used, unused])
+    for _ in range(3):
+        adam.zero_grad()
+        used.sum().backward()
+        adam.step(0.1)
+    assert torch.equal(unused, torch.ones(2))
+    torch.testing.assert_close(used, torch.full((3,), 0.7))
+
+
+def test_clipping_is_pytorchs():
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5,))]
+    copies = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+    adam = training.Adam(weights)
+    for parameters in (weights, copies):
+        sum((parameter**3).sum() for parameter in parameters).backward()
+    norm = adam.clip(0.5)
+    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(copies, 0.5))
+    for weight, copy in zip(weights, copies, strict=True):
+        torch.testing.assert_close(weight.grad, copy.grad)
