@@ -1,4 +1,4 @@
-"""Stages that run no model do not wait for torch, and no command of theirs needs it."""
+"""Stages that train and run no model do not wait for torch to be imported."""
 
 import subprocess
 import sys
