@@ -42,7 +42,7 @@ class Measurement:
     seconds: float
     """Of a step, the median."""
     memory: int
-    """Peak in bytes: what torch allocated on a CUDA GPU, else of the training process."""
+    """Peak in bytes: what torch allocated on a CUDA GPU, else of the process and its worker."""
     imported: int
     """Of it, what the process had after importing torch and jukesep; 0 for a GPU."""
     encoder: int
@@ -193,8 +193,9 @@ uv run python -m benchmarks.paper_scale --segment 65536 131072 --batch 1 4
   training does, from waiting for the songs to the row of the log. Other programs on the machine
   lengthen it.
 - **hours**: seconds a step times {STEPS:,}. Validation and checkpoints are not in it.
-- **memory**: the peak, in 10^9 bytes. On a CPU it is the training process's, PyTorch included; the
-  processes that read the songs (`workers`) come on top. On a GPU it is what PyTorch allocated.
+- **memory**: the peak, in 10^9 bytes. On a CPU it is that of the training process and of the one
+  that makes its batches, each with PyTorch: no less than what they take, for what they share is
+  counted twice. On a GPU it is what PyTorch allocated there.
 - Memory grows with segment times batch. On a CPU a small size takes more than its share: the C
   library returns large blocks to the system at once, and keeps small ones.
 
