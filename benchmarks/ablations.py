@@ -3,6 +3,7 @@
     uv run python -m benchmarks.ablations                  # all of them
     uv run python -m benchmarks.ablations stage1-budget    # one
     uv run python -m benchmarks.ablations --jobs 2         # two experiments at a time, a core each
+    uv run python -m benchmarks.ablations --write          # run nothing, write what there is
 
 Every cell is a DVC experiment (`dvc exp show`), run in a folder of its own: a variant under each of
 three seeds, which draw the initial weights and the training segments. To keep that affordable they
@@ -141,6 +142,7 @@ def main() -> None:
     names = [ablation.name for ablation in ABLATIONS]
     parser.add_argument("ablations", nargs="*", default=[], help=", ".join(names))
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
+    parser.add_argument("--write", action="store_true", help="write the page alone")
     options = parser.parse_args()
     if unknown := set(options.ablations) - set(names):
         parser.error(f"no such ablation: {min(unknown)}. There are: {', '.join(names)}")
@@ -152,7 +154,8 @@ def main() -> None:
         for seed in SEEDS
         if ablation.name in (options.ablations or names)
     }
-    experiments.run(wanted, options.jobs)
+    if not options.write:
+        experiments.run(wanted, options.jobs)
     finished = [
         ablation
         for ablation in ABLATIONS
@@ -164,9 +167,12 @@ def main() -> None:
     ]
     cells = [cell for ablation in finished for cell in _cells(ablation, step)]
     write_text(FOLDER / "scores.csv", table(cells))
-    write_text(PAGE, page(finished, cells, params.load().stage1.steps, step))
+    write_text(PAGE, page(cells, params.load().stage1.steps, step))
+    picture = FOLDER / "stage1-budget.png"
     if any(ablation.name == "stage1-budget" for ablation in finished):
-        draw_budgets(cells, FOLDER / "stage1-budget.png")
+        draw_budgets(cells, picture)
+    else:
+        picture.unlink(missing_ok=True)
     print(PAGE)
 
 
@@ -230,8 +236,12 @@ def verdict(differences: Sequence[float]) -> str:
     return f"no consistent difference: {spread}"
 
 
-def page(ablations: Sequence[Ablation], cells: Sequence[Cell], steps: int, step: int) -> str:
-    """docs/ablations.md: a table and a conclusion for each question."""
+def page(cells: Sequence[Cell], steps: int, step: int) -> str:
+    """docs/ablations.md: each question, and the table and conclusion of those that `cells` answer.
+
+    `steps` are those of stage 1, `step` the last of stage 2.
+    """
+    answered = {cell.ablation for cell in cells}
     lines = [
         "# Ablations",
         "",
@@ -249,9 +259,12 @@ def page(ablations: Sequence[Ablation], cells: Sequence[Cell], steps: int, step:
         "These are the demo's small models on synthetic songs. They say which way a choice pushes,",
         "not how far it would at the paper's scale.",
     ]
-    for ablation in ablations:
+    for ablation in ABLATIONS:
         lines += ["", f"## {ablation.name}", "", ablation.question, ""]
         lines += [f"    uv run python -m benchmarks.ablations {ablation.name}", ""]
+        if ablation.name not in answered:
+            lines.append("Not run yet on this code.")
+            continue
         lines += [_row(["variant", "init", *(f"seed {s}" for s in SEEDS), "mean", "held out"])]
         lines += [_row(["---"] * (len(SEEDS) + 4))]
         for variant in ablation.variants:
