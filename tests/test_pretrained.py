@@ -18,7 +18,7 @@ import pytest
 import torch
 from web import Site, cut, nobody, running, status, whole
 
-from jukesep import download, params, prepare, pretrained
+from jukesep import band, download, params, prepare, pretrained
 from jukesep.errors import UserError
 from jukesep.jukebox import load_jukebox, to_jukebox_keys
 from jukesep.params import Weights
@@ -244,7 +244,7 @@ def test_prepare_asks_for_the_weights_before_its_work(
     def render(*_: object, **__: object) -> None:
         raise Rendering
 
-    monkeypatch.setattr(prepare, "render_corpus", render)
+    monkeypatch.setattr(band, "render_corpus", render)
     known = f"weights.sha256={sha256(checkpoint)}"
     needed = composed(tmp_path, "weights.source=jukebox", known)
     with pytest.raises(UserError, match="cannot be fetched"):
