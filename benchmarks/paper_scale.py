@@ -1,7 +1,7 @@
 """Does the paper's training fit here, and how long would it take? Both stages at exactly its size.
 
     uv run python -m benchmarks.paper_scale                  # on the GPU, if there is one
-    uv run python -m benchmarks.paper_scale --device cpu     # tens of minutes, 16 GB of memory
+    uv run python -m benchmarks.paper_scale --device cpu     # minutes; memory: docs/performance.md
     uv run python -m benchmarks.paper_scale --segment 65536 131072 --batch 1 4    # other sizes
 
 Trains a few steps of scale=paper with the pipeline's own training, on songs of the band in a

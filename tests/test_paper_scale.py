@@ -138,6 +138,7 @@ def test_the_committed_performance_page_is_of_the_committed_measurements():
     found = measurements.load(ROOT / measurements.RESULTS)
     assert (ROOT / measurements.PAGE).read_text(encoding="utf-8") == measurements.page(found)
     paper = [one for one in found if one.segment * one.batch == 4 * 393_216]
+    assert {one.stage for one in paper if one.kind == "cpu"} == {"stage1", "stage2"}
     # The reference takes about 23 GB.
     assert all(one.memory < 20e9 for one in paper if one.kind == "cpu")
     assert all((one.encoder, one.decoder) == (441_856, 458_177) for one in found)
