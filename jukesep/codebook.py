@@ -177,7 +177,7 @@ def _rows(latents: Tensor) -> Tensor:
 
 
 def _first_argmin(distances: Tensor) -> Tensor:
-    """argmin over the last axis, first index on ties; in two levels: half its time on a CPU."""
+    """argmin over the last axis, first index on ties; in two levels, which a CPU does faster."""
     group = math.gcd(distances.shape[1], 32)
     grouped = distances.view(len(distances), -1, group)
     best = grouped.amin(2).argmin(1)

@@ -56,7 +56,7 @@ def cached() -> Path:
 
 
 def _fetched(weights: Weights) -> Path:
-    from .download import download  # its library takes a third of a second to import
+    from .download import download  # its library is slow to import
 
     print(LICENCE, file=sys.stderr)
     path = cached().absolute()

@@ -86,7 +86,7 @@ def framewise_sdr(references: ArrayLike, estimates: ArrayLike, sample_rate: int)
     Frames last one second and do not overlap; the tail is dropped, and a song shorter than a
     second is one frame. A frame is NaN for all stems if any reference or estimate is silent in it
     (its channels sum to zero at every sample). The distortion filters of BSSEval cancel out of
-    its SDR, so this equals museval to rounding, at a hundredth of the cost. The one exception is
+    its SDR, so this equals museval to rounding, at a fraction of the cost. The one exception is
     a perfect estimate: inf here, about 300 dB of rounding noise there.
 
     Raises ValueError when the shapes differ or a reference is silent over the whole song (museval

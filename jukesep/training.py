@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate
@@ -293,17 +294,22 @@ def _batches(
         if collate is default_collate:
             yield task.prepare(batch.to(device, non_blocking=True))
         else:
-            yield batch
+            given, target = batch
+            yield torch.from_numpy(given), torch.from_numpy(target)
 
 
 class _Prepare:
-    """Collates and prepares in the process that reads: on a CPU another core does it meanwhile."""
+    """Collates and prepares in the process that reads: on a CPU another core does it meanwhile.
+
+    Arrays and not tensors, whose way to another process is one of open files, each a connection.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def __call__(self, items: list[torch.Tensor]) -> Prepared:
-        return self.task.prepare(default_collate(items))
+    def __call__(self, items: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        given, target = self.task.prepare(default_collate(items))
+        return given.numpy(), target.numpy()
 
 
 def _validation_batches(

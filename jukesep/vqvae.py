@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import products
+from . import networks
 from .codebook import Codebook
 from .errors import UserError
 
@@ -59,56 +59,15 @@ class Architecture:
         return 2 ** sum(self.downs)
 
 
-class Conv1d(nn.Conv1d):
-    """nn.Conv1d of the model's two shapes: 3 taps that keep the length, 4 that halve it.
-
-    On a CPU `products` computes it, to rounding the same.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or self.bias is None:
-            return super().forward(x)
-        if self.kernel_size == (3,) and self.padding == self.dilation:
-            return products.convolution(x, self.weight, self.bias, self.dilation[0])
-        if self.kernel_size == (4,) and self.stride == (2,) and x.shape[2] % 2 == 0:
-            return products.halving(x, self.weight, self.bias)
-        return super().forward(x)
-
-
-class ConvTranspose1d(nn.ConvTranspose1d):
-    """nn.ConvTranspose1d of 4 taps that doubles the length; computed as `Conv1d` is."""
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.device.type != "cpu" or self.bias is None:
-            return super().forward(x, output_size)
-        return products.doubling(x, self.weight, self.bias)
-
-
 class ResidualBlock(nn.Module):
-    """x + pointwise(relu(dilated(relu(x)))), same shape out as in.
-
-    `definition` is what it computes; on a CPU `products.residual_block` does, to rounding the same.
-    """
+    """x + pointwise(relu(dilated(relu(x)))), same shape out as in."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.dilated = Conv1d(width, width, 3, padding=dilation, dilation=dilation)
-        self.pointwise = Conv1d(width, width, 1)
+        self.dilated = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.pointwise = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return self.definition(x)
-        dilated, pointwise = self.dilated, self.pointwise
-        assert dilated.bias is not None
-        assert pointwise.bias is not None
-        return products.residual_block(
-            x,
-            (dilated.weight, dilated.bias),
-            (pointwise.weight, pointwise.bias),
-            int(dilated.dilation[0]),
-        )
-
-    def definition(self, x: Tensor) -> Tensor:
         # Only the second ReLU may overwrite its input: the skip connection still needs x.
         return x + self.pointwise(F.relu(self.dilated(F.relu(x)), inplace=True))
 
@@ -126,7 +85,7 @@ class EncoderStage(nn.Module):
 
     def __init__(self, channels: int, architecture: Architecture) -> None:
         super().__init__()
-        self.down = Conv1d(channels, architecture.width, 4, stride=2, padding=1)
+        self.down = nn.Conv1d(channels, architecture.width, 4, stride=2, padding=1)
         self.residuals = residual_stack(architecture)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,14 +101,17 @@ class EncoderBlock(nn.Module):
         self.stages = nn.Sequential(
             *(EncoderStage(width if i else channels, architecture) for i in range(downs))
         )
-        self.end = Conv1d(width, architecture.latent_dim, 3, padding=1)
+        self.end = nn.Conv1d(width, architecture.latent_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.stages(x))
 
 
 class Encoder(nn.Module):
-    """Audio (B, 1, T) to latents (B, latent_dim, T / hop); T is a multiple of the hop."""
+    """Audio (B, 1, T) to latents (B, latent_dim, T / hop); T is a multiple of the hop.
+
+    `blocks` is what it computes; on a CPU `networks` does, to rounding the same.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -160,6 +122,7 @@ class Encoder(nn.Module):
                 for b, downs in enumerate(architecture.downs)
             )
         )
+        self._network = networks.Network(self.blocks, ResidualBlock)
 
     def forward(self, audio: Tensor) -> Tensor:
         hop = self.architecture.hop
@@ -168,7 +131,7 @@ class Encoder(nn.Module):
                 f"encoder: audio of shape {tuple(audio.shape)}; it takes (batch, 1, samples), "
                 f"samples a multiple of {hop}: pad the end with zeros."
             )
-        return self.blocks(audio)
+        return networks.run(self._network, audio) if _on_cpu(audio) else self.blocks(audio)
 
 
 class DecoderStage(nn.Module):
@@ -178,7 +141,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         # The mirror of an encoder stage: widest dilation first.
         self.residuals = nn.Sequential(*reversed(residual_stack(architecture)))
-        self.up = ConvTranspose1d(architecture.width, channels, 4, stride=2, padding=1)
+        self.up = nn.ConvTranspose1d(architecture.width, channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.residuals(x))
@@ -190,7 +153,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, downs: int, architecture: Architecture) -> None:
         super().__init__()
         width, latent_dim = architecture.width, architecture.latent_dim
-        self.start = Conv1d(latent_dim, width, 3, padding=1)
+        self.start = nn.Conv1d(latent_dim, width, 3, padding=1)
         self.stages = nn.Sequential(
             *(
                 DecoderStage(latent_dim if i == downs - 1 else width, architecture)
@@ -203,7 +166,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latents (B, latent_dim, N) to audio (B, 1, N hop)."""
+    """Quantised latents (B, latent_dim, N) to audio (B, 1, N hop); computed as an `Encoder` is."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -211,10 +174,17 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(
             *(DecoderBlock(downs, architecture) for downs in reversed(architecture.downs))
         )
-        self.out = Conv1d(architecture.latent_dim, 1, 3, padding=1)
+        self.out = nn.Conv1d(architecture.latent_dim, 1, 3, padding=1)
+        self._network = networks.Network(self, ResidualBlock)
 
     def forward(self, latents: Tensor) -> Tensor:
+        if _on_cpu(latents):
+            return networks.run(self._network, latents)
         return self.out(self.blocks(latents))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 class VQVAE(nn.Module):

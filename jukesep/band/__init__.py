@@ -136,7 +136,7 @@ def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> 
 def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) -> Audio:
     """Add the reverberation of a room: noise that decays by 60 dB in `decay` seconds.
 
-    Made at half the rate: rooms swallow treble, and it takes half the time.
+    Made at half the rate: rooms swallow treble, and it is less work.
     """
     size, length = int(decay * SAMPLE_RATE / 2), audio.shape[1]
     fade = np.exp(-6.9 * np.arange(size) / size).astype(np.float32)

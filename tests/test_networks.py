@@ -1,0 +1,187 @@
+"""The compiled networks are the layers as they are defined."""
+
+import copy
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from jukesep import networks
+from jukesep.vqvae import Architecture, Decoder, Encoder
+
+
+class _Definition(nn.Module):
+    """A network's layers, run by PyTorch."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        parts = list(self.network.children())
+        return nn.Sequential(*parts)(x)
+
+
+def _gradients(module, network, x, slope):
+    x = x.clone().requires_grad_(True)
+    network.zero_grad()
+    y = module(x)
+    y.backward(slope)
+    return [y.detach(), x.grad, *(p.grad.clone() for p in network.parameters())]
+
+
+def _network(kind, architecture, seed=0):
+    torch.manual_seed(seed)
+    return {"encoder": Encoder, "decoder": Decoder}[kind](architecture).double()
+
+
+def _input(kind, architecture, batch, latents):
+    generator = torch.Generator().manual_seed(latents)
+    shape = (
+        (batch, 1, latents * architecture.hop)
+        if kind == "encoder"
+        else (batch, architecture.latent_dim, latents)
+    )
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["encoder", "decoder"]),
+    batch=st.integers(1, 3),
+    width=st.integers(1, 9),
+    latent_dim=st.integers(1, 9),
+    depth=st.integers(1, 3),
+    downs=st.lists(st.integers(1, 2), min_size=1, max_size=2),
+    growth=st.integers(1, 7),
+    latents=st.integers(1, 20),
+    tile=st.integers(1, 40),
+    cores=st.integers(1, 2),
+)
+def test_values_and_gradients_at_every_size(
+    kind, batch, width, latent_dim, depth, downs, growth, latents, tile, cores
+):
+    """Tiles of any size, dilations longer than the song: in float64, to its rounding."""
+    architecture = Architecture(width, depth, tuple(downs), latent_dim, 4, growth)
+    network = _network(kind, architecture)
+    x = _input(kind, architecture, batch, latents)
+    slope = torch.randn_like(_Definition(network)(x))
+    before, networks.TILE, networks.CORES = (networks.TILE, networks.CORES), tile, cores
+    try:
+        compiled = _gradients(network, network, x, slope)
+        with torch.no_grad():
+            untrained = network(x)
+    finally:
+        networks.TILE, networks.CORES = before
+    defined = _gradients(_Definition(network), network, x, slope)
+    for ours, theirs in zip(compiled, defined, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(untrained, defined[0], rtol=1e-10, atol=1e-10)
+
+
+def test_the_compiled_networks_are_what_runs(monkeypatch):
+    """A network that fell back to PyTorch's layers would pass every other test."""
+    monkeypatch.setattr(nn.Conv1d, "forward", None)
+    monkeypatch.setattr(nn.ConvTranspose1d, "forward", None)
+    architecture = Architecture(4, 1, (2,), 4, 4)
+    latents = Encoder(architecture)(torch.randn(1, 1, 16))
+    assert Decoder(architecture)(latents).shape == (1, 1, 16)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_float32_is_as_near_to_the_exact_values_as_the_definition(kind):
+    architecture = Architecture(width=32, depth=3)
+    network = _network(kind, architecture)
+    x = _input(kind, architecture, 1, 400)
+    slope = torch.randn_like(_Definition(network)(x))
+    exact = _gradients(_Definition(network), network, x, slope)
+    network.float()
+    compiled = _gradients(network, network, x.float(), slope.float())
+    defined = _gradients(_Definition(network), network, x.float(), slope.float())
+    for e, c, d in zip(exact, compiled, defined, strict=True):
+        # Where rounding turns a ReLU over, a whole gradient changes: the mean, not the worst.
+        error, allowed = (c - e).abs().mean(), (d - e).abs().mean()
+        assert error < 2 * allowed + 1e-7 * e.abs().mean()
+
+
+def test_the_number_of_cores_changes_no_bit(monkeypatch):
+    architecture = Architecture(width=8, depth=2)
+    network = _network("encoder", architecture).float()
+    x = _input("encoder", architecture, 4, 50).float()
+    slope = torch.randn(4, 64, 50)
+    results = []
+    for cores in (1, 3):
+        monkeypatch.setattr(networks, "CORES", cores)
+        results.append(_gradients(network, network, x, slope))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_none_is_not_lost(bad):
+    """The training's check for finite losses sees it."""
+    architecture = Architecture(width=8, depth=2)
+    x = torch.zeros(1, 1, 800)
+    x[0, 0, 400] = bad
+    assert not _network("encoder", architecture).float()(x).isfinite().all()
+
+
+def test_an_input_in_another_order_of_memory():
+    architecture = Architecture(width=8, depth=1)
+    network = _network("decoder", architecture).float()
+    x = torch.randn(2, 30, 64)
+    torch.testing.assert_close(network(x.transpose(1, 2)), network(x.transpose(1, 2).contiguous()))
+
+
+def test_a_copy_has_weights_of_its_own():
+    """The averaged model and its original compute with their own."""
+    network = Encoder(Architecture(width=4, depth=1))
+    other = copy.deepcopy(network)
+    x = torch.randn(1, 1, 80)
+    with torch.no_grad():
+        before = other(x)
+        for parameter in network.parameters():
+            parameter.zero_()
+        assert torch.equal(other(x), before)
+        assert not network(x).any()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_input_is_left_as_it_was(grad):
+    network = Encoder(Architecture(width=4, depth=1))
+    x = torch.randn(1, 1, 80)
+    kept = x.clone()
+    with torch.set_grad_enabled(grad):
+        network(x)
+    assert torch.equal(x, kept)
+
+
+def test_half_precision_takes_pytorchs_layers():
+    network = Encoder(Architecture(width=4, depth=1)).bfloat16()
+    assert network(torch.randn(1, 1, 80).bfloat16()).dtype == torch.bfloat16
+
+
+def test_blocks_are_found_whatever_they_hold():
+    """Every convolution of a network is in its program once."""
+    network = Decoder(Architecture(width=4, depth=2, downs=(2, 1)))
+    found = network._network.convolutions
+    assert set(map(id, found)) == {
+        id(m) for m in network.modules() if isinstance(m, nn.Conv1d | nn.ConvTranspose1d)
+    }
+    assert len(found) == len(set(map(id, found)))
+
+
+def test_a_forked_process_computes_too(monkeypatch):
+    """As the process that prepares batches does, after its parent has computed."""
+    monkeypatch.setattr(networks, "CORES", 2)
+    network = Encoder(Architecture(width=4, depth=1)).requires_grad_(False)
+    x = torch.randn(2, 1, 80)
+    expected = network(x)
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert torch.equal(pool.submit(network, x).result(timeout=60), expected)
