@@ -17,7 +17,6 @@ import csv
 import itertools
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -34,7 +33,19 @@ from jukesep.errors import UserError, reported
 from jukesep.files import write_text
 from jukesep.params import Params
 
-from .measurements import BATCH, PAGE, RESULTS, SEGMENT, STAGES, Measurement, line, load, page, save
+from .measurements import (
+    BATCH,
+    PAGE,
+    RESULTS,
+    SEGMENT,
+    STAGES,
+    Measurement,
+    line,
+    load,
+    page,
+    processor,
+    save,
+)
 
 ROOT = Path(__file__).parents[1]
 STEM, INIT = "drums", "scratch"  # any will do: neither speed nor memory depends on them
@@ -139,7 +150,7 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
     )
     on_gpu = device.type == "cuda"
     return Measurement(
-        device=torch.cuda.get_device_name() if on_gpu else _processor(),
+        device=torch.cuda.get_device_name() if on_gpu else processor(),
         kind=device.type,
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
@@ -180,15 +191,6 @@ def _peak() -> int:
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = sum(resource.getrusage(each).ru_maxrss for each in who)
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
