@@ -37,6 +37,10 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int) -> None:
     old = [name for name in missing if _revision(name)]
     if old:
         subprocess.run(["dvc", "exp", "remove", *old], check=True)
+    # A task of an earlier try that failed would be taken for this one's.
+    tasks = [line.split()[0] for line in _tasks() if not missing.keys().isdisjoint(line.split())]
+    if tasks:
+        subprocess.run(["dvc", "queue", "remove", *tasks], check=True)
     for name, overrides in missing.items():
         options = [word for override in overrides for word in ("-S", override)]
         subprocess.run(["dvc", "exp", "run", "--queue", "--name", name, *options], check=True)
@@ -80,7 +84,7 @@ def _wait(names: Collection[str]) -> None:
     start = time.monotonic()
     # A task that is being handed to a worker is in no list for a moment: only the end counts.
     while waiting := [name for name in names if _revision(name) is None]:
-        for line in _output("dvc", "queue", "status").splitlines():
+        for line in _tasks():
             for name in waiting:
                 if name in line.split() and "Failed" in line:
                     sys.exit(f"error: {name} failed; `dvc queue logs {name}` says why.")
@@ -88,6 +92,11 @@ def _wait(names: Collection[str]) -> None:
         left = f", about {seconds / finished * len(waiting) / 60:.0f} min left" if finished else ""
         print(f"{finished} of {len(names)} experiments, {seconds / 60:.0f} min{left}", flush=True)
         time.sleep(POLL)
+
+
+def _tasks() -> list[str]:
+    """The queue, a task a line, the first word its id."""
+    return _output("dvc", "queue", "status").splitlines()
 
 
 def _revision(name: str) -> str | None:
