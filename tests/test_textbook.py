@@ -58,7 +58,7 @@ def test_separation(pair):
     torch.testing.assert_close(apply_chunked(vqvae, audio[:, 0], 4096), stem[:, 0])
 
 
-@pytest.mark.parametrize("name", ["demo-stage2", "codebook"])
+@pytest.mark.parametrize("name", ["codebook"])
 def test_a_row_is_measured_and_laid_out(name, monkeypatch):
     monkeypatch.setattr(
         speed, "_peak_of", lambda row, side: {"textbook": 30.0, "jukesep": 10.0}[side]
