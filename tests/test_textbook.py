@@ -1,7 +1,10 @@
 """The yardstick of the benchmarks computes what jukesep computes."""
 
 import copy
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from jukesep.codebook import straight_through
 from jukesep.separation import apply_chunked
 from jukesep.vqvae import Architecture, Encoder
 
+ROOT = Path(__file__).parents[1]
 SMALL = Architecture(width=8, depth=2, downs=(2,), latent_dim=8, codes=16)
 
 
@@ -58,7 +62,7 @@ def test_separation(pair):
     torch.testing.assert_close(apply_chunked(vqvae, audio[:, 0], 4096), stem[:, 0])
 
 
-@pytest.mark.parametrize("name", ["codebook"])
+@pytest.mark.parametrize("name", ["demo-stage2", "codebook"])
 def test_a_row_is_measured_and_laid_out(name, monkeypatch):
     monkeypatch.setattr(
         speed, "_peak_of", lambda row, side: {"textbook": 30.0, "jukesep": 10.0}[side]
@@ -74,3 +78,16 @@ def test_a_row_is_measured_and_laid_out(name, monkeypatch):
     page = speed.page({name: result})
     assert f"| {speed.ROWS[name].what} | 500.0 | 250.0 | 2.00 x | 30 | 10 | 0.33 x |" in page
     assert result["machine"] in page
+
+
+def test_memory_is_that_of_the_process_alone():
+    """Not of this one, which may once have had more."""
+    before = np.ones(100_000_000)
+    del before
+    assert 20 < speed._peak_of("demo-stage2", "textbook") < 400
+
+
+def test_the_committed_page_is_of_the_committed_measurements():
+    results = json.loads((ROOT / speed.RESULTS).read_text(encoding="utf-8"))
+    assert set(results) == set(speed.ROWS)
+    assert (ROOT / speed.PAGE).read_text(encoding="utf-8") == speed.page(results)
