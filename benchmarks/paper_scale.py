@@ -125,7 +125,7 @@ def measure(params: Params, stage: str, folder: Path) -> Measurement:
 def _train(params: Params, stage: str, folder: Path) -> Measurement:
     import torch
 
-    from jukesep import devices, experiment, jukebox, training
+    from jukesep import devices, experiment, jukebox, status
     from jukesep.separation import load_model
 
     imported = _peak()
@@ -141,8 +141,8 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
         shutil.copyfile(experiment.RUNS / "weights" / INIT / experiment.WEIGHTS, first)
     try:
         (experiment.stage1 if stage == "stage1" else experiment.stage2)(params, STEM, INIT)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{stage}: {error} Lower --batch or --segment.") from None
+    except UserError as error:
+        raise UserError(f"{error} Here: --batch or --segment.") from None
     model = jukebox.load_jukebox(first) if stage == "stage1" else load_model(first, second)
     encoder, decoder = (
         sum(weight.numel() for weight in half.parameters())
@@ -159,9 +159,7 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
         segment=recipe.segment,
         batch=recipe.batch,
         steps=recipe.steps - UNCOUNTED,
-        seconds=step_seconds(
-            training.TIMING / experiment.run_folder(stage, STEM, INIT) / "timing.csv"
-        ),
+        seconds=step_seconds(next(status.root().glob(f"{stage}-*/timing.csv"))),
         memory=torch.cuda.max_memory_allocated() if on_gpu else _peak(),
         imported=0 if on_gpu else imported,
         encoder=encoder,

@@ -1,4 +1,4 @@
-"""The command line: `jukesep separate`, `jukesep evaluate`, `jukesep compose`."""
+"""The command line: `jukesep separate`, `evaluate`, `status`, `clean`, `compose`."""
 
 from __future__ import annotations
 
@@ -199,6 +199,66 @@ def compose(
             "params.yaml is not what conf/ composes to. `jukesep compose` writes it anew; a change "
             "made by hand in params.yaml belongs into conf/."
         )
+
+
+@app.command()
+def status(
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Finished trainings too, whose logs are still there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """List the trainings in progress, and the interrupted ones: step, rate, time left.
+
+    An interrupted training goes on when the command that started it is given again.
+    """
+    from . import status as trainings
+
+    found = trainings.trainings()
+    if not show_all:
+        found = [one for one in found if one.condition != "finished"]
+    if as_json:
+        typer.echo(json.dumps([one.as_dict() for one in found], indent=2, ensure_ascii=False))
+    elif found:
+        typer.echo(trainings.table(found))
+    else:
+        typer.echo(f"No training in progress, and none interrupted, in {trainings.root()}.")
+
+
+@app.command()
+def clean(
+    older_than: Annotated[
+        float, typer.Option(min=0, help="Days since the last news of a training.")
+    ] = 0.0,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Only the logs and samples of finished trainings.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete what is kept of trainings that are not running: saves, logs, samples.
+
+    An interrupted training then starts from its beginning. Results are elsewhere, and stay.
+    """
+    import time
+
+    from . import status as trainings
+
+    latest = time.time() - older_than * 24 * 3600
+    found = [
+        one
+        for one in trainings.trainings()
+        if one.condition != "running"
+        and (one.condition == "finished" or not finished)
+        and one.progress.get("updated", 0.0) <= latest
+    ]
+    if not found:
+        typer.echo(f"Nothing to delete in {trainings.root()}.")
+        return
+    typer.echo(trainings.table(found))
+    total = trainings.size(sum(one.size for one in found))
+    if yes or typer.confirm(f"Delete these {len(found)}, {total}?"):
+        trainings.clean(found)
+        typer.echo(f"Deleted {len(found)}, {total}.")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 No gradient reaches the codebook. A training step quantises with the present codes and then calls
 `update`; in several processes the counts and sums are summed over them, so that all hold the same
-codebook.
+codebook, that of the whole batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import distributed
 from .errors import UserError
 
 # Distances held at a time: on the CPU a block that stays in cache, on a GPU one that fills it.
@@ -122,16 +122,16 @@ class Codebook(nn.Module):
     ) -> CodebookStats:
         """Move each code towards the mean of its latents; revive codes with too few at random.
 
-        latents (B, dim, N) and codes (B, N) are those of the training step; a revived code becomes
-        one of these latents. Every step draws from the generator, whether or not a code needs it;
-        in several processes process 0's draw counts.
+        latents (B, dim, N) and codes (B, N) are those of the training step, in several processes
+        equally many in each; a revived code becomes one of the latents of all. Every step draws
+        from the generator, whether or not a code needs it.
         """
         rows = _rows(latents)
         flat = codes.reshape(-1)
         counts = torch.bincount(flat, minlength=len(self.k)).to(rows.dtype)
         sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
-        _sum_over_processes(counts)
-        _sum_over_processes(sums)
+        distributed.sum_(counts)
+        distributed.sum_(sums)
         substitutes = self._draw(rows, generator)
 
         old = self.k.clone()
@@ -156,14 +156,22 @@ class Codebook(nn.Module):
         )
 
     def _draw(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As many random rows as there are codes, all different while there are enough."""
+        """As many random rows as there are codes, all different while there are enough.
+
+        Of the rows of all processes, in the order of their ranks: those that one process, with the
+        whole batch, would draw.
+        """
         device = generator.device if generator is not None else torch.device("cpu")
-        order = torch.randperm(len(rows), generator=generator, device=device)
-        order = order.repeat(math.ceil(len(self.k) / len(rows)))[: len(self.k)]
-        drawn = rows[order.to(rows.device)]
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(drawn, src=0)
-        return drawn
+        total = len(rows) * distributed.world_size()
+        order = torch.randperm(total, generator=generator, device=device)
+        order = order.repeat(math.ceil(len(self.k) / total))[: len(self.k)].to(rows.device)
+        if total == len(rows):
+            return rows[order]
+        order = distributed.first_(order) - distributed.rank() * len(rows)
+        here = (order >= 0) & (order < len(rows))
+        drawn = torch.zeros_like(self.k)
+        drawn[here] = rows[order[here]]
+        return distributed.sum_(drawn)
 
 
 def straight_through(latents: Tensor, quantised: Tensor) -> Tensor:
@@ -182,11 +190,6 @@ def _first_argmin(distances: Tensor) -> Tensor:
     grouped = distances.view(len(distances), -1, group)
     best = grouped.amin(2).argmin(1)
     return best * group + grouped[torch.arange(len(best), device=best.device), best].argmin(1)
-
-
-def _sum_over_processes(tensor: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor)
 
 
 @contextmanager

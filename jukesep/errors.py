@@ -11,6 +11,14 @@ class UserError(Exception):
     """A message that names the file or setting, the value found, and the remedy."""
 
 
+class Interrupted(Exception):
+    """A signal ended the work in good order: what there is to say, and the exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """Print a UserError of the block and exit with status 1; on Ctrl-C exit with 130."""
@@ -19,6 +27,10 @@ def reported() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as error:
+        if str(error):
+            print(error, file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

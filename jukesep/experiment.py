@@ -7,20 +7,23 @@ else.
 from __future__ import annotations
 
 import copy
-import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import devices, evaluation, jukebox, losses, pretrained
+from . import devices, distributed, evaluation, identity, jukebox, losses, pretrained
 from .errors import UserError
 from .params import Params, Recipe
 from .seeds import torch_seed
 from .segments import Segments
 from .separation import load_model
 from .songs import MIXTURE, Manifest
-from .training import LatentMatching, Reconstruction, train
+from .tasks import LatentMatching, Reconstruction
+from .training import train
+from .trainings import About, Training
 from .vqvae import VQVAE, Architecture, Encoder
 
 PREPARED = Path("data/prepared")
@@ -58,10 +61,10 @@ def weights(params: Params, init: str) -> None:
     if init == "scratch":
         jukebox.save_jukebox(_random_vqvae(params), path, 0, _hps(params, init))
     elif params.weights.source == "pretrain":
-        vqvae = _random_vqvae(params)
-        _train_vqvae(params, params.pretrain, vqvae, MIXTURE, "pretrain", init, folder)
-        shutil.copyfile(folder / "checkpoints" / f"{params.pretrain.steps}.pt", path)
-        shutil.rmtree(folder / "checkpoints")
+        vqvae, recipe = _random_vqvae(params), params.pretrain
+        names = {f"checkpoints/{recipe.steps}.pt": WEIGHTS}
+        with _training(params, "weights", "pretrain", {"init": init}, folder, names) as run:
+            _train_vqvae(params, recipe, vqvae, MIXTURE, "pretrain", init, run)
     else:
         file = pretrained.find(params.weights)
         vqvae = jukebox.load_jukebox(file, level=params.weights.level)
@@ -87,8 +90,9 @@ def stage1(params: Params, stem: str, init: str) -> None:
             # As the published code does: all codes at zero, and taken for those of a file.
             usage = jukebox.restored_usage(vqvae.architecture, recipe.segment)
             vqvae.codebook.restore(torch.zeros_like(vqvae.codebook.k), usage)
-    folder = run_folder("stage1", stem, init)
-    _train_vqvae(params, recipe, vqvae, stem, "stage1", init, folder)
+    item, folder = {"stem": stem, "init": init}, run_folder("stage1", stem, init)
+    with _training(params, "stage1", "stage1", item, folder) as run:
+        _train_vqvae(params, recipe, vqvae, stem, "stage1", init, run)
 
 
 def stage2(params: Params, stem: str, init: str) -> None:
@@ -96,28 +100,19 @@ def stage2(params: Params, stem: str, init: str) -> None:
     recipe = params.stage2
     first = jukebox.load_jukebox(stage1_checkpoint(params, stem, init))
     encoder = _encoder2(params, init, first)
-    manifest = Manifest.load(MANIFEST)
-    parts = (MIXTURE, stem)
-    device = devices.choose(params.device, params.threads)
-    train(
-        LatentMatching(
-            encoder, first.to(device), recipe.loss, params.losses, _hps(params, init, stem)
-        ),
-        recipe,
-        Segments(
-            manifest.split("train"),
-            parts,
-            recipe.segment,
-            params.seed,
-            "stage2",
-            blend=recipe.blend,
-        ),
-        Segments(manifest.split("valid"), parts, recipe.segment, params.seed, "valid", False),
-        run_folder("stage2", stem, init),
-        recipe.checkpoints,
-        f"stage2 {stem} {init}",
-        device,
-    )
+    songs = Manifest.load(MANIFEST)
+    parts, segment, seed = (MIXTURE, stem), recipe.segment, params.seed
+    hps = _hps(params, init, stem)
+    item, folder = {"stem": stem, "init": init}, run_folder("stage2", stem, init)
+    with _training(params, "stage2", "stage2", item, folder) as run:
+        train(
+            LatentMatching(encoder, first.to(run.device), recipe.loss, params.losses, hps),
+            recipe,
+            Segments(songs.split("train"), parts, segment, seed, "stage2", blend=recipe.blend),
+            Segments(songs.split("valid"), parts, segment, seed, "valid", False),
+            recipe.checkpoints,
+            run,
+        )
 
 
 def evaluate(params: Params, stem: str, init: str) -> None:
@@ -143,7 +138,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
 
 
 def _train_vqvae(
-    params: Params, recipe: Recipe, vqvae: VQVAE, part: str, stage: str, init: str, folder: Path
+    params: Params, recipe: Recipe, vqvae: VQVAE, part: str, stage: str, init: str, run: Training
 ) -> None:
     """Pretraining (part: the mixture) and stage 1 (part: a stem)."""
     manifest = Manifest.load(MANIFEST)
@@ -164,11 +159,44 @@ def _train_vqvae(
         recipe,
         segments,
         Segments(manifest.split("valid"), (part,), recipe.segment, params.seed, "valid", False),
-        folder,
         [recipe.steps],
-        f"{stage} {part} {init}",
-        devices.choose(params.device, params.threads),
+        run,
     )
+
+
+@contextmanager
+def _training(
+    params: Params,
+    stage: str,
+    section: str,
+    item: Mapping[str, str],
+    out: Path,
+    names: Mapping[str, str] | None = None,
+) -> Iterator[Training]:
+    """A training of a stage of dvc.yaml, on its device, together with other processes if any.
+
+    `section` is where the parameters have its recipe, `item` what the stage's matrix chose.
+    """
+    what = identity.identity(
+        stage,
+        item,
+        params.model_dump(mode="json"),
+        device=devices.choose(params.device, params.threads).type,
+        threads=str(params.threads),
+    )
+    about = About(
+        title=" ".join((section, item.get("stem", MIXTURE), item["init"])),
+        section=section,
+        out=out,
+        names=names or {},
+        identity=what,
+        save_minutes=params.save_minutes,
+        sample_minutes=params.sample_minutes,
+        sample_rate=params.model.sample_rate,
+    )
+    with distributed.group(devices.choose(params.device, params.threads)) as device:
+        devices.set_precision(params.precision, device)
+        yield Training(about, device, params.precision, main=distributed.rank() == 0)
 
 
 def _encoder2(params: Params, init: str, stage1: VQVAE) -> Encoder:

@@ -161,6 +161,9 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[int, Field(ge=0)]
+    precision: Literal["fp32", "tf32", "bf16"]
+    save_minutes: Weight
+    sample_minutes: Weight
     data: Data
     band: Band
     model: Model

@@ -73,6 +73,24 @@ class Segments(Dataset[torch.Tensor]):
                 done = stop
         return torch.from_numpy(mono)
 
+    def excerpt(self, samples: int) -> torch.Tensor:
+        """The middle of the first song, not augmented, to listen to: (parts, samples).
+
+        About so many samples: whole segments, at least one.
+        """
+        song = self.places[0][0]
+        whole = min(max(samples // self.segment, 1), song.samples // self.segment)
+        length = whole * self.segment
+        start = (song.samples - length) // 2
+        mono = [audio.to_mono(audio.read(song.file(p), start, length))[0] for p in self.parts]
+        return torch.from_numpy(np.stack(mono))
+
+    def describe(self, index: int) -> dict[str, object]:
+        """Where segment `index` comes from: files, first sample and samples."""
+        song, start = self._place(index)
+        files = [str(song.file(part)) for part in self.parts]
+        return {"files": files, "start": start, "samples": self.segment}
+
     def _blends(self, index: int) -> list[float]:
         """The share m of the left channel, for each part."""
         if not self.augment:

@@ -2,215 +2,103 @@
 
 The recipe is the paper's (section 3): Adam with warm-up from a rate of zero, the gradient's
 norm clipped, an exponential average of the weights for the checkpoints, the codebook live.
-What differs between the trainings is a task: what a batch is made of, and its loss.
+What differs between the trainings is a task: what a batch is made of, and its loss. Several
+processes (`launch` has the lines that start them) share a batch and compute what one does.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from . import jukebox, losses
-from .codebook import straight_through
-from .errors import UserError
+from . import devices, distributed
+from .errors import Interrupted, UserError
 from .optimiser import Adam, as_one
-from .params import CodebookParams, Losses, Recipe
+from .params import Recipe
 from .progress import bar
-from .seeds import torch_generator
 from .segments import Segments
-from .vqvae import VQVAE, Encoder
+from .signals import ignore_signals
+from .tasks import Prepared, Task, Terms
+from .trainings import Training
 
-Terms = dict[str, torch.Tensor]
-Prepared = tuple[torch.Tensor, torch.Tensor]  # input and target
+Row = dict[str, float | None]
 
-# Seconds and steps a second go here and not into a training's folder, which DVC tracks: the
-# same seed gives that folder again bit for bit.
-TIMING = Path("timing")
-TIMING_COLUMNS = ("step", "seconds", "steps_per_second")
-
-
-class Task(Protocol):
-    """What one training optimises."""
-
-    @property
-    def model(self) -> nn.Module:
-        """Its parameters are trained and averaged."""
-        ...
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Columns of the log, beside those every training has."""
-        ...
-
-    def prepare(self, batch: torch.Tensor) -> Prepared:
-        """Input and target of a batch (batch, parts, segment): what needs no training step.
-
-        Runs ahead of the training step, on a CPU in another process: it must not touch what the
-        step changes.
-        """
-        ...
-
-    def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
-        """The loss of a prepared training batch, and its terms by name."""
-        ...
-
-    def state(self) -> Mapping[str, float]:
-        """The columns that describe the model rather than the loss, after a step."""
-        ...
-
-    def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
-        """The loss of the averaged model, nothing changed."""
-        ...
-
-    def save(self, averaged: nn.Module, path: Path, step: int) -> None:
-        """Write a checkpoint of the averaged model."""
-        ...
+COLLAPSED = 0.01  # perplexity, as a share of the codes: below, the codebook is lost
+SAMPLE_SECONDS = 8
 
 
-class Reconstruction:
-    """Pretraining and stage 1: y = D(Q(E(x))) against x, and the codebook that follows E."""
+class Block:
+    """Means over the steps between two rows of the log."""
 
-    columns = ("l2", "linf", "multispectral", "commit", "usage", "perplexity", "revived")
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
 
-    def __init__(
-        self,
-        vqvae: VQVAE,
-        bandwidths: losses.Bandwidths,
-        weights: Losses,
-        codebook: CodebookParams,
-        seed: int,
-        hps: dict[str, Any],
-    ) -> None:
-        self.model = vqvae
-        self.bandwidths = bandwidths
-        self.weights = weights.model_dump()
-        self.seed = seed
-        self.hps = hps
-        vqvae.codebook.decay = codebook.decay
-        vqvae.codebook.revival_threshold = codebook.revival_threshold
-        self._stats: dict[str, float] = {}
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.count += 1
 
-    def prepare(self, batch: torch.Tensor) -> Prepared:
-        return batch[:, :1], batch[:, :1]
-
-    def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
-        _, target = batch
-        codebook = self.model.codebook
-        latents = self.model.encode(target)
-        generator = torch_generator(self.seed, "codebook", step)
-        if not codebook.initialised:
-            codebook.initialise(latents.detach(), generator)
-        codes, quantised = codebook.quantise(latents)
-        total, terms = losses.stage1_loss(
-            target,
-            self.model.decode(straight_through(latents, quantised)),
-            latents,
-            quantised,
-            self.bandwidths,
-            **self.weights,
-        )
-        # The batch is quantised with the codebook as it was; only then does the codebook learn.
-        stats = codebook.update(latents.detach(), codes, generator)
-        self._stats = {
-            "usage": float(stats.usage),
-            "perplexity": float(stats.perplexity),
-            "revived": float(stats.revived),
-        }
-        return total, terms
-
-    def state(self) -> Mapping[str, float]:
-        return self._stats
-
-    def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
-        vqvae = self._with_codebook(averaged)
-        _, target = batch
-        latents = vqvae.encode(target)
-        _, quantised = vqvae.quantise(latents)
-        total, _ = losses.stage1_loss(
-            target, vqvae.decode(quantised), latents, quantised, self.bandwidths, **self.weights
-        )
-        return float(total)
-
-    def save(self, averaged: nn.Module, path: Path, step: int) -> None:
-        jukebox.save_jukebox(self._with_codebook(averaged), path, step, self.hps)
-
-    def _with_codebook(self, averaged: nn.Module) -> VQVAE:
-        """The averaged weights beside the live codebook."""
-        assert isinstance(averaged, VQVAE)
-        averaged.codebook.load_state_dict(self.model.codebook.state_dict())
-        return averaged
-
-
-class LatentMatching:
-    """Stage 2: E2(mixture) against E1(stem) before quantisation, E1 frozen."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        stage1: VQVAE,
-        loss: Literal["mse", "mse_linf"],
-        weights: Losses,
-        hps: dict[str, Any],
-    ) -> None:
-        self.model = encoder
-        self.stage1 = stage1.eval().requires_grad_(False)
-        self._loss = partial(
-            losses.stage2_loss, kind=loss, linf=weights.linf, linf_k=weights.linf_k
-        )
-        # The plain error is the loss itself and needs no column.
-        self.terms = ("l2", "linf") if loss == "mse_linf" else ()
-        self.columns = (*self.terms, "usage", "perplexity")
-        self.hps = hps
-        self._latents = torch.empty(0)
-
-    @torch.no_grad()
-    def prepare(self, batch: torch.Tensor) -> Prepared:
-        return batch[:, :1], self.stage1.encode(batch[:, 1:2])
-
-    def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
-        mixture, target = batch
-        latents = self.model(mixture)
-        self._latents = latents.detach()
-        total, terms = self._loss(target, latents)
-        return total, {name: terms[name] for name in self.terms}
-
-    def state(self) -> Mapping[str, float]:
-        codes, _ = self.stage1.quantise(self._latents)
-        counts = torch.bincount(codes.flatten(), minlength=self.stage1.architecture.codes)
-        shares = counts[counts > 0] / codes.numel()
-        perplexity = torch.exp(-(shares * shares.log()).sum())
-        return {"usage": float((counts > 0).sum()), "perplexity": float(perplexity)}
-
-    def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
-        mixture, target = batch
-        total, _ = self._loss(target, averaged(mixture))
-        return float(total)
-
-    def save(self, averaged: nn.Module, path: Path, step: int) -> None:
-        assert isinstance(averaged, Encoder)
-        jukebox.save_encoder(averaged, path, step, self.hps)
+    def means(self) -> dict[str, float]:
+        return {name: total / self.count for name, total in self.sums.items()}
 
 
 @dataclass
 class State:
-    """Everything the loop owns: the averaged model, its weights as one vector, the optimiser."""
+    """All that the next step depends on: the model, its average as one vector, the optimiser."""
 
+    model: nn.Module
     averaged: nn.Module
     average: torch.Tensor
     optimiser: Adam
+    block: Block
     step: int = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that a step changes, the codebook's sums and counts among the model's."""
+        return {
+            **{f"model.{name}": value for name, value in self.model.state_dict().items()},
+            "average": self.average,
+            "means": self.optimiser.means,
+            "squares": self.optimiser.squares,
+        }
+
+    def save(self) -> dict[str, Any]:
+        """As `load` takes it, on the CPU."""
+        return {
+            "step": self.step,
+            "tensors": {name: value.cpu() for name, value in self.tensors().items()},
+            "optimiser_steps": self.optimiser.steps,
+            "block": {"sums": self.block.sums, "count": self.block.count},
+            # Nothing draws from it: every draw is of (seed, purpose, index).
+            "random": torch.get_rng_state(),
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `save` returned. UserError, and nothing changed, if it does not fit."""
+        ours, theirs = self.tensors(), saved["tensors"]
+        forms = [
+            {name: (value.shape, value.dtype) for name, value in tensors.items()}
+            for tensors in (ours, theirs)
+        ]
+        if forms[0] != forms[1]:
+            raise UserError("it is of another model")
+        step, steps, block = saved["step"], saved["optimiser_steps"], saved["block"]
+        torch.set_rng_state(saved["random"])
+        self.block.sums, self.block.count = dict(block["sums"]), block["count"]
+        self.step, self.optimiser.steps = step, steps
+        with torch.no_grad():
+            for name, value in ours.items():
+                value.copy_(theirs[name])
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -229,173 +117,287 @@ def train(
     recipe: Recipe,
     segments: Segments,
     validation: Segments,
-    folder: Path,
     checkpoints: Sequence[int],
-    title: str,
-    device: torch.device,
+    run: Training,
 ) -> None:
-    """Run `recipe.steps` steps of a task; write checkpoints and log.csv to `folder`.
+    """Run `recipe.steps` steps of a task; checkpoints and log.csv go to where `run` puts them.
 
-    A row of the log every `log_every` steps: the means of the loss, its terms and the gradient's
-    norm over the block, the rest as it is at that step. What differs from run to run goes to
-    TIMING instead. UserError if the loss or the gradient is no longer finite.
+    Goes on from the last save of `run`, to the bit. A row of the log every `log_every` steps: the
+    means of the loss, its terms and the gradient's norm over the block, the rest as it is at that
+    step. UserError for whatever a user can mend: a loss that is no longer finite, a song that
+    cannot be read, too little memory; Interrupted after SIGINT and SIGTERM, the step saved.
     """
+    device = run.device
     task.model.to(device).train()
     # The average starts from the initial weights.
     averaged = copy.deepcopy(task.model).requires_grad_(False)
-    state = State(averaged, as_one(averaged.parameters()), Adam(task.model.parameters()))
-    held_out = [task.prepare(batch) for batch in _validation_batches(validation, recipe, device)]
-    block = _Block()
-    with (
-        _Log(folder, task.columns) as log,
-        bar(total=recipe.steps, desc=title, unit="step") as line,
-    ):
-        for batch in _batches(task, segments, recipe, device):
-            rate = learning_rate(recipe, state.step)
-            total, terms = task.loss(batch, state.step)
-            _check_finite(title, state.step, {**terms, "loss": total})
-            state.optimiser.zero_grad()
-            total.backward()
-            norm = state.optimiser.clip(recipe.clip)
-            _check_finite(title, state.step, {"gradient norm": norm})
-            state.optimiser.step(rate)
-            state.average.lerp_(state.optimiser.values, 1 - recipe.weight_ema)
-            state.step += 1
-            block.add({"loss": total, **terms, "grad_norm": norm})
+    average, optimiser = as_one(averaged.parameters()), Adam(task.model.parameters())
+    state = State(task.model, averaged, average, optimiser, Block())
+    autocast = devices.autocast(run.precision, device)
+    forward = distributed.parallel(_Forward(task), device)
+    columns = ["step", "loss", *task.columns, "grad_norm", "lr", "valid_loss"]
+    with run, _faults(run, state):
+        _resume(run, state)
+        run.columns(columns)
+        held_out = [task.prepare(batch) for batch in _held_out(validation, recipe, device)]
+        run.begin(state.step, recipe.steps, distributed.world_size())
+        warned = False
+        with (
+            closing(_batches(task, segments, recipe, run, state.step)) as batches,
+            bar(
+                total=recipe.steps,
+                initial=state.step,
+                desc=run.about.title,
+                unit="step",
+                disable=not run.main,
+            ) as line,
+        ):
+            while state.step < recipe.steps:
+                batch = _next(batches, run, state)
+                rate = learning_rate(recipe, state.step)
+                with autocast():
+                    total, terms = forward(batch, state.step)
+                shown = distributed.means({**terms, "loss": total})
+                _check_finite(run, state.step, shown, rate, segments, recipe)
+                state.optimiser.zero_grad()
+                total.backward()
+                norm = state.optimiser.clip(recipe.clip)
+                _check_finite(run, state.step, {"gradient norm": norm}, rate, segments, recipe)
+                state.optimiser.step(rate)
+                state.average.lerp_(state.optimiser.values, 1 - recipe.weight_ema)
+                state.step += 1
+                state.block.add({**shown, "grad_norm": norm})
 
-            last = state.step == recipe.steps
-            valid_loss = None
-            if state.step % recipe.valid_every == 0 or last:
-                valid_loss = _validate(task, state.averaged, held_out)
-                line.set_postfix(loss=block.mean("loss"), valid=valid_loss, refresh=False)
-            if state.step % recipe.log_every == 0 or valid_loss is not None:
-                log.row(state.step, {**block.means(), **task.state()}, rate, valid_loss)
-                block = _Block()
-            if state.step in checkpoints:
-                task.save(state.averaged, folder / f"checkpoints/{state.step}.pt", state.step)
-            line.update()
+                last = state.step == recipe.steps
+                valid_loss = None
+                if state.step % recipe.valid_every == 0 or last:
+                    valid_loss = _validate(task, state.averaged, held_out)
+                if state.step % recipe.log_every == 0 or valid_loss is not None:
+                    row: Row = {**state.block.means(), **task.state()}
+                    row |= {"step": state.step, "lr": rate, "valid_loss": valid_loss}
+                    run.row(state.step, [_number(row[name]) for name in columns])
+                    _show(line, row, task)
+                    state.block = Block()
+                    if not warned and state.step > recipe.warmup:
+                        warned = _warn_of_collapse(run, task, row)
+                if state.step in checkpoints:
+                    step = state.step
+                    run.checkpoint(step, lambda path: task.save(averaged, path, step))  # noqa: B023
+                if run.sample_due():
+                    run.sample(state.step, _sample(task, averaged, validation, run))
+                if last or run.save_due():
+                    run.save(state.step, state.save())
+                line.update()
+                run.tick(state.step)
+                if distributed.any_(run.stopping, device) and not last:
+                    run.save(state.step, state.save())
+                    distributed.wait()
+                    raise run.interrupted(state.step)
+        run.finish()
+
+
+class _Forward(nn.Module):
+    """A task's loss as a module's output: what can be spread over processes."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.task = task
+
+    def forward(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
+        return self.task.loss(batch, step)
+
+
+class _Steps(Dataset[Any]):
+    """Item `step` is what that step trains on: this process's share of its batch.
+
+    The segments 0, 1, 2, ... in order, whatever the number of processes. A song that cannot be
+    read is an item too: its error, which would lose its kind on the way from a worker.
+    """
+
+    def __init__(
+        self, task: Task, segments: Segments, batch: int, share: int, prepare: bool, autocast: Any
+    ) -> None:
+        self.task, self.segments = task, segments
+        self.batch, self.share, self.first = batch, share, share * distributed.rank()
+        self.prepare, self.autocast = prepare, autocast
+
+    def __getitem__(self, step: int) -> Any:
+        start = step * self.batch + self.first
+        try:
+            items = torch.stack([self.segments[start + i] for i in range(self.share)])
+        except UserError as error:
+            return error
+        if not self.prepare:
+            return items
+        # Arrays and not tensors, whose way to another process is one of open files, each a
+        # connection.
+        with self.autocast():
+            given, target = self.task.prepare(items)
+        return given.numpy(), target.float().numpy()
 
 
 def _batches(
-    task: Task, segments: Segments, recipe: Recipe, device: torch.device
-) -> Iterator[Prepared]:
-    """Batch after batch, prepared: indices 0, 1, 2, ... of the segments."""
+    task: Task,
+    segments: Segments,
+    recipe: Recipe,
+    run: Training,
+    start: int,
+) -> Generator[Prepared]:
+    """What each step from `start` on trains on, prepared."""
+    device = run.device
     on_cpu = device.type == "cpu"
-    collate = _Prepare(task) if on_cpu and recipe.workers else default_collate
+    # On a CPU another core prepares meanwhile.
+    ahead = on_cpu and recipe.workers > 0
+    share = distributed.share(recipe.batch, run.about.section)
+    autocast = devices.autocast(run.precision, device)
     loader = DataLoader(
-        Subset(segments, range(recipe.steps * recipe.batch)),
-        batch_size=recipe.batch,
+        _Steps(task, segments, recipe.batch, share, ahead, autocast),
+        batch_size=None,
+        sampler=range(start, recipe.steps),
         # On a CPU one is enough to keep ahead, and the memory of more would be for nothing.
         num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
-        if collate is default_collate:
-            yield task.prepare(batch.to(device, non_blocking=True))
-        else:
+        if isinstance(batch, UserError):
+            raise batch
+        if ahead:
             given, target = batch
             yield torch.from_numpy(given), torch.from_numpy(target)
+        else:
+            with autocast():
+                given, target = task.prepare(batch.to(device, non_blocking=True))
+            yield given, target.float()
 
 
-class _Prepare:
-    """Collates and prepares in the process that reads: on a CPU another core does it meanwhile.
-
-    Arrays and not tensors, whose way to another process is one of open files, each a connection.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def __call__(self, items: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        given, target = self.task.prepare(default_collate(items))
-        return given.numpy(), target.numpy()
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
-def _validation_batches(
-    validation: Segments, recipe: Recipe, device: torch.device
-) -> list[torch.Tensor]:
+def _next(batches: Iterator[Prepared], run: Training, state: State) -> Prepared:
+    """The next batch. If it cannot be had, what is trained so far is saved first."""
+    try:
+        return next(batches)
+    except UserError:
+        if state.step and distributed.world_size() == 1:
+            run.save(state.step, state.save())
+        raise
+
+
+def _held_out(validation: Segments, recipe: Recipe, device: torch.device) -> list[torch.Tensor]:
+    """This process's share of the batches that the model is validated on."""
     items = torch.stack([validation[index] for index in range(recipe.valid_segments)])
-    return [batch.to(device) for batch in items.split(recipe.batch)]
+    batches = items.split(recipe.batch)[distributed.rank() :: distributed.world_size()]
+    return [batch.to(device) for batch in batches]
 
 
 @torch.no_grad()
 def _validate(task: Task, averaged: nn.Module, batches: list[Prepared]) -> float:
-    weighted = [task.validation_loss(averaged, batch) * len(batch[0]) for batch in batches]
-    return sum(weighted) / sum(len(batch[0]) for batch in batches)
+    """The mean over the segments that all processes hold."""
+    total = sum(task.validation_loss(averaged, batch) * len(batch[0]) for batch in batches)
+    count = sum(len(batch[0]) for batch in batches)
+    if distributed.world_size() == 1:
+        return total / count
+    device = next(averaged.parameters()).device
+    both = torch.tensor([total, count], dtype=torch.float32, device=device)
+    total, count = distributed.sum_(both).tolist()
+    return total / count
 
 
-def _check_finite(title: str, step: int, terms: Mapping[str, torch.Tensor]) -> None:
+@torch.no_grad()
+def _sample(
+    task: Task, averaged: nn.Module, validation: Segments, run: Training
+) -> dict[str, np.ndarray]:
+    excerpt = validation.excerpt(SAMPLE_SECONDS * run.about.sample_rate)
+    sounds = task.sample(averaged, excerpt[None].to(run.device))
+    return {name: sound[0].float().cpu().numpy() for name, sound in sounds.items()}
+
+
+def _resume(run: Training, state: State) -> None:
+    """Load the newest save, in every process."""
+    saved: dict[str, Any] = {}
+
+    def accept(found: Mapping[str, Any]) -> None:
+        state.load(found)
+        saved.update(found)
+
+    if run.main:
+        run.newest(accept)
+    saved = distributed.same(saved)
+    if saved and not run.main:
+        state.load(saved)
+
+
+def _show(line: Any, row: Row, task: Task) -> None:
+    shown = {name: row[name] for name in ("loss", *task.columns, "valid_loss")}
+    shown = {name: value for name, value in shown.items() if value is not None}
+    line.set_postfix(shown, refresh=False)
+
+
+def _warn_of_collapse(run: Training, task: Task, row: Row) -> bool:
+    """Usage would not tell: revival keeps it high where a few codes do all the work."""
+    perplexity = row["perplexity"] or 0.0
+    if perplexity >= max(2.0, COLLAPSED * task.codes):
+        return False
+    run.warn(
+        f"the codebook is being lost: at step {row['step']} the batch's codes have a perplexity of "
+        f"{perplexity:.1f} of {task.codes} (usage {row['usage']:.0f}). More steps, a lower "
+        "learning rate or other initial weights may help."
+    )
+    return True
+
+
+def _check_finite(
+    run: Training,
+    step: int,
+    terms: Mapping[str, torch.Tensor],
+    rate: float,
+    segments: Segments,
+    recipe: Recipe,
+) -> None:
     for name, value in terms.items():
-        if not torch.isfinite(value):
+        if torch.isfinite(value):
+            continue
+        found, section = float(value.detach()), run.about.section
+        indices = range(step * recipe.batch, (step + 1) * recipe.batch)
+        batch = [{"index": index, **segments.describe(index)} for index in indices]
+        report = {"step": step, "term": name, "value": str(found), "learning_rate": rate}
+        path = run.fault({**report, "batch": batch})
+        raise UserError(
+            f"{run.about.title}: '{name}' is {found} at step {step}. The training cannot go on. "
+            f"{path} lists the segments of that step: look for damaged songs among them, else "
+            f"lower {section}.learning_rate or {section}.clip. {run.saved}"
+        )
+
+
+@contextmanager
+def _faults(run: Training, state: State) -> Iterator[None]:
+    """What a user can mend, in words."""
+    title, section = run.about.title, run.about.section
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
             raise UserError(
-                f"{title}: '{name}' is {float(value.detach())} at step {step}. The training cannot "
-                "go on; lower the learning rate or look for damaged songs."
-            )
-
-
-class _Block:
-    """Means over the steps between two rows of the log."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
-        self.count += 1
-
-    def mean(self, name: str) -> float:
-        return self.sums[name] / self.count
-
-    def means(self) -> dict[str, float]:
-        return {name: self.mean(name) for name in self.sums}
-
-
-class _Log:
-    """log.csv and TIMING of a training, a row at a time, so that they can be watched."""
-
-    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
-        self.columns = ["step", "loss", *columns, "grad_norm", "lr", "valid_loss"]
-        self.folder = folder
-        self.files: list[TextIO] = []
-
-    def __enter__(self) -> _Log:
-        self._write = self._open(self.folder / "log.csv", self.columns)
-        self._time = self._open(TIMING / self.folder / "timing.csv", TIMING_COLUMNS)
-        self._last = (0, time.perf_counter())
-        self._start = self._last[1]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files:
-            file.close()
-
-    def _open(self, path: Path, columns: Sequence[str]) -> Callable[[Sequence[object]], None]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", newline="", encoding="utf-8")
-        self.files.append(file)
-        writer = csv.writer(file, lineterminator="\n")
-
-        def write(row: Sequence[object]) -> None:
-            writer.writerow(row)
-            file.flush()
-
-        write(columns)
-        return write
-
-    def row(
-        self, step: int, values: Mapping[str, float], rate: float, valid_loss: float | None
-    ) -> None:
-        now = time.perf_counter()
-        entries: dict[str, float | int | None] = {
-            **values, "step": step, "lr": rate, "valid_loss": valid_loss
-        }  # fmt: skip
-        self._write([_number(entries[name]) for name in self.columns])
-        speed = (step - self._last[0]) / (now - self._last[1])
-        self._time([step, f"{now - self._start:.2f}", f"{speed:.3f}"])
-        self._last = (step, now)
+                f"{title}: out of memory on {run.device} at step {state.step}. Lower "
+                f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
+                f"batch, each on a GPU of its own. {run.saved}"
+            ) from error
+        if "DataLoader worker" in text:
+            raise UserError(
+                f"{title}: a process that reads songs has died at step {state.step} "
+                f"({text.splitlines()[0]}) If memory was short, lower {section}.workers or "
+                f"{section}.segment. {run.saved}"
+            ) from error
+        if distributed.lost(error):
+            raise UserError(f"{title}: another process has ended.") from error
+        raise
 
 
 def _number(value: float | int | None) -> str:

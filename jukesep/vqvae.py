@@ -184,7 +184,8 @@ class Decoder(nn.Module):
 
 
 def _on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and exact
 
 
 class VQVAE(nn.Module):

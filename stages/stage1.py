@@ -7,7 +7,10 @@ import sys
 
 from jukesep import experiment, params
 from jukesep.errors import reported
+from jukesep.launch import launch
 
 if __name__ == "__main__":
     with reported():
-        experiment.stage1(params.load(), stem=sys.argv[1], init=sys.argv[2])
+        p = params.load()
+        if not launch(p.stage1.batch, "stage1"):
+            experiment.stage1(p, stem=sys.argv[1], init=sys.argv[2])

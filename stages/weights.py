@@ -10,7 +10,11 @@ import sys
 
 from jukesep import experiment, params
 from jukesep.errors import reported
+from jukesep.launch import launch
 
 if __name__ == "__main__":
     with reported():
-        experiment.weights(params.load(), init=sys.argv[1])
+        p, init = params.load(), sys.argv[1]
+        trained = init == "pretrained" and p.weights.source == "pretrain"
+        if not (trained and launch(p.pretrain.batch, "pretrain")):
+            experiment.weights(p, init)

@@ -183,10 +183,10 @@ def trained(monkeypatch):
     """What each training was given: task, recipe, segments, validation. None takes a step."""
     calls = []
 
-    def train(task, recipe, segments, validation, folder, checkpoints, *_):
+    def train(task, recipe, segments, validation, checkpoints, run):
         calls.append((task, recipe, segments, validation))
         for step in checkpoints:
-            task.save(task.model, folder / f"checkpoints/{step}.pt", step)
+            task.save(task.model, run.about.out / f"checkpoints/{step}.pt", step)
 
     monkeypatch.setattr(experiment, "train", train)
     return calls

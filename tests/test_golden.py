@@ -25,7 +25,9 @@ from jukesep.optimiser import Adam
 from jukesep.params import CodebookParams, Losses, Recipe
 from jukesep.segments import Segments
 from jukesep.songs import Song
-from jukesep.training import Reconstruction, train
+from jukesep.tasks import Reconstruction
+from jukesep.training import train
+from jukesep.trainings import About, Training
 from jukesep.vqvae import VQVAE, Architecture, Encoder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -310,8 +312,9 @@ def test_the_training_loop_goes_the_trajectory(
         passed.append([p.detach().clone() for p in parameters])
 
     monkeypatch.setattr(Adam, "step", spy)
-    folder, cpu = Path("run"), torch.device("cpu")
-    train(task, _paper_s_recipe(case), segments, segments, folder, [4], "golden", cpu)
+    folder = Path("run")
+    run = Training(About("golden", "stage1", folder))
+    train(task, _paper_s_recipe(case), segments, segments, [4], run)
 
     golden = case.golden
     with (folder / "log.csv").open() as file:

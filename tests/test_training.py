@@ -13,11 +13,12 @@ from jukesep.errors import UserError
 from jukesep.params import CodebookParams, Losses, Recipe
 from jukesep.segments import Segments
 from jukesep.songs import Song
-from jukesep.training import LatentMatching, Reconstruction, learning_rate, train
+from jukesep.tasks import LatentMatching, Reconstruction
+from jukesep.training import learning_rate, train
+from jukesep.trainings import About, Training
 from jukesep.vqvae import VQVAE, Architecture, Encoder
 
 ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16)
-CPU = torch.device("cpu")
 WEIGHTS = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
 BANDWIDTHS = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)
 
@@ -56,19 +57,24 @@ def _matching(seed=0, loss="mse"):
     return LatentMatching(Encoder(ARCHITECTURE), stage1, loss, WEIGHTS, {"seed": seed})
 
 
-def _train(task, songs, folder=Path("run"), recipe=None, checkpoints=(3, 6)):
+def _run(out, **about):
+    """A training below the current folder, named after where its results go."""
+    return Training(About(f"test {out}", "stage1", out, sample_rate=8000, **about))
+
+
+def _train(task, songs, folder=Path("run"), recipe=None, checkpoints=(3, 6), run=None):
     recipe = recipe or _recipe()
     parts = ("vocals",) if isinstance(task, Reconstruction) else ("mixture", "vocals")
     segments = Segments(songs, parts, recipe.segment, 0, "test")
     valid = Segments(songs, parts, recipe.segment, 0, "valid", augment=False)
-    train(task, recipe, segments, valid, folder, checkpoints, "test", CPU)
+    train(task, recipe, segments, valid, checkpoints, run or _run(folder))
     with (folder / "log.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture(autouse=True)
 def _away_from_the_project(tmp_path, monkeypatch):
-    """A training writes its timing below the current folder."""
+    """A training keeps its folder below the current one."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -103,7 +109,7 @@ def test_the_log_has_every_column_at_its_interval(songs, tmp_path):
         terms = {name: float(row[name]) for name in ("l2", "linf", "multispectral", "commit")}
         total = terms["l2"] + 0.02 * terms["linf"] + terms["multispectral"] + 0.02 * terms["commit"]
         assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
-    timing = Path("timing/run/timing.csv").read_text()
+    (timing,) = (path.read_text() for path in Path("trainings").glob("*/timing.csv"))
     assert timing.startswith("step,seconds,steps_per_second\n2,")
 
 
@@ -196,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(songs, tmp_path
         return clean(batch, step)
 
     task.loss = poisoned
-    with pytest.raises(UserError, match=r"test: 'l2' is nan at step 2"):
+    with pytest.raises(UserError, match=r"test run: 'l2' is nan at step 2"):
         _train(task, songs)
     assert not list(tmp_path.rglob("*.pt"))
 

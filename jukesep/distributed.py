@@ -1,0 +1,140 @@
+"""Several processes that train one model: sums and broadcasts, which do nothing in one process.
+
+torchrun tells a process its rank by environment variables. The batch is split: each process takes
+an equal share of it, in the order of their ranks, and what is averaged or summed over the processes
+equals what one process computes on the whole batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import networks
+from .errors import UserError
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def rank() -> int:
+    """This process's number; 0 writes."""
+    return dist.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    """How many processes train."""
+    return dist.get_world_size() if _together() else 1
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes of a torchrun; yields this process's device (a GPU each, by local rank).
+
+    NCCL on GPUs, gloo elsewhere. UserError if there are fewer GPUs than processes.
+    """
+    if not launched():
+        yield device
+        return
+    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    # Their number changes no result.
+    networks.CORES = max(1, (os.cpu_count() or 1) // here)
+    if device.type == "cuda":
+        if here > torch.cuda.device_count():
+            raise UserError(
+                f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs: each "
+                "process needs one. Lower JUKESEP_NPROC (torchrun: --nproc-per-node)."
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def share(batch: int, section: str) -> int:
+    """A process's share of a batch. UserError if the batch cannot be split evenly."""
+    processes = world_size()
+    if batch % processes:
+        raise UserError(
+            f"{section}.batch is {batch}: it cannot be split evenly over {processes} processes. "
+            f"Change it, or the number of processes."
+        )
+    return batch // processes
+
+
+def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its gradients averaged over the processes."""
+    if not _together():
+        return module
+    wrap = nn.parallel.DistributedDataParallel
+    # The codebook's buffers are the same everywhere by their own sums. (The newer name first.)
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    name = next(name for name in names if name in inspect.signature(wrap).parameters)
+    ids = [device] if device.type == "cuda" else None
+    return wrap(module, device_ids=ids, **{name: False})
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over the processes, in place."""
+    if _together():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def first_(tensor: Tensor) -> Tensor:
+    """What process 0 holds, in place."""
+    if _together():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the processes of each scalar."""
+    if not _together():
+        return dict(values)
+    total = sum_(torch.stack([value.detach().float() for value in values.values()]))
+    return dict(zip(values, total / world_size(), strict=True))
+
+
+def any_(here: bool, device: torch.device) -> bool:
+    """Whether it is so in any process."""
+    return bool(sum_(torch.tensor(float(here), device=device))) if _together() else here
+
+
+def same(value: Any) -> Any:
+    """Process 0's value, in all."""
+    if not _together():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if _together():
+        dist.barrier()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process has gone: that one says why."""
+    known = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "TCPStore")
+    return (
+        launched() and isinstance(error, RuntimeError) and any(name in str(error) for name in known)
+    )
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

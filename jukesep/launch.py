@@ -1,0 +1,89 @@
+"""A training in several processes: JUKESEP_NPROC, or torchrun by hand.
+
+    JUKESEP_NPROC=2 uv run dvc repro
+    uv run torchrun --nproc-per-node 2 -m stages.stage1 vocals pretrained
+    uv run torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 \\
+        -m stages.stage1 vocals pretrained                                  # on each of two nodes
+
+The number of processes is an environment variable and no parameter: it changes no result beyond
+rounding, and none of DVC's stages is another one for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from .errors import Interrupted, UserError
+
+PROCESSES = "JUKESEP_NPROC"
+
+
+def asked() -> int:
+    """The processes that the environment asks for. UserError if it is no number of at least 1."""
+    value = os.environ.get(PROCESSES, "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{PROCESSES} is {value!r}: it takes a number of processes, 1 or more.")
+    return int(value)
+
+
+def launch(batch: int, section: str) -> bool:
+    """Run this script in several processes, if the environment asks for them; says whether it did.
+
+    `batch` is what they share, and limits their number. UserError if one of them fails, after it
+    has said why and the others were stopped; Interrupted as the script itself would be.
+    """
+    wanted = asked()
+    if wanted == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    processes = max(n for n in range(1, wanted + 1) if batch % n == 0)
+    if processes < wanted:
+        print(
+            f"{section}.batch is {batch}: {processes} of the {wanted} processes of {PROCESSES} "
+            "share it.",
+            file=sys.stderr,
+        )
+    if processes == 1:
+        return False
+    _run(processes)
+    return True
+
+
+def _run(processes: int) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Each process says itself what went wrong.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        run_id=str(os.getpid()),
+    )
+    main: Any = sys.modules["__main__"]
+    # As it is called by `python -m`: no other code can be found under its name.
+    command = ["-u", "-m", main.__spec__.name, *sys.argv[1:]]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException as error:
+        raise Interrupted("", 128 + error.sigval) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode in (130, 143):
+            raise Interrupted("", failure.exitcode) from None
+        how = f"ended with status {failure.exitcode}"
+        if failure.exitcode < 0:
+            how = f"was killed by {signal.Signals(-failure.exitcode).name}"
+        raise UserError(
+            f"process {rank} of {processes} {how}; the others were stopped. "
+            "The same command goes on from the last save."
+        ) from None

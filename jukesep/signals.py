@@ -1,0 +1,53 @@
+"""Signals that end a training: remembered, until its step has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from .errors import Interrupted
+
+
+class Signals:
+    """SIGINT and SIGTERM are remembered, for the step to end first; a second one ends at once.
+
+    So is the death of the process that a training was started for: DVC, or torchrun. What would
+    come of it then is lost to DVC, while a new `dvc repro` waits for the training to end.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self.why = ""
+        watched = "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        self._parent = os.getppid() if watched else None
+
+    @property
+    def received(self) -> int | None:
+        if self._received is None and self._parent not in (None, os.getppid()):
+            self._received, self.why = signal.SIGTERM, "the end of the process that started it"
+        return self._received
+
+    def __enter__(self) -> None:
+        self._old: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread
+                return
+
+    def __exit__(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._received is not None:
+            raise Interrupted("stopped at once", 128 + number)
+        self._received = number
+
+
+def ignore_signals(_: int = 0) -> None:
+    """For the processes that read songs: the training ends them when it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,145 @@
+"""Trainings in progress, seen from outside: which there are, how far each is, what to delete.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+FOLDER = "trainings"
+VARIABLE = "JUKESEP_TRAININGS"
+
+Condition = Literal["running", "interrupted", "failed", "finished"]
+
+
+def root() -> Path:
+    """Where the folders of trainings lie: in the project, also for DVC's temporary ones."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    parts = Path.cwd().parts
+    for number in range(len(parts) - 2):
+        if parts[number : number + 3] == (".dvc", "tmp", "exps"):
+            return Path(*parts[:number]) / FOLDER
+    return Path(FOLDER)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A training's folder, as it is now."""
+
+    folder: Path
+    condition: Condition
+    progress: dict[str, Any]
+    """As `trainings` writes it; empty if there is none that can be read."""
+    size: int
+    """Bytes that the folder takes."""
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a save is there."""
+        return any(self.folder.glob("state-*.state"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        own = {"folder": str(self.folder), "condition": self.condition, "bytes": self.size}
+        return {**own, "can_go_on": self.can_go_on, **self.progress}
+
+
+def trainings(folder: Path | None = None) -> list[Status]:
+    """The trainings below `folder` (by default the project's), the latest last."""
+    folder = root() if folder is None else folder
+    found = [_status(path.parent) for path in folder.glob("*/lock")]
+    return sorted(found, key=lambda one: (one.progress.get("updated", 0.0), one.folder.name))
+
+
+def _status(folder: Path) -> Status:
+    progress = read_progress(folder)
+    condition: Condition = "interrupted"
+    if _held(folder / "lock"):
+        condition = "running"
+    elif progress.get("state") in ("failed", "finished"):
+        condition = progress["state"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return Status(folder, condition, progress, sum(path.stat().st_size for path in files))
+
+
+def _held(lock: Path) -> bool:
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        return True
+    held.release()
+    return False
+
+
+def clean(found: list[Status]) -> None:
+    """Delete the folders of trainings; never one that is running."""
+    for one in found:
+        if one.condition != "running" and not _held(one.folder / "lock"):
+            shutil.rmtree(one.folder)
+
+
+def table(found: list[Status]) -> str:
+    """A line a training, for people."""
+    rows = [("training", "", "step", "steps/s", "left", "saved", "device", "last news")]
+    for one in found:
+        p = one.progress
+        running = one.condition == "running"
+        rate = p.get("steps_per_second") or 0.0
+        processes = p.get("processes", 1)
+        device = str(p.get("device", "?")) + (f" x {processes}" if processes > 1 else "")
+        rows.append(
+            (
+                str(p.get("title", one.folder.name)),
+                one.condition,
+                f"{p.get('step', '?')}/{p.get('steps', '?')}",
+                f"{rate:.3g}" if running and rate else "",
+                duration(p.get("seconds_left")) if running else "",
+                "" if p.get("saved_step") is None or not one.can_go_on else str(p["saved_step"]),
+                device,
+                duration(time.time() - p["updated"]) + " ago" if "updated" in p else "",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    for one in found:
+        if one.condition == "failed" and one.progress.get("message"):
+            lines.append(f"{one.progress['title']}: {one.progress['message']}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def duration(seconds: float | None) -> str:
+    """43 s, 12 min, 3 h 05 min, 2 d 04 h."""
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
+
+
+def size(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 1e6:.1f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """progress.json of a training's folder; empty if there is none that can be read."""
+    try:
+        content = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
