@@ -255,6 +255,8 @@ def _batches(
         _Steps(task, segments, recipe.batch, share, ahead, autocast),
         batch_size=None,
         sampler=range(start, recipe.steps),
+        # A loader draws a number when it starts: not from the state that is saved.
+        generator=torch.Generator(),
         # On a CPU one is enough to keep ahead, and the memory of more would be for nothing.
         num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
         collate_fn=_as_it_is,
