@@ -383,9 +383,9 @@ def _faults(run: Training, state: State) -> Iterator[None]:
         yield
     except (UserError, Interrupted):
         raise
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         text = str(error)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+        if devices.out_of_memory(error):
             raise UserError(
                 f"{title}: out of memory on {run.device} at step {state.step}. Lower "
                 f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
