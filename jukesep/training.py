@@ -391,10 +391,11 @@ def _faults(run: Training, state: State) -> Iterator[None]:
                 f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
                 f"batch, each on a GPU of its own. {run.saved}"
             ) from error
-        if "DataLoader worker" in text:
+        if "DataLoader worker (pid" in text:  # and not what is raised in one
+            said = text.splitlines()[0].strip(" .")
             raise UserError(
                 f"{title}: a process that reads songs has died at step {state.step} "
-                f"({text.splitlines()[0]}) If memory was short, lower {section}.workers or "
+                f"({said}). If memory was short, lower {section}.workers or "
                 f"{section}.segment. {run.saved}"
             ) from error
         if distributed.lost(error):
