@@ -263,7 +263,7 @@ def _batches(
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
+    for batch in _loaded(loader):
         if isinstance(batch, UserError):
             raise batch
         if ahead:
@@ -273,6 +273,24 @@ def _batches(
             with autocast():
                 given, target = task.prepare(batch.to(device, non_blocking=True))
             yield given, target.float()
+
+
+def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The items of a loader, whose processes end with it also after an error of one."""
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items, None)
+        except Exception as error:
+            if not loader.num_workers:
+                raise
+            # Its text has the traceback. The frames that it came by would hold the loader, whose
+            # processes heed no signal, and this process would wait for them in vain when it ends.
+            del items
+            raise error.with_traceback(None)  # noqa: B904
+        if item is None:
+            return
+        yield item
 
 
 def _as_it_is(item: Any) -> Any:
