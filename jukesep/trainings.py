@@ -22,13 +22,14 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from . import audio, identity
-from .devices import Precision
+from .devices import Precision, out_of_memory
 from .errors import Interrupted, UserError
 from .files import atomic, sync, write_text
 from .signals import Signals
@@ -226,19 +227,27 @@ class Training:
         for path in reversed(self._states()):
             try:
                 state = self._read(path)
+                log, timing = list(state["log"]), list(state["timing"])
+                seconds, step, checkpoints = state["seconds"], state["step"], state["checkpoints"]
                 accept(state["training"])
-            # A damaged file can fail anywhere in what reads it.
-            except (UserError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            except Exception as error:  # A damaged file can fail anywhere in what reads it.
+                if out_of_memory(error):
+                    raise
                 self.warn(f"{path} is no whole save ({error}); looking for the one before it.")
-                path.rename(path.with_suffix(".damaged"))
+                path.replace(path.with_suffix(".damaged"))
                 continue
-            self._log, self._timing = list(state["log"]), list(state["timing"])
-            self._before, self._saved = state["seconds"], state["step"]
-            for checkpoint in self._checkpoints():
-                if checkpoint.name not in state["checkpoints"]:  # a later step's; it comes again
-                    checkpoint.unlink()
+            self._log, self._timing = log, timing
+            self._before, self._saved = seconds, step
+            self._forget_checkpoints_but(checkpoints)
             return True
+        self._forget_checkpoints_but(())
         return False
+
+    def _forget_checkpoints_but(self, names: Collection[str]) -> None:
+        """Those of later steps are written again."""
+        for checkpoint in self._checkpoints():
+            if checkpoint.name not in names:
+                checkpoint.unlink()
 
     def save(self, step: int, training: State) -> None:
         """Write what the next step depends on; atomic, and on the disk when this returns."""
@@ -282,9 +291,11 @@ class Training:
             raise UserError("not a save of this version")
         if _sha256(content[start:]).encode() != content[len(MAGIC) : start - 1]:
             raise UserError("its content is not what was written")
-        state: State = torch.load(
-            io.BytesIO(content[start:]), map_location="cpu", weights_only=True
-        )
+        stream = io.BytesIO(content[start:])
+        try:
+            state: State = torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # whose advice is to trust the file
+            raise UserError("it holds more than tensors, numbers and text") from None
         for name, sha256 in state["checkpoints"].items():
             checkpoint = self.folder / "checkpoints" / name
             if not checkpoint.is_file() or _sha256(checkpoint.read_bytes()) != sha256:
