@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from filelock import FileLock, Timeout
 
@@ -105,11 +106,11 @@ class Training:
 
     def __enter__(self) -> Training:
         if self.main:
-            with self._disk():
+            with self._disk(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._acquire()
-            for leftover in self.folder.glob(".*"):  # of a write that was cut off
-                leftover.unlink()
+                self._acquire()
+                for leftover in self.folder.glob(".*"):  # of a write that was cut off
+                    leftover.unlink()
             text = json.dumps(self.about.identity, indent=1, ensure_ascii=False)
             with self._disk():
                 write_text(self.folder / "identity.json", text + "\n")
@@ -205,11 +206,11 @@ class Training:
         if not self.main:
             return
         out = self.about.out
-        with self._disk():
-            for path in (self.folder / "log.csv", *self._checkpoints()):
-                name = path.relative_to(self.folder).as_posix()
-                with atomic(out / self.about.names.get(name, name), durable=True) as temporary:
-                    shutil.copyfile(path, temporary)
+        for path in (self.folder / "log.csv", *self._checkpoints()):
+            name = path.relative_to(self.folder).as_posix()
+            target = out / self.about.names.get(name, name)
+            with self._disk(target), atomic(target, durable=True) as temporary:
+                shutil.copyfile(path, temporary)
         self._note("finished")
         self._progress(state="finished")
         for path in (*self._states(), self.folder / "log.csv"):
@@ -267,7 +268,7 @@ class Training:
         torch.save(state, buffer)
         content = buffer.getvalue()
         path = self.folder / f"state-{step:08d}.state"
-        with self._disk(), atomic(path, durable=True) as temporary:
+        with self._disk(path), atomic(path, durable=True) as temporary:
             temporary.write_bytes(MAGIC + _sha256(content).encode() + b"\n" + content)
         for old in self._states()[:-KEPT]:
             old.unlink()
@@ -324,7 +325,7 @@ class Training:
         if not self.main:
             return
         path = self.folder / "checkpoints" / f"{step}.pt"
-        with self._disk():
+        with self._disk(path):
             write(path)
             sync(path)
             sync(path.parent)
@@ -342,9 +343,10 @@ class Training:
 
     def sample(self, step: int, sounds: Mapping[str, np.ndarray]) -> None:
         """Write what one listens to, {name: (channels, samples)}: samples/<step>-<name>.wav."""
-        with self._disk():
+        folder = self.folder / "samples"
+        with self._disk(folder):
             for name, sound in sounds.items():
-                path = self.folder / "samples" / f"{step:08d}-{name}.wav"
+                path = folder / f"{step:08d}-{name}.wav"
                 audio.write(path, np.clip(sound, -1, 1), self.about.sample_rate, "PCM_16")
         self._last_sample = time.monotonic()
 
@@ -387,7 +389,8 @@ class Training:
 
     def _add(self, name: str, lines: list[str], values: Sequence[object]) -> None:
         lines.append(_line(values))
-        with self._disk(), (self.folder / name).open("a", encoding="utf-8", newline="") as file:
+        path = self.folder / name
+        with self._disk(path), path.open("a", encoding="utf-8", newline="") as file:
             file.write(lines[-1] + "\n")
 
     def _progress(self, state: str, message: str = "") -> None:
@@ -423,25 +426,29 @@ class Training:
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._start
 
-    def _disk(self) -> _Disk:
-        return _Disk(self)
+    def _disk(self, path: Path | None = None) -> _Disk:
+        return _Disk(self, path)
 
 
 class _Disk:
     """Says in words what a disk that cannot be written to does to a training."""
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    def __init__(self, training: Training, path: Path | None) -> None:
+        self.training, self.path = training, path
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError):
-            about = self.training.about
+        # torch hides the disk's error behind one of its own, libsndfile replaces it.
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            error = error.__context__
+        if isinstance(error, (OSError, soundfile.LibsndfileError)):
+            why = error.strerror if isinstance(error, OSError) else None
+            path = self.path or getattr(error, "filename", None) or self.training.folder
             raise UserError(
-                f"{about.title}: {error.filename or self.training.folder} cannot be written: "
-                f"{error.strerror or error}. {self.training.saved} Make room or change the "
+                f"{self.training.about.title}: {path} cannot be written: "
+                f"{why or str(error).rstrip('.')}. {self.training.saved} Make room or change the "
                 f"permissions; {VARIABLE} puts the folder of trainings elsewhere."
             ) from error
 
