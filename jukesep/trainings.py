@@ -112,8 +112,12 @@ class Training:
                 for leftover in self.folder.glob(".*"):  # of a write that was cut off
                     leftover.unlink()
             text = json.dumps(self.about.identity, indent=1, ensure_ascii=False)
-            with self._disk():
+            # Who holds the lock, beside what is known from before.
+            known = {**read_progress(self.folder), "title": self.about.title, **self._facts}
+            news = json.dumps({**known, "state": "running", "updated": time.time()}, indent=1)
+            with self._disk(self.folder):
                 write_text(self.folder / "identity.json", text + "\n")
+                write_text(self.folder / "progress.json", news + "\n")
         now = time.monotonic()
         self._start = self._began = self._last_save = self._last_sample = now
         self._last_tick = -TICK
