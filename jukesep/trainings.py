@@ -191,7 +191,7 @@ class Training:
         """Say why interrupted trainings of the same name are not gone on with."""
         name = self.folder.name.rpartition("-")[0]
         for folder in self.folder.parent.glob(f"{name}-*"):
-            if folder == self.folder or not list(folder.glob("state-*")):
+            if folder == self.folder or not list(folder.glob("state-*.state")):
                 continue
             try:
                 theirs = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
@@ -217,7 +217,8 @@ class Training:
                 shutil.copyfile(path, temporary)
         self._note("finished")
         self._progress(state="finished")
-        for path in (*self._states(), self.folder / "log.csv"):
+        damaged = self.folder.glob("state-*.damaged")
+        for path in (*damaged, *self._states(), self.folder / "log.csv"):
             path.unlink()
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
