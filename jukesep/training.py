@@ -331,7 +331,11 @@ def _validate(task: Task, averaged: nn.Module, batches: list[Prepared]) -> float
 def _sample(
     task: Task, averaged: nn.Module, validation: Segments, run: Training
 ) -> dict[str, np.ndarray]:
-    excerpt = validation.excerpt(SAMPLE_SECONDS * run.about.sample_rate)
+    try:
+        excerpt = validation.excerpt(SAMPLE_SECONDS * run.about.sample_rate)
+    except UserError as error:  # no reason to end a training that does not hear it
+        run.warn(f"no sample: {error}")
+        return {}
     sounds = task.sample(averaged, excerpt[None].to(run.device))
     return {name: sound[0].float().cpu().numpy() for name, sound in sounds.items()}
 
