@@ -68,8 +68,14 @@ def _status(folder: Path) -> Status:
         condition = "running"
     elif progress.get("state") in ("failed", "finished"):
         condition = progress["state"]
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return Status(folder, condition, progress, sum(path.stat().st_size for path in files))
+    return Status(folder, condition, progress, sum(_size(path) for path in folder.rglob("*")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # what a running training has just renamed or deleted
+        return 0
 
 
 def _held(lock: Path) -> bool:
