@@ -88,11 +88,20 @@ def _held(lock: Path) -> bool:
     return False
 
 
-def clean(found: list[Status]) -> None:
-    """Delete the folders of trainings; never one that is running."""
+def clean(found: list[Status]) -> list[Status]:
+    """Delete the folders of trainings, never one that is running; those that were deleted."""
+    deleted = []
     for one in found:
-        if one.condition != "running" and not _held(one.folder / "lock"):
-            shutil.rmtree(one.folder)
+        lock = FileLock(one.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # it goes on since it was found
+            continue
+        # Held meanwhile: none starts in a folder that is going.
+        shutil.rmtree(one.folder)
+        lock.release()
+        deleted.append(one)
+    return deleted
 
 
 def table(found: list[Status]) -> str:
