@@ -97,8 +97,9 @@ def clean(found: list[Status]) -> list[Status]:
             lock.acquire(timeout=0)
         except Timeout:  # it goes on since it was found
             continue
-        # Held meanwhile: none starts in a folder that is going.
-        shutil.rmtree(one.folder)
+        # Held meanwhile, and out of the way at once: one that starts now has a folder of its own.
+        going = one.folder.rename(one.folder.with_name(f".{one.folder.name}-{os.getpid()}"))
+        shutil.rmtree(going)
         lock.release()
         deleted.append(one)
     return deleted
