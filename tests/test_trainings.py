@@ -1049,6 +1049,17 @@ def test_samples_of_a_validation_song_are_written_now_and_then(
     _check_the_end(make, uninterrupted, saves)
 
 
+def test_a_sample_that_cannot_be_had_ends_no_training(
+    songs, uninterrupted, saves, monkeypatch, capsys
+):
+    lost = UserError("songs/valid/vocals.wav: no such file.")
+    monkeypatch.setattr(Segments, "excerpt", lambda *_: _fail(lost)())
+    with _a_minute_a_step(monkeypatch, matching):
+        _train(matching, songs, run=make_run("run", sample_minutes=3.0))
+    assert capsys.readouterr().err.count(f"warning: test run: no sample: {lost}") == 2
+    _check_the_end(matching, uninterrupted, saves)
+
+
 def test_no_samples_are_written_unasked(songs, monkeypatch):
     with _a_minute_a_step(monkeypatch, matching):
         _train(matching, songs)
