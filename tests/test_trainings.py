@@ -26,11 +26,12 @@ from filelock import FileLock
 from tiny import RATE, make_recipe, make_run, matching, reconstruction, run_training, write_songs
 from torch.utils.data import get_worker_info
 
-from jukesep import audio, files, trainings
+from jukesep import audio, files, jukebox, trainings
 from jukesep.errors import Interrupted, UserError, reported
 from jukesep.segments import Segments
 from jukesep.training import learning_rate
 from jukesep.trainings import KEPT, MAGIC, Training
+from jukesep.vqvae import VQVAE, Architecture
 
 # Rows of the log at 3, 5, 6 and 7: most interruptions fall into a block of means.
 RECIPE = make_recipe(steps=7, log_every=3, valid_every=5)
@@ -291,6 +292,11 @@ def _of_another_model(state):
     tensors["model.codebook.k"] = torch.zeros(8, 8)
 
 
+def _of_another_precision(state):
+    tensors = state["training"]["tensors"]
+    tensors["average"] = tensors["average"].double()
+
+
 class _Code:
     def __reduce__(self):
         return Path.touch, (Path("run by the pickle"),)
@@ -320,6 +326,7 @@ DAMAGES = {
     "code in torch's file": lambda path: _code(path, torch.save),
     "a list": lambda path: path.write_bytes(_wrap(pickle.dumps([1, 2], protocol=2))),
     "another model": lambda path: _change(path, _of_another_model),
+    "another precision": lambda path: _change(path, _of_another_precision),
     "another type": lambda path: _change(
         path, lambda state: state["training"].update(tensors={"average": 3})
     ),
@@ -344,13 +351,14 @@ def test_a_damaged_save_is_passed_over_for_the_one_before_it(
     assert not Path("run by the pickle").exists()
 
 
+@pytest.mark.parametrize("change", [lambda state: state.pop("timing"), _of_another_model])
 def test_a_training_whose_saves_are_all_damaged_starts_anew(
-    songs, uninterrupted, saves, newest, capsys
+    songs, uninterrupted, saves, newest, change, capsys
 ):
     before = newest.with_name("state-00000003.state")
     _flip(newest, 0.3)
-    # The last to fail is the one that has changed most before it does.
-    _change(before, lambda state: state.pop("timing"))
+    # Found out late, when something of it may have been taken.
+    _change(before, change)
     _train(reconstruction, songs)
     said = capsys.readouterr().err
     assert all(f"{path} is no whole save" in said for path in (newest, before))
@@ -671,6 +679,18 @@ def test_a_disk_that_is_really_full_does_the_same(
     _check_the_end(matching, uninterrupted, saves)
 
 
+def test_so_does_a_disk_whose_error_torch_hides(disk, monkeypatch):
+    """As it does where a tensor is larger than what is written at a time."""
+    monkeypatch.setenv(trainings.VARIABLE, str(disk))
+    vqvae = VQVAE(Architecture(width=64, depth=1, downs=(1,), latent_dim=4, codes=4))
+    with make_run("run") as run:
+        _fill(disk, 12 * 4096)
+        path = run.folder / "checkpoints/1.pt"
+        with pytest.raises(UserError, match=f"{path} cannot be written: No space left on device"):
+            run.checkpoint(1, lambda path: jukebox.save_jukebox(vqvae, path, 1))
+        assert not list(path.parent.iterdir())
+
+
 def test_samples_for_which_there_is_no_room_are_told_too(songs, disk, monkeypatch):
     monkeypatch.setenv(trainings.VARIABLE, str(disk))
     run = make_run("run", sample_minutes=1e-9)
@@ -845,6 +865,22 @@ def test_a_reading_process_that_dies_ends_the_training_in_words(songs, uninterru
     assert "Traceback" not in message
     assert len(saves) <= 4
     _train(matching, songs, recipe=recipe)
+    _check_the_end(matching, uninterrupted, saves)
+
+
+class _Signalled(Segments):
+    """The process that reads one of its segments is sent the signals of a whole group."""
+
+    def __getitem__(self, index):
+        if index == 8 and get_worker_info():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        return super().__getitem__(index)
+
+
+def test_a_reading_process_leaves_signals_to_the_training(songs, uninterrupted, saves):
+    recipe = RECIPE.model_copy(update={"workers": 1})
+    _train(matching, songs, recipe=recipe, kind=_Signalled)
     _check_the_end(matching, uninterrupted, saves)
 
 
