@@ -113,22 +113,21 @@ def stress(folder: Path, kills: int, jobs: int, steps: int, seed: int) -> Tally:
     return total
 
 
-def prepare(folder: Path, steps: int) -> Path:
-    """A project of scale=tiny with songs and initial weights, and long trainings."""
-    for name in ("jukesep", "stages", "dvc.yaml"):
-        source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__")
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=ignore)
-        else:
-            shutil.copy(source, folder / name)
-    recipe = {"steps": steps, "log_every": 7, "valid_every": 23, "workers": 1}
-    settings = [f"{stage}.{name}={recipe[name]}" for stage in STAGES for name in recipe]
-    settings += [f"stage2.checkpoints=[{steps // 3},{steps}]", f"save_minutes={SAVE_MINUTES}"]
-    text = parameters.compose(["scale=tiny", f"stem={STEM}", *settings], ROOT / "conf")
-    write_text(folder / "params.yaml", text)
+def prepare(folder: Path, steps: int, *overrides: str) -> Path:
+    """A folder with the songs, initial weights and parameters of long trainings at scale=tiny."""
+    configure(folder, steps, *overrides)
     run(folder, "prepare")
     run(folder, "weights", INIT)
     return folder
+
+
+def configure(folder: Path, steps: int, *overrides: str) -> None:
+    """Write the parameters of a folder."""
+    recipe = {"steps": steps, "log_every": 7, "valid_every": 23, "workers": 1}
+    settings = [f"{stage}.{name}={recipe[name]}" for stage in STAGES for name in recipe]
+    settings += [f"stage2.checkpoints=[{steps // 3},{steps}]", f"save_minutes={SAVE_MINUTES}"]
+    settings = ["scale=tiny", f"stem={STEM}", *settings, *overrides]
+    write_text(folder / "params.yaml", parameters.compose(settings, ROOT / "conf"))
 
 
 def whole_life(project: Path, stage: str) -> float:
@@ -175,6 +174,8 @@ def _check(status: int, number: signal.Signals | None, said: str) -> None:
     allowed = {0}
     if number is not None:
         allowed |= {-number, 128 + number}
+    if number == signal.SIGINT:
+        allowed |= {1}  # numpy, interrupted while it is imported, says something else
     if status not in allowed or ("Traceback" in said and status == 128 + signal.SIGTERM):
         raise UserError(f"ended with status {status}:\n{said}")
 
@@ -211,13 +212,12 @@ def ending(project: Path, stage: str) -> dict[str, str]:
     return {**found, "last save": saves[-1].partition(" saved ")[2]}
 
 
-def begin(project: Path, stage: str, *item: str) -> subprocess.Popen[str]:
-    """A stage's command in a project."""
-    environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+def begin(project: Path, stage: str, *item: str, **environment: str) -> subprocess.Popen[str]:
+    """A stage's command, with this repository's code, in a folder; environment variables."""
     return subprocess.Popen(
         [sys.executable, "-m", f"stages.{stage}", *item],
         cwd=project,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -230,9 +230,9 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def run(project: Path, stage: str, *item: str) -> str:
+def run(project: Path, stage: str, *item: str, **environment: str) -> str:
     """Run a stage to its end. UserError if it fails."""
-    process = begin(project, stage, *item)
+    process = begin(project, stage, *item, **environment)
     said = finish(process)
     if process.returncode:
         raise UserError(f"{stage} {' '.join(item)} failed:\n{said}")
