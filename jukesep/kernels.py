@@ -21,6 +21,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .compiled import compiled
+
 Array = NDArray[Any]
 Matrix = tuple[int, int, int, int, int]
 """A matrix in a vector: its first number, the strides down and right, rows, columns."""
@@ -34,9 +36,6 @@ ZERO: Any = np.int64(0)
 ONE: Any = np.int64(1)
 """For calls: a literal would have the function compiled once more, for that number alone."""
 
-# Sums may be reordered and fused, for speed; NaN and infinity stay what they are.
-_FAST = {"reassoc", "contract", "nsz"}
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 # The compiler works on a compiled function again in each of its callers, and theirs: what is short
 # or called from one place becomes part of its caller instead.
 inlined = njit(inline="always")
