@@ -257,8 +257,9 @@ def clean(
     typer.echo(trainings.table(found))
     total = trainings.size(sum(one.size for one in found))
     if yes or typer.confirm(f"Delete these {len(found)}, {total}?"):
-        trainings.clean(found)
-        typer.echo(f"Deleted {len(found)}, {total}.")
+        deleted = trainings.clean(found)
+        total = trainings.size(sum(one.size for one in deleted))
+        typer.echo(f"Deleted {len(deleted)}, {total}.")
 
 
 def main() -> None:

@@ -14,6 +14,14 @@ from .errors import UserError
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has too little memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = ("allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (RuntimeError, OSError)) and any(one in str(error) for one in said)
+
+
 def choose(name: str, threads: int = 0) -> torch.device:
     """The device of a name; auto takes CUDA, else MPS, else the CPU.
 

@@ -68,8 +68,14 @@ def _status(folder: Path) -> Status:
         condition = "running"
     elif progress.get("state") in ("failed", "finished"):
         condition = progress["state"]
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return Status(folder, condition, progress, sum(path.stat().st_size for path in files))
+    return Status(folder, condition, progress, sum(_size(path) for path in folder.rglob("*")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # what a running training has just renamed or deleted
+        return 0
 
 
 def _held(lock: Path) -> bool:
@@ -82,11 +88,21 @@ def _held(lock: Path) -> bool:
     return False
 
 
-def clean(found: list[Status]) -> None:
-    """Delete the folders of trainings; never one that is running."""
+def clean(found: list[Status]) -> list[Status]:
+    """Delete the folders of trainings, never one that is running; those that were deleted."""
+    deleted = []
     for one in found:
-        if one.condition != "running" and not _held(one.folder / "lock"):
-            shutil.rmtree(one.folder)
+        lock = FileLock(one.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # it goes on since it was found
+            continue
+        # Held meanwhile, and out of the way at once: one that starts now has a folder of its own.
+        going = one.folder.rename(one.folder.with_name(f".{one.folder.name}-{os.getpid()}"))
+        shutil.rmtree(going)
+        lock.release()
+        deleted.append(one)
+    return deleted
 
 
 def table(found: list[Status]) -> str:

@@ -255,14 +255,15 @@ def _batches(
         _Steps(task, segments, recipe.batch, share, ahead, autocast),
         batch_size=None,
         sampler=range(start, recipe.steps),
+        # A loader draws a number when it starts: not from the state that is saved.
+        generator=torch.Generator(),
         # On a CPU one is enough to keep ahead, and the memory of more would be for nothing.
         num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
         collate_fn=_as_it_is,
         worker_init_fn=begin_reading,
-        generator=torch.Generator(),  # else it draws from the one whose state is saved
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
+    for batch in _loaded(loader):
         if isinstance(batch, UserError):
             raise batch
         if ahead:
@@ -272,6 +273,24 @@ def _batches(
             with autocast():
                 given, target = task.prepare(batch.to(device, non_blocking=True))
             yield given, target.float()
+
+
+def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The items of a loader, whose processes end with it also after an error of one."""
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items, None)
+        except Exception as error:
+            if not loader.num_workers:
+                raise
+            # Its text has the traceback. The frames that it came by would hold the loader, whose
+            # processes heed no signal, and this process would wait for them in vain when it ends.
+            del items
+            raise error.with_traceback(None)  # noqa: B904
+        if item is None:
+            return
+        yield item
 
 
 def _as_it_is(item: Any) -> Any:
@@ -312,7 +331,11 @@ def _validate(task: Task, averaged: nn.Module, batches: list[Prepared]) -> float
 def _sample(
     task: Task, averaged: nn.Module, validation: Segments, run: Training
 ) -> dict[str, np.ndarray]:
-    excerpt = validation.excerpt(SAMPLE_SECONDS * run.about.sample_rate)
+    try:
+        excerpt = validation.excerpt(SAMPLE_SECONDS * run.about.sample_rate)
+    except UserError as error:  # no reason to end a training that does not hear it
+        run.warn(f"no sample: {error}")
+        return {}
     sounds = task.sample(averaged, excerpt[None].to(run.device))
     return {name: sound[0].float().cpu().numpy() for name, sound in sounds.items()}
 
@@ -382,18 +405,19 @@ def _faults(run: Training, state: State) -> Iterator[None]:
         yield
     except (UserError, Interrupted):
         raise
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         text = str(error)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+        if devices.out_of_memory(error):
             raise UserError(
                 f"{title}: out of memory on {run.device} at step {state.step}. Lower "
                 f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
                 f"batch, each on a GPU of its own. {run.saved}"
             ) from error
-        if "DataLoader worker" in text:
+        if "DataLoader worker (pid" in text:  # and not what is raised in one
+            said = text.splitlines()[0].strip(" .")
             raise UserError(
                 f"{title}: a process that reads songs has died at step {state.step} "
-                f"({text.splitlines()[0]}) If memory was short, lower {section}.workers or "
+                f"({said}). If memory was short, lower {section}.workers or "
                 f"{section}.segment. {run.saved}"
             ) from error
         if distributed.lost(error):

@@ -22,23 +22,25 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from filelock import FileLock, Timeout
 
 from . import audio, identity
-from .devices import Precision
+from .devices import Precision, out_of_memory
 from .errors import Interrupted, UserError
 from .files import atomic, sync, write_text
 from .signals import Signals
@@ -104,14 +106,18 @@ class Training:
 
     def __enter__(self) -> Training:
         if self.main:
-            with self._disk():
+            with self._disk(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._acquire()
-            for leftover in self.folder.glob(".*"):  # of a write that was cut off
-                leftover.unlink()
+                self._acquire()
+                for leftover in self.folder.glob(".*"):  # of a write that was cut off
+                    leftover.unlink()
             text = json.dumps(self.about.identity, indent=1, ensure_ascii=False)
-            with self._disk():
+            # Who holds the lock, beside what is known from before.
+            known = {**read_progress(self.folder), "title": self.about.title, **self._facts}
+            news = json.dumps({**known, "state": "running", "updated": time.time()}, indent=1)
+            with self._disk(self.folder):
                 write_text(self.folder / "identity.json", text + "\n")
+                write_text(self.folder / "progress.json", news + "\n")
         now = time.monotonic()
         self._start = self._began = self._last_save = self._last_sample = now
         self._last_tick = -TICK
@@ -185,7 +191,7 @@ class Training:
         """Say why interrupted trainings of the same name are not gone on with."""
         name = self.folder.name.rpartition("-")[0]
         for folder in self.folder.parent.glob(f"{name}-*"):
-            if folder == self.folder or not list(folder.glob("state-*")):
+            if folder == self.folder or not list(folder.glob("state-*.state")):
                 continue
             try:
                 theirs = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
@@ -204,15 +210,15 @@ class Training:
         if not self.main:
             return
         out = self.about.out
-        with self._disk():
-            for path in (self.folder / "log.csv", *self._checkpoints()):
-                name = path.relative_to(self.folder).as_posix()
-                with atomic(out / self.about.names.get(name, name), durable=True) as temporary:
-                    shutil.copyfile(path, temporary)
+        for path in (self.folder / "log.csv", *self._checkpoints()):
+            name = path.relative_to(self.folder).as_posix()
+            target = out / self.about.names.get(name, name)
+            with self._disk(target), atomic(target, durable=True) as temporary:
+                shutil.copyfile(path, temporary)
         self._note("finished")
         self._progress(state="finished")
         damaged = self.folder.glob("state-*.damaged")
-        for path in (*self._states(), *damaged, self.folder / "log.csv"):
+        for path in (*damaged, *self._states(), self.folder / "log.csv"):
             path.unlink()
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
@@ -227,19 +233,27 @@ class Training:
         for path in reversed(self._states()):
             try:
                 state = self._read(path)
+                log, timing = list(state["log"]), list(state["timing"])
+                seconds, step, checkpoints = state["seconds"], state["step"], state["checkpoints"]
                 accept(state["training"])
-            # A damaged file can fail anywhere in what reads it.
-            except (UserError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            except Exception as error:  # A damaged file can fail anywhere in what reads it.
+                if out_of_memory(error):
+                    raise
                 self.warn(f"{path} is no whole save ({error}); looking for the one before it.")
-                path.rename(path.with_suffix(".damaged"))
+                path.replace(path.with_suffix(".damaged"))
                 continue
-            self._log, self._timing = list(state["log"]), list(state["timing"])
-            self._before, self._saved = state["seconds"], state["step"]
-            for checkpoint in self._checkpoints():
-                if checkpoint.name not in state["checkpoints"]:  # a later step's; it comes again
-                    checkpoint.unlink()
+            self._log, self._timing = log, timing
+            self._before, self._saved = seconds, step
+            self._forget_checkpoints_but(checkpoints)
             return True
+        self._forget_checkpoints_but(())
         return False
+
+    def _forget_checkpoints_but(self, names: Collection[str]) -> None:
+        """Those of later steps are written again."""
+        for checkpoint in self._checkpoints():
+            if checkpoint.name not in names:
+                checkpoint.unlink()
 
     def save(self, step: int, training: State) -> None:
         """Write what the next step depends on; atomic, and on the disk when this returns."""
@@ -259,7 +273,7 @@ class Training:
         torch.save(state, buffer)
         content = buffer.getvalue()
         path = self.folder / f"state-{step:08d}.state"
-        with self._disk(), atomic(path, durable=True) as temporary:
+        with self._disk(path), atomic(path, durable=True) as temporary:
             temporary.write_bytes(MAGIC + _sha256(content).encode() + b"\n" + content)
         for old in self._states()[:-KEPT]:
             old.unlink()
@@ -283,9 +297,11 @@ class Training:
             raise UserError("not a save of this version")
         if _sha256(content[start:]).encode() != content[len(MAGIC) : start - 1]:
             raise UserError("its content is not what was written")
-        state: State = torch.load(
-            io.BytesIO(content[start:]), map_location="cpu", weights_only=True
-        )
+        stream = io.BytesIO(content[start:])
+        try:
+            state: State = torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # whose advice is to trust the file
+            raise UserError("it holds more than tensors, numbers and text") from None
         for name, sha256 in state["checkpoints"].items():
             checkpoint = self.folder / "checkpoints" / name
             if not checkpoint.is_file() or _sha256(checkpoint.read_bytes()) != sha256:
@@ -314,7 +330,7 @@ class Training:
         if not self.main:
             return
         path = self.folder / "checkpoints" / f"{step}.pt"
-        with self._disk():
+        with self._disk(path):
             write(path)
             sync(path)
             sync(path.parent)
@@ -332,9 +348,10 @@ class Training:
 
     def sample(self, step: int, sounds: Mapping[str, np.ndarray]) -> None:
         """Write what one listens to, {name: (channels, samples)}: samples/<step>-<name>.wav."""
-        with self._disk():
+        folder = self.folder / "samples"
+        with self._disk(folder):
             for name, sound in sounds.items():
-                path = self.folder / "samples" / f"{step:08d}-{name}.wav"
+                path = folder / f"{step:08d}-{name}.wav"
                 audio.write(path, np.clip(sound, -1, 1), self.about.sample_rate, "PCM_16")
         self._last_sample = time.monotonic()
 
@@ -377,7 +394,8 @@ class Training:
 
     def _add(self, name: str, lines: list[str], values: Sequence[object]) -> None:
         lines.append(_line(values))
-        with self._disk(), (self.folder / name).open("a", encoding="utf-8", newline="") as file:
+        path = self.folder / name
+        with self._disk(path), path.open("a", encoding="utf-8", newline="") as file:
             file.write(lines[-1] + "\n")
 
     def _progress(self, state: str, message: str = "") -> None:
@@ -413,25 +431,29 @@ class Training:
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._start
 
-    def _disk(self) -> _Disk:
-        return _Disk(self)
+    def _disk(self, path: Path | None = None) -> _Disk:
+        return _Disk(self, path)
 
 
 class _Disk:
     """Says in words what a disk that cannot be written to does to a training."""
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    def __init__(self, training: Training, path: Path | None) -> None:
+        self.training, self.path = training, path
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError):
-            about = self.training.about
+        # torch hides the disk's error behind one of its own, libsndfile replaces it.
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            error = error.__context__
+        if isinstance(error, (OSError, soundfile.LibsndfileError)):
+            why = error.strerror if isinstance(error, OSError) else None
+            path = self.path or getattr(error, "filename", None) or self.training.folder
             raise UserError(
-                f"{about.title}: {error.filename or self.training.folder} cannot be written: "
-                f"{error.strerror or error}. {self.training.saved} Make room or change the "
+                f"{self.training.about.title}: {path} cannot be written: "
+                f"{why or str(error).rstrip('.')}. {self.training.saved} Make room or change the "
                 f"permissions; {VARIABLE} puts the folder of trainings elsewhere."
             ) from error
 

@@ -1,75 +1,29 @@
 """The one loop, on both of its tasks."""
 
-import csv
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny import (
+    ARCHITECTURE,
+    make_recipe,
+    matching,
+    reconstruction,
+    run_training,
+    write_songs,
+)
 
-from jukesep import audio, jukebox, losses, training
+from jukesep import jukebox, training
 from jukesep.errors import UserError
-from jukesep.params import CodebookParams, Losses, Recipe
 from jukesep.segments import Segments
-from jukesep.songs import Song
-from jukesep.tasks import LatentMatching, Reconstruction
-from jukesep.training import learning_rate, train
-from jukesep.trainings import About, Training
-from jukesep.vqvae import VQVAE, Architecture, Encoder
-
-ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16)
-WEIGHTS = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
-BANDWIDTHS = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)
-
-
-def _recipe(**changes):
-    recipe = {
-        "steps": 6, "batch": 2, "segment": 2048, "learning_rate": 1e-2, "warmup": 1,
-        "final_rate": 1.0, "clip": 1.0, "weight_ema": 0.5, "log_every": 2, "valid_every": 3,
-        "valid_segments": 3, "workers": 0,
-    }  # fmt: skip
-    return Recipe(**{**recipe, **changes})
+from jukesep.training import learning_rate
+from jukesep.vqvae import Encoder
 
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("songs")
-    rng = np.random.default_rng(0)
-    time = np.arange(6000) / 8000
-    stem = np.stack([0.4 * np.sin(2 * np.pi * 200 * time)] * 2)
-    for part, noise in (("mixture", 0.2), ("vocals", 0.01)):
-        samples = stem + noise * rng.standard_normal(stem.shape)
-        audio.write(root / f"{part}.wav", samples, 8000, "FLOAT")
-    return [Song("song", "train", "seen", root, 6000)]
-
-
-def _reconstruction(seed=0):
-    torch.manual_seed(seed)
-    codebook = CodebookParams(decay=0.99, revival_threshold=1.0)
-    return Reconstruction(VQVAE(ARCHITECTURE), BANDWIDTHS, WEIGHTS, codebook, seed, {"seed": seed})
-
-
-def _matching(seed=0, loss="mse"):
-    torch.manual_seed(seed)
-    stage1 = VQVAE(ARCHITECTURE)
-    stage1.codebook.restore(torch.randn(16, 8), 1.0)
-    return LatentMatching(Encoder(ARCHITECTURE), stage1, loss, WEIGHTS, {"seed": seed})
-
-
-def _run(out, **about):
-    """A training below the current folder, named after where its results go."""
-    return Training(About(f"test {out}", "stage1", out, sample_rate=8000, **about))
-
-
-def _train(task, songs, folder=Path("run"), recipe=None, checkpoints=(3, 6), run=None):
-    recipe = recipe or _recipe()
-    parts = ("vocals",) if isinstance(task, Reconstruction) else ("mixture", "vocals")
-    segments = Segments(songs, parts, recipe.segment, 0, "test")
-    valid = Segments(songs, parts, recipe.segment, 0, "valid", augment=False)
-    train(task, recipe, segments, valid, checkpoints, run or _run(folder))
-    with (folder / "log.csv").open() as file:
-        return list(csv.DictReader(file))
+    return write_songs(tmp_path_factory.mktemp("songs"))
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +32,9 @@ def _away_from_the_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("task", [_reconstruction, _matching])
+@pytest.mark.parametrize("task", [reconstruction, matching])
 def test_the_same_seed_gives_the_same_bits(songs, tmp_path, task):
-    logs = [_train(task(), songs, Path(name)) for name in "ab"]
+    logs = [run_training(task(), songs, Path(name)) for name in "ab"]
     assert logs[0] == logs[1]
     files = sorted((tmp_path / "a").rglob("*.*"))
     assert [f.name for f in files] == ["3.pt", "6.pt", "log.csv"]
@@ -89,16 +43,16 @@ def test_the_same_seed_gives_the_same_bits(songs, tmp_path, task):
         assert file.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("task", [_reconstruction, _matching])
+@pytest.mark.parametrize("task", [reconstruction, matching])
 def test_the_loss_falls(songs, task):
-    recipe = _recipe(steps=60, log_every=10, valid_every=30, weight_ema=0.9)
-    log = _train(task(), songs, Path("run"), recipe, [])
+    recipe = make_recipe(steps=60, log_every=10, valid_every=30, weight_ema=0.9)
+    log = run_training(task(), songs, Path("run"), recipe, [])
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
     assert float(log[-1]["valid_loss"]) < 1.2 * float(log[-1]["loss"])
 
 
 def test_the_log_has_every_column_at_its_interval(songs, tmp_path):
-    log = _train(_reconstruction(), songs, Path("run"), _recipe(steps=7))
+    log = run_training(reconstruction(), songs, Path("run"), make_recipe(steps=7))
     assert list(log[0]) == [
         "step", "loss", "l2", "linf", "multispectral", "commit",
         "usage", "perplexity", "revived", "grad_norm", "lr", "valid_loss",
@@ -114,11 +68,11 @@ def test_the_log_has_every_column_at_its_interval(songs, tmp_path):
 
 
 def test_checkpoints_hold_averaged_weights_and_the_live_codebook(songs, tmp_path):
-    task = _reconstruction()
+    task = reconstruction()
     start = {name: value.clone() for name, value in task.model.named_parameters()}
     # One step with full rate, averaged half and half with the start.
-    recipe = _recipe(steps=2, warmup=0, weight_ema=0.5)
-    _train(task, songs, Path("run"), recipe, [1, 2])
+    recipe = make_recipe(steps=2, warmup=0, weight_ema=0.5)
+    run_training(task, songs, Path("run"), recipe, [1, 2])
     first = dict(jukebox.load_jukebox("run/checkpoints/1.pt").named_parameters())
     second = jukebox.load_jukebox("run/checkpoints/2.pt")
     last = dict(task.model.named_parameters())
@@ -130,17 +84,17 @@ def test_checkpoints_hold_averaged_weights_and_the_live_codebook(songs, tmp_path
 
 
 def test_stage_2_trains_the_new_encoder_alone(songs, tmp_path):
-    task = _matching()
+    task = matching()
     before = {name: value.clone() for name, value in task.stage1.state_dict().items()}
     encoder = {name: value.clone() for name, value in task.model.state_dict().items()}
-    _train(task, songs)
+    run_training(task, songs)
     for name, value in task.stage1.state_dict().items():
         assert torch.equal(value, before[name])
     assert not any(torch.equal(v, encoder[n]) for n, v in task.model.state_dict().items())
 
 
 def test_the_published_codes_loss_of_stage_2_weighs_the_largest_errors(songs):
-    plain, both = _matching(), _matching(loss="mse_linf")
+    plain, both = matching(), matching(loss="mse_linf")
     batch = torch.stack([Segments(songs, ("mixture", "vocals"), 2048, 0, "x")[0]])
     target = both.stage1.encode(batch[:, 1:])
     errors = (both.model(batch[:, :1]) - target).square().flatten()
@@ -151,23 +105,23 @@ def test_the_published_codes_loss_of_stage_2_weighs_the_largest_errors(songs):
     with torch.no_grad():
         assert both.validation_loss(both.model, both.prepare(batch)) > float(mean)
 
-    log = _train(both, songs)
+    log = run_training(both, songs)
     for row in log:
         total = float(row["l2"]) + 0.02 * float(row["linf"])
         assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
-    assert "linf" not in _train(plain, songs, Path("plain"))[0]
+    assert "linf" not in run_training(plain, songs, Path("plain"))[0]
 
 
 def test_without_weight_average_checkpoints_hold_the_last_weights(songs):
-    task = _matching()
-    _train(task, songs, recipe=_recipe(weight_ema=0.0))
+    task = matching()
+    run_training(task, songs, recipe=make_recipe(weight_ema=0.0))
     saved = dict(jukebox.load_encoder("run/checkpoints/6.pt").named_parameters())
     for name, value in task.model.named_parameters():
         assert torch.equal(saved[name], value)
 
 
 def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(songs, monkeypatch):
-    task, norms = _reconstruction(), []
+    task, norms = reconstruction(), []
     step = training.Adam.step
 
     def spy(adam, rate):
@@ -175,14 +129,14 @@ def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(songs, monkeypatch):
         step(adam, rate)
 
     monkeypatch.setattr(training.Adam, "step", spy)
-    log = _train(task, songs, recipe=_recipe(clip=0.01))
+    log = run_training(task, songs, recipe=make_recipe(clip=0.01))
     assert all(float(row["grad_norm"]) > 0.1 for row in log)
     assert norms == pytest.approx([0.01] * 6, rel=1e-3)
 
 
 def test_validating_changes_nothing(songs, tmp_path):
-    plain = _train(_reconstruction(), songs, Path("a"), _recipe(valid_every=100))
-    often = _train(_reconstruction(), songs, Path("b"), _recipe(valid_every=1))
+    plain = run_training(reconstruction(), songs, Path("a"), make_recipe(valid_every=100))
+    often = run_training(reconstruction(), songs, Path("b"), make_recipe(valid_every=1))
     assert len(often) == 6
     assert len(plain) == 3
     a = jukebox.load_jukebox(tmp_path / "a/checkpoints/6.pt").state_dict()
@@ -192,7 +146,7 @@ def test_validating_changes_nothing(songs, tmp_path):
 
 @pytest.mark.parametrize("where", ["encoder", "decoder"])
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(songs, tmp_path, where):
-    task = _reconstruction()
+    task = reconstruction()
     clean = task.loss
 
     def poisoned(batch, step):
@@ -203,12 +157,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_term(songs, tmp_path
 
     task.loss = poisoned
     with pytest.raises(UserError, match=r"test run: 'l2' is nan at step 2"):
-        _train(task, songs)
+        run_training(task, songs)
     assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_gradient_that_is_not_finite_stops_too(songs, tmp_path):
-    task = _matching()
+    task = matching()
     clean = task.loss
 
     def steep(batch, step):
@@ -219,20 +173,20 @@ def test_a_gradient_that_is_not_finite_stops_too(songs, tmp_path):
 
     task.loss = steep
     with pytest.raises(UserError, match="gradient norm"):
-        _train(task, songs)
+        run_training(task, songs)
 
 
 def test_the_rate_warms_up_from_zero_and_then_stays_or_decays():
-    paper = _recipe(steps=1000, learning_rate=3e-4, warmup=100)
+    paper = make_recipe(steps=1000, learning_rate=3e-4, warmup=100)
     assert [learning_rate(paper, s) for s in (0, 1, 50, 100, 999)] == pytest.approx(
         [0, 3e-6, 1.5e-4, 3e-4, 3e-4]
     )
-    cosine = _recipe(steps=1000, learning_rate=1.0, warmup=0, final_rate=0.1)
+    cosine = make_recipe(steps=1000, learning_rate=1.0, warmup=0, final_rate=0.1)
     assert [learning_rate(cosine, s) for s in (0, 500, 1000)] == pytest.approx([1, 0.55, 0.1])
 
 
 def test_an_empty_codebook_starts_from_the_first_batch(songs, tmp_path):
-    task = _reconstruction()
+    task = reconstruction()
     assert not task.model.codebook.initialised
     batch = torch.stack([Segments(songs, ("vocals",), 2048, 0, "x")[0]])
     task.loss(task.prepare(batch), 0)
