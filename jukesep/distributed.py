@@ -78,12 +78,13 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with its gradients averaged over the processes."""
     if not _together():
         return module
-    wrap = nn.parallel.DistributedDataParallel
+    wrap: Any = nn.parallel.DistributedDataParallel
     # The codebook's buffers are the same everywhere by their own sums. (The newer name first.)
     names = ("forward_sync_buffers", "broadcast_buffers")
     name = next(name for name in names if name in inspect.signature(wrap).parameters)
     ids = [device] if device.type == "cuda" else None
-    return wrap(module, device_ids=ids, **{name: False})
+    wrapped: nn.Module = wrap(module, device_ids=ids, **{name: False})
+    return wrapped
 
 
 def sum_(tensor: Tensor) -> Tensor:

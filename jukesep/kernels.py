@@ -21,8 +21,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .compiled import compiled
+
 Array = NDArray[Any]
-Matrix = NDArray[np.int64]
+Matrix = tuple[int, int, int, int, int]
 """A matrix in a vector: its first number, the strides down and right, rows, columns."""
 
 SAME, HALVING, DOUBLING, BLOCK = range(4)
@@ -30,31 +32,31 @@ SAME, HALVING, DOUBLING, BLOCK = range(4)
 nn.ConvTranspose1d of 4 taps that doubles it; a residual block."""
 KIND, COLUMNS, ROWS, DILATION, STEPS, PARAMETERS, SOURCE, TARGET, KEPT = range(9)
 
-# Sums may be reordered and fused, for speed; NaN and infinity stay what they are.
-_FAST = {"reassoc", "contract", "nsz"}
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-# The inner loops: once each, not once a caller.
-inner_loop = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="never")
+ZERO: Any = np.int64(0)
+ONE: Any = np.int64(1)
+"""For calls: a literal would have the function compiled once more, for that number alone."""
+
+# The compiler works on a compiled function again in each of its callers, and theirs: what is short
+# or called from one place becomes part of its caller instead.
+inlined = njit(inline="always")
 
 
-@inner_loop
+@compiled
 def _multiply(y: Array, values: Array, matrix: Matrix, x: Array, n: int) -> None:
     """y[:, :n] += W @ x[:, :n], four rows by four: 16 weights stay in registers."""
     first, down, right, rows, columns = matrix
     rows4, columns4 = rows // 4 * 4, columns // 4 * 4
     for i in range(0, rows4, 4):
-        y0, y1, y2, y3 = y[i, :n], y[i + 1, :n], y[i + 2, :n], y[i + 3, :n]
+        y0, y1, y2, y3 = y[i], y[i + 1], y[i + 2], y[i + 3]
         for j in range(0, columns4, 4):
-            x0, x1, x2, x3 = x[j, :n], x[j + 1, :n], x[j + 2, :n], x[j + 3, :n]
-            w = values[first + i * down + j * right :]
+            x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
+            a = first + i * down + j * right
+            b, c, d = a + down, a + 2 * down, a + 3 * down
             r, rr, rrr = right, 2 * right, 3 * right
-            a0, a1, a2, a3 = w[0], w[r], w[rr], w[rrr]
-            w = w[down:]
-            b0, b1, b2, b3 = w[0], w[r], w[rr], w[rrr]
-            w = w[down:]
-            c0, c1, c2, c3 = w[0], w[r], w[rr], w[rrr]
-            w = w[down:]
-            d0, d1, d2, d3 = w[0], w[r], w[rr], w[rrr]
+            a0, a1, a2, a3 = values[a], values[a + r], values[a + rr], values[a + rrr]
+            b0, b1, b2, b3 = values[b], values[b + r], values[b + rr], values[b + rrr]
+            c0, c1, c2, c3 = values[c], values[c + r], values[c + rr], values[c + rrr]
+            d0, d1, d2, d3 = values[d], values[d + r], values[d + rr], values[d + rrr]
             for t in range(n):
                 p0, p1, p2, p3 = x0[t], x1[t], x2[t], x3[t]
                 y0[t] += a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3
@@ -62,23 +64,23 @@ def _multiply(y: Array, values: Array, matrix: Matrix, x: Array, n: int) -> None
                 y2[t] += c0 * p0 + c1 * p1 + c2 * p2 + c3 * p3
                 y3[t] += d0 * p0 + d1 * p1 + d2 * p2 + d3 * p3
     for i in range(rows):
-        yi = y[i, :n]
+        yi = y[i]
         for j in range(columns4 if i < rows4 else 0, columns):
-            weight, xj = values[first + i * down + j * right], x[j, :n]
+            weight, xj = values[first + i * down + j * right], x[j]
             for t in range(n):
                 yi[t] += weight * xj[t]
 
 
-@inner_loop
+@compiled
 def _correlate(values: Array, matrix: Matrix, y: Array, x: Array, n: int) -> None:
     """W += y[:, :n] @ x[:, :n].T, two rows by four."""
     first, down, right, rows, columns = matrix
     rows2, columns4 = rows // 2 * 2, columns // 4 * 4
     zero = values.dtype.type(0)
     for i in range(0, rows2, 2):
-        y0, y1 = y[i, :n], y[i + 1, :n]
+        y0, y1 = y[i], y[i + 1]
         for j in range(0, columns4, 4):
-            x0, x1, x2, x3 = x[j, :n], x[j + 1, :n], x[j + 2, :n], x[j + 3, :n]
+            x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
             a0, a1, a2, a3 = zero, zero, zero, zero
             b0, b1, b2, b3 = zero, zero, zero, zero
             for t in range(n):
@@ -91,126 +93,130 @@ def _correlate(values: Array, matrix: Matrix, y: Array, x: Array, n: int) -> Non
                 b1 += q1 * p1
                 b2 += q1 * p2
                 b3 += q1 * p3
-            w = values[first + i * down + j * right :]
-            w[0] += a0
-            w[right] += a1
-            w[2 * right] += a2
-            w[3 * right] += a3
-            w = w[down:]
-            w[0] += b0
-            w[right] += b1
-            w[2 * right] += b2
-            w[3 * right] += b3
+            a = first + i * down + j * right
+            b = a + down
+            values[a] += a0
+            values[a + right] += a1
+            values[a + 2 * right] += a2
+            values[a + 3 * right] += a3
+            values[b] += b0
+            values[b + right] += b1
+            values[b + 2 * right] += b2
+            values[b + 3 * right] += b3
     for i in range(rows):
-        yi = y[i, :n]
+        yi = y[i]
         for j in range(columns4 if i < rows2 else 0, columns):
-            xj, total = x[j, :n], zero
+            xj, total = x[j], zero
             for t in range(n):
                 total += yi[t] * xj[t]
             values[first + i * down + j * right] += total
 
 
-@inner_loop
+@compiled
 def _sum_rows(sums: Array, x: Array, n: int) -> None:
     """sums += x[:, :n].sum(1)."""
     for i in range(len(sums)):
-        xi, total = x[i, :n], sums.dtype.type(0)
+        xi, total = x[i], sums.dtype.type(0)
         for t in range(n):
             total += xi[t]
         sums[i] += total
 
 
-@inner_loop
+@compiled
 def _fill(y: Array, values: Array, n: int) -> None:
     """y[:, :n] = values[:, None]."""
     for i in range(len(values)):
-        yi = y[i, :n]
+        yi, value = y[i], values[i]
         for t in range(n):
-            yi[t] = values[i]
+            yi[t] = value
 
 
-@inner_loop
+@compiled
+def _edges(buffer: Array, length: int, start: int, n: int) -> tuple[int, int]:
+    """The part of buffer[:, :n] that a row of that length fills from start on; zeros if not all."""
+    first = min(max(-start, 0), n)
+    last = max(min(length - start, n), first)
+    if last - first < n:
+        for i in range(len(buffer)):
+            row = buffer[i]
+            for t in range(n):
+                row[t] = 0
+    return first, last
+
+
+@compiled
 def _pack(buffer: Array, x: Array, phase: int, phases: int, start: int, n: int) -> None:
     """buffer[:, :n] = x[:, phase::phases][:, start : start + n], zeros beyond its ends."""
-    length = x.shape[1] // phases
-    first, last = min(max(-start, 0), n), max(min(length - start, n), 0)
-    for i in range(x.shape[0]):
-        row = buffer[i, :n]
-        for t in range(first):
-            row[t] = 0
-        for t in range(max(last, first), n):
-            row[t] = 0
-        if first < last:
-            inside = row[first:last]
-            if phases == 1:
-                source = x[i, start + first : start + last]
-                for t in range(last - first):
-                    inside[t] = source[t]
-            else:
-                begin = (start + first) * phases + phase
-                for t in range(last - first):
-                    inside[t] = x[i, begin + t * phases]
+    first, last = _edges(buffer, x.shape[1] // phases, start, n)
+    start = min(max(start, 0), x.shape[1])
+    begin = start * phases + phase
+    for i in range(len(x)):
+        row = buffer[i, first:]
+        if phases == 1:
+            source = x[i, start:]
+            for t in range(last - first):
+                row[t] = source[t]
+        else:
+            for t in range(last - first):
+                row[t] = x[i, begin + t * phases]
 
 
-@inner_loop
+@compiled
 def _pack_active(buffer: Array, x: Array, start: int, n: int) -> None:
     """buffer[:, :n] = relu(x)[:, start : start + n], zeros beyond its ends; NaN stays NaN."""
     zero = x.dtype.type(0)
-    first, last = min(max(-start, 0), n), max(min(x.shape[1] - start, n), 0)
-    for i in range(x.shape[0]):
-        row = buffer[i, :n]
-        for t in range(first):
-            row[t] = 0
-        for t in range(max(last, first), n):
-            row[t] = 0
-        if first < last:
-            inside, source = row[first:last], x[i, start + first : start + last]
-            for t in range(last - first):
-                value = source[t]
-                inside[t] = zero if value <= zero else value
+    first, last = _edges(buffer, x.shape[1], start, n)
+    begin = min(max(start, 0), x.shape[1])
+    for i in range(len(x)):
+        row, source = buffer[i, first:], x[i, begin:]
+        for t in range(last - first):
+            value = source[t]
+            row[t] = zero if value <= zero else value
 
 
-@inner_loop
+@compiled
 def _unpack(y: Array, buffer: Array, phase: int, phases: int, start: int, n: int) -> None:
     """y[:, phase::phases][:, start : start + n] = buffer[:, :n]."""
+    begin = start * phases + phase
     for i in range(len(y)):
-        row = buffer[i, :n]
+        row = buffer[i]
         if phases == 1:
-            yi = y[i, start : start + n]
+            yi = y[i, start:]
             for t in range(n):
                 yi[t] = row[t]
         else:
-            begin = start * phases + phase
             for t in range(n):
                 y[i, begin + t * phases] = row[t]
 
 
-@inner_loop
+@compiled
 def _unpack_sum(y: Array, x: Array, buffer: Array, start: int, n: int) -> None:
     """y[:, start : start + n] = x[:, start : start + n] + buffer[:, :n]."""
+    # Without this the loops are compiled for every other `start` that a slice may have, too.
+    assert 0 <= start < min(x.shape[1], y.shape[1])
     for i in range(len(y)):
-        row, xi, yi = buffer[i, :n], x[i, start : start + n], y[i, start : start + n]
+        row, xi, yi = buffer[i], x[i, start:], y[i, start:]
         for t in range(n):
             yi[t] = xi[t] + row[t]
 
 
-@inner_loop
+@compiled
 def _mask(x: Array, gate: Array, n: int) -> None:
     """x[:, :n] = 0 where gate is not over 0: the gradient of a ReLU whose output is `gate`."""
     zero = x.dtype.type(0)
     for i in range(len(x)):
-        xi, gi = x[i, :n], gate[i, :n]
+        xi, gi = x[i], gate[i]
         for t in range(n):
             xi[t] = xi[t] if gi[t] > zero else zero
 
 
-@inner_loop
+@inlined
 def _buffer(rows: int, steps: int, like: Array) -> Array:
     # A little wider than a tile, so that the rows do not all fall on the same lines of the cache.
     return np.empty((rows, steps + 16), like.dtype)
 
 
-@inner_loop
+@compiled
 def _taps(kind: int, dilation: int) -> Array:
     """What each weight k of a convolution reads and writes: phase in, phase out, shift; (K, 3).
 
@@ -228,23 +234,23 @@ def _taps(kind: int, dilation: int) -> Array:
     return taps
 
 
-@inner_loop
+@compiled
 def _weight(layer: Array, k: int) -> Matrix:
     """The matrix of weight k of a convolution, or of a block's first."""
     rows, columns, first = layer[ROWS], layer[COLUMNS], layer[PARAMETERS]
     if layer[KIND] == DOUBLING:  # nn.ConvTranspose1d holds (in, out, k)
-        return np.array((first + k, 4, 4 * rows, rows, columns))
+        return (first + k, 4, 4 * rows, rows, columns)
     taps = 4 if layer[KIND] == HALVING else 3
-    return np.array((first + k, taps * columns, taps, rows, columns))
+    return (first + k, taps * columns, taps, rows, columns)
 
 
-@inner_loop
+@inlined
 def _transposed(matrix: Matrix) -> Matrix:
     first, down, right, rows, columns = matrix
-    return np.array((first, right, down, columns, rows))
+    return (first, right, down, columns, rows)
 
 
-@inner_loop
+@inlined
 def _bias(values: Array, layer: Array) -> Array:
     """The bias of a convolution, or of a block's first: it follows the weight."""
     taps = 3 if layer[KIND] == SAME or layer[KIND] == BLOCK else 4
@@ -252,14 +258,14 @@ def _bias(values: Array, layer: Array) -> Array:
     return values[first : first + layer[ROWS]]
 
 
-@inner_loop
+@inlined
 def _pointwise(layer: Array) -> Matrix:
     """The matrix of a block's second convolution: it follows the first's bias."""
     width = layer[ROWS]
-    return np.array((layer[PARAMETERS] + 3 * width * width + width, width, 1, width, width))
+    return (layer[PARAMETERS] + 3 * width * width + width, width, ONE, width, width)
 
 
-@inner_loop
+@inlined
 def _pointwise_bias(values: Array, layer: Array) -> Array:
     """The bias of a block's second convolution: the last of its parameters."""
     width = layer[ROWS]
@@ -267,18 +273,18 @@ def _pointwise_bias(values: Array, layer: Array) -> Array:
     return values[first : first + width]
 
 
-@inner_loop
+@inlined
 def _place(memory: Array, start: int, channels: int, steps: int) -> Array:
     return memory[start : start + channels * steps].reshape((channels, steps))
 
 
-@inner_loop
+@inlined
 def _phases(kind: int) -> tuple[int, int]:
     """Phases of a convolution's input and output."""
-    return 2 if kind == HALVING else 1, 2 if kind == DOUBLING else 1
+    return ONE + (kind == HALVING), ONE + (kind == DOUBLING)
 
 
-@inner_loop
+@inlined
 def _convolve(
     x: Array, values: Array, layer: Array, bias: Array, taps: Array, back: bool, tile: int, y: Array
 ) -> None:
@@ -304,7 +310,7 @@ def _convolve(
             _unpack(y, result, q, writes, start, n)
 
 
-@inner_loop
+@inlined
 def _convolve_gradient(
     x: Array, g: Array, grads: Array, layer: Array, taps: Array, tile: int
 ) -> None:
@@ -323,7 +329,7 @@ def _convolve_gradient(
                     _correlate(grads, _weight(layer, k), result, source, n)
 
 
-@inner_loop
+@inlined
 def _block(x: Array, values: Array, layer: Array, tile: int, y: Array, kept: Array) -> None:
     """y = x + c + V @ h, h = relu(b + the sum of W[k] @ relu(x)[t + (k - 1) dilation]).
 
@@ -338,15 +344,15 @@ def _block(x: Array, values: Array, layer: Array, tile: int, y: Array, kept: Arr
         for k in range(3):
             _pack_active(source, x, start + (k - 1) * dilation, n)
             _multiply(hidden, values, _weight(layer, k), source, n)
-        _pack_active(source, hidden, 0, n)
+        _pack_active(source, hidden, ZERO, n)
         _fill(hidden, c, n)
         _multiply(hidden, values, _pointwise(layer), source, n)
         _unpack_sum(y, x, hidden, start, n)
         if kept.size:
-            _unpack(kept, source, 0, 1, start, n)
+            _unpack(kept, source, ZERO, ONE, start, n)
 
 
-@inner_loop
+@inlined
 def _block_gradient(
     g: Array, x: Array, kept: Array, values: Array, grads: Array, layer: Array, tile: int
 ) -> None:
@@ -358,15 +364,15 @@ def _block_gradient(
     zeros = np.zeros(channels, x.dtype)
     for start in range(0, steps, tile):
         n = min(tile, steps - start)
-        _pack(outer, g, 0, 1, start, n)
+        _pack(outer, g, ZERO, ONE, start, n)
         _sum_rows(c, outer, n)
-        _pack(source, kept, 0, 1, start, n)
+        _pack(source, kept, ZERO, ONE, start, n)
         _correlate(grads, _pointwise(layer), outer, source, n)
         _fill(hidden, zeros, n)
         _multiply(hidden, values, _transposed(_pointwise(layer)), outer, n)
         _mask(hidden, source, n)
         _sum_rows(b, hidden, n)
-        _unpack(inner, hidden, 0, 1, start, n)
+        _unpack(inner, hidden, ZERO, ONE, start, n)
         for k in range(3):
             _pack_active(source, x, start + (k - 1) * dilation, n)
             _correlate(grads, _weight(layer, k), hidden, source, n)
@@ -375,9 +381,9 @@ def _block_gradient(
         _fill(hidden, zeros, n)
         for k in range(3):
             # A weight that looks back in `_block` looks ahead here.
-            _pack(source, inner, 0, 1, start - (k - 1) * dilation, n)
+            _pack(source, inner, ZERO, ONE, start - (k - 1) * dilation, n)
             _multiply(hidden, values, _transposed(_weight(layer, k)), source, n)
-        _pack(source, x, 0, 1, start, n)
+        _pack(source, x, ZERO, ONE, start, n)
         _mask(hidden, source, n)
         _unpack_sum(g, g, hidden, start, n)
 

@@ -129,6 +129,12 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # PyTorch's `once_differentiable` would refuse only where the output's gradient has a graph
+        # of its own, and take the gradients for constants of the weights elsewhere.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "networks: no second derivatives (create_graph=True) through the compiled networks."
+            )
         (gradient,) = gradients
         memory, values = ctx.saved_tensors
         plan: Plan = ctx.plan

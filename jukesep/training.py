@@ -26,7 +26,7 @@ from .optimiser import Adam, as_one
 from .params import Recipe
 from .progress import bar
 from .segments import Segments
-from .signals import ignore_signals
+from .signals import begin_reading
 from .tasks import Prepared, Task, Terms
 from .trainings import Training
 
@@ -260,7 +260,7 @@ def _batches(
         # On a CPU one is enough to keep ahead, and the memory of more would be for nothing.
         num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
         collate_fn=_as_it_is,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=begin_reading,
         pin_memory=device.type == "cuda",
     )
     for batch in _loaded(loader):

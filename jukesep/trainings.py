@@ -278,7 +278,7 @@ class Training:
         for old in self._states()[:-KEPT]:
             old.unlink()
         self._saved, self._last_save = step, time.monotonic()
-        self._note(f"saved step {step}")
+        self._note(f"saved step {step}: {_fingerprint(training)}")
 
     def save_due(self) -> bool:
         """Whether the last save is old enough for the next."""
@@ -477,6 +477,17 @@ def _line(values: Sequence[object]) -> str:
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     with atomic(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _fingerprint(training: State) -> str:
+    """Of all the numbers in what a training goes on from: two runs can be compared by it."""
+    total = hashlib.sha256()
+    for name, value in sorted(training.items()):
+        tensors = value if isinstance(value, dict) else {"": value}
+        for part, one in sorted(tensors.items()):
+            content = one.numpy().tobytes() if isinstance(one, torch.Tensor) else repr(one).encode()
+            total.update(f"{name} {part} ".encode() + content)
+    return total.hexdigest()[:16]
 
 
 def _sha256(content: bytes) -> str:

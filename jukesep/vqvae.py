@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -223,14 +224,20 @@ class VQVAE(nn.Module):
         Run the codec over a chunk widened by this much, or up to the song's own ends: the chunk's
         interior then equals the same stretch of the whole song's output.
         """
-        hop = self.architecture.hop
-        encoder_left, encoder_right = encoder_receptive_field(self.architecture)
-        decoder_left, decoder_right = decoder_receptive_field(self.architecture)
-        # The latents that matter lie decoder_left before the interior's first and decoder_right
-        # after its last, which itself begins one hop before the interior's end.
-        left = decoder_left * hop + encoder_left
-        right = (decoder_right - 1) * hop + encoder_right + 1
-        return math.ceil(max(left, right) / hop) * hop
+        return _context(self.architecture)
+
+
+@cache  # building the layers takes a third of a short separation
+def _context(architecture: Architecture) -> int:
+    """As `VQVAE.context` says."""
+    hop = architecture.hop
+    encoder_left, encoder_right = encoder_receptive_field(architecture)
+    decoder_left, decoder_right = decoder_receptive_field(architecture)
+    # The latents that matter lie decoder_left before the interior's first and decoder_right
+    # after its last, which itself begins one hop before the interior's end.
+    left = decoder_left * hop + encoder_left
+    right = (decoder_right - 1) * hop + encoder_right + 1
+    return math.ceil(max(left, right) / hop) * hop
 
 
 def _reach(module: nn.Module, first: int, last: int) -> tuple[int, int]:

@@ -5,9 +5,11 @@ usage: python -m stages.evaluate STEM {pretrained,scratch}
 
 import sys
 
-from jukesep import experiment, params
 from jukesep.errors import reported
 
 if __name__ == "__main__":
     with reported():
+        # Seconds, in which Ctrl-C should already end in a line.
+        from jukesep import experiment, params
+
         experiment.evaluate(params.load(), stem=sys.argv[1], init=sys.argv[2])

@@ -10,7 +10,8 @@ TORCH_FREE = (
     "jukesep.band", "jukesep.prepare", "jukesep.audio", "jukesep.download", "jukesep.pretrained",
     "jukesep.scores", "jukesep.evaluation", "jukesep.published", "jukesep.results",
     "jukesep.results_page", "jukesep.figures", "jukesep.report", "jukesep.find_songs",
-    "jukesep.score_table", "jukesep.checks", "jukesep.musdb",
+    "jukesep.score_table", "jukesep.checks", "jukesep.musdb", "jukesep.status", "jukesep.identity",
+    "jukesep.launch", "jukesep.signals",
 )  # fmt: skip
 CODE = """
 import sys

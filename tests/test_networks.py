@@ -160,6 +160,15 @@ def test_the_input_is_left_as_it_was(grad):
     assert torch.equal(x, kept)
 
 
+@pytest.mark.parametrize("loss", [torch.Tensor.sum, torch.Tensor.norm])
+def test_a_second_derivative_is_refused(loss):
+    """It would lack what the network adds to it."""
+    network = Encoder(Architecture(width=4, depth=1))
+    x = torch.randn(1, 1, 80, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(loss(network(x)), x, create_graph=True)
+
+
 def test_half_precision_takes_pytorchs_layers():
     network = Encoder(Architecture(width=4, depth=1)).bfloat16()
     assert network(torch.randn(1, 1, 80).bfloat16()).dtype == torch.bfloat16

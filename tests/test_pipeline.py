@@ -13,10 +13,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ import yaml
 from folders import write_musdb18hq, write_song
 
 from jukesep.songs import STEMS
+from jukesep.status import trainings
 
 pytestmark = pytest.mark.pipeline
 
@@ -280,6 +283,60 @@ def test_the_same_seed_gives_the_same_bits(project: Project):
     assert _ran(project(f"dvc repro --force --single-item {stages}")) == set(stages.split())
     assert project("git status --porcelain") == ""
     assert _ran(project("dvc repro")) == set()
+
+
+LONGER = "stem=bass 'inits=[scratch]' stage1.steps=200 save_minutes=0.001"
+LONG = "stage1@bass-scratch"
+
+
+def _kill(project: Project, line: str, number: signal.Signals, whole: bool) -> None:
+    """Start a command, and kill DVC with or without what it runs, once a training has saved."""
+    before = _saves(project)
+    process = subprocess.Popen(
+        shlex.split(line),
+        cwd=project.folder,
+        env=project.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _until(lambda: _saves(project) - before or process.poll() is not None)
+    assert process.poll() is None
+    (os.killpg if whole else os.kill)(process.pid, number)
+    process.wait(60)
+    _until(lambda: all(one.condition != "running" for one in trainings(_trainings(project))))
+
+
+def _trainings(project: Project) -> Path:
+    return project.path("trainings")
+
+
+def _saves(project: Project) -> set[str]:
+    return {path.name for path in _trainings(project).glob("stage1-bass_*/state-*.state")}
+
+
+def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_killed_training_goes_on_by_the_same_commands(project: Project):
+    """DVC and training killed, in the workspace and in a temporary folder; then DVC alone."""
+    project(f"jukesep compose {LONGER}")
+    _kill(project, f"dvc repro {LONG}", signal.SIGKILL, whole=True)
+    settings = " ".join(f"-S {setting}" for setting in LONGER.split())
+    _kill(project, f"dvc exp run --temp {settings} {LONG}", signal.SIGINT, whole=True)
+    _kill(project, f"dvc repro {LONG}", signal.SIGKILL, whole=False)
+    assert "interrupted" in project("jukesep status")
+    said = project(f"dvc repro {LONG}")
+    assert re.search(r"goes on after step \d+ of 200", said)
+    assert "No training in progress" in project("jukesep status")
+    lock = project.path("dvc.lock").read_text()
+    said = project(f"dvc repro --force --single-item {LONG}")
+    assert "goes on" not in said
+    assert project.path("dvc.lock").read_text() == lock
 
 
 # --- real songs -------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""Functions compiled once for a machine, not once for each folder that holds the code.
+
+numba keeps what it has compiled beside the source. A clone, or an experiment in DVC's queue, is
+another folder with the same source, and would compile it again, seconds long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import caching
+from platformdirs import user_cache_path
+
+# Sums may be reordered and fused, for speed; NaN and infinity stay what they are.
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+class ByContent(caching.InTreeCacheLocator):
+    """Tells numba where a function is kept: in the user's cache, under its source's digest."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        super().__init__(function, file)
+        source = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        name = f"{source[:16]}-numba-{numba.__version__}"
+        self._cache_path = str(user_cache_path("jukesep") / "compiled" / name)
+
+
+# In this order, each if the one before has no folder that can be written to; the first is where
+# NUMBA_CACHE_DIR says.
+_PLACES = f"UserProvidedCacheLocator,{__name__}.ByContent,InTreeCacheLocator,UserWideCacheLocator"
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """The function compiled by numba, without Python's lock; kept for the next process."""
+    made: Any = numba.njit(nogil=True, error_model="numpy", fastmath=_FAST)(function)
+    config: Any = numba.config
+    chosen = config.CACHE_LOCATOR_CLASSES
+    config.CACHE_LOCATOR_CLASSES = chosen or _PLACES
+    try:
+        made.enable_caching()
+    finally:
+        config.CACHE_LOCATOR_CLASSES = chosen
+    return made
