@@ -23,13 +23,12 @@ Condition = Literal["running", "interrupted", "failed", "finished"]
 
 def root() -> Path:
     """Where the folders of trainings lie: in the project, also for DVC's temporary ones."""
-    if chosen := os.environ.get(VARIABLE):
-        return Path(chosen)
+    chosen = os.environ.get(VARIABLE) or FOLDER
     parts = Path.cwd().parts
     for number in range(len(parts) - 2):
         if parts[number : number + 3] == (".dvc", "tmp", "exps"):
-            return Path(*parts[:number]) / FOLDER
-    return Path(FOLDER)
+            return Path(*parts[:number]) / chosen
+    return Path(chosen)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def trainings(folder: Path | None = None) -> list[Status]:
 def _status(folder: Path) -> Status:
     progress = read_progress(folder)
     condition: Condition = "interrupted"
-    if _held(folder / "lock"):
+    if held(folder):
         condition = "running"
     elif progress.get("state") in ("failed", "finished"):
         condition = progress["state"]
@@ -78,13 +77,14 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _held(lock: Path) -> bool:
-    held = FileLock(lock)
+def held(folder: Path) -> bool:
+    """Whether a process trains in a training's folder."""
+    lock = FileLock(folder / "lock")
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         return True
-    held.release()
+    lock.release()
     return False
 
 

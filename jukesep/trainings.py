@@ -44,7 +44,7 @@ from .devices import Precision, out_of_memory
 from .errors import Interrupted, UserError
 from .files import atomic, sync, write_text
 from .signals import Signals
-from .status import VARIABLE, read_progress, root
+from .status import VARIABLE, held, read_progress, root
 
 MAGIC = b"jukesep state 1\n"
 KEPT = 2  # saves
@@ -109,7 +109,7 @@ class Training:
             with self._disk(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._acquire()
-                for leftover in self.folder.glob(".*"):  # of a write that was cut off
+                for leftover in self.folder.rglob(".*"):  # of a write that was cut off
                     leftover.unlink()
             text = json.dumps(self.about.identity, indent=1, ensure_ascii=False)
             # Who holds the lock, beside what is known from before.
@@ -191,7 +191,7 @@ class Training:
         """Say why interrupted trainings of the same name are not gone on with."""
         name = self.folder.name.rpartition("-")[0]
         for folder in self.folder.parent.glob(f"{name}-*"):
-            if folder == self.folder or not list(folder.glob("state-*.state")):
+            if folder == self.folder or held(folder) or not any(folder.glob("state-*.state")):
                 continue
             try:
                 theirs = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
@@ -218,8 +218,9 @@ class Training:
         self._note("finished")
         self._progress(state="finished")
         damaged = self.folder.glob("state-*.damaged")
-        for path in (*damaged, *self._states(), self.folder / "log.csv"):
-            path.unlink()
+        fault = self.folder / "fault.json"
+        for path in (*damaged, *self._states(), self.folder / "log.csv", fault):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     # --- what the next step depends on ---------------------------------------------------------
@@ -365,7 +366,8 @@ class Training:
         """Write what is known of a step that cannot be taken; the file."""
         path = self.folder / "fault.json"
         if self.main:
-            write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            with self._disk(path):
+                write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         return path
 
     @property
