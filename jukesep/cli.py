@@ -233,6 +233,10 @@ def clean(
     finished: Annotated[
         bool, typer.Option("--finished", help="Only the logs and samples of finished trainings.")
     ] = False,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Only those that would not go on as the project is now."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete what is kept of trainings that are not running: saves, logs, samples.
@@ -249,6 +253,7 @@ def clean(
         for one in trainings.trainings()
         if one.condition != "running"
         and (one.condition == "finished" or not finished)
+        and (one.outdated or not stale)
         and one.progress.get("updated", 0.0) <= latest
     ]
     if not found:

@@ -20,12 +20,13 @@ _FAST = {"reassoc", "contract", "nsz"}
 
 
 class ByContent(caching.InTreeCacheLocator):
-    """Tells numba where a function is kept: in the user's cache, under its source's digest."""
+    """Tells numba where a function is kept: in the user's cache, under the digest of its source."""
 
     def __init__(self, function: Any, file: str) -> None:
         super().__init__(function, file)
-        source = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        name = f"{source[:16]}-numba-{numba.__version__}"
+        # This file too, for the flags that it compiles with.
+        source = Path(file).read_bytes() + Path(__file__).read_bytes()
+        name = f"{hashlib.sha256(source).hexdigest()[:16]}-numba-{numba.__version__}"
         self._cache_path = str(user_cache_path("jukesep") / "compiled" / name)
 
 

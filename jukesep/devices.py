@@ -18,12 +18,12 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device has too little memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = ("allocate memory", "not enough memory", "out of memory")
+    said = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, (RuntimeError, OSError)) and any(one in str(error) for one in said)
 
 
 def choose(name: str, threads: int = 0) -> torch.device:
-    """The device of a name; auto takes CUDA, else MPS, else the CPU.
+    """The device of a name, to compute exactly; auto takes CUDA, else MPS, else the CPU.
 
     `threads` is how many a CPU operation may use; 0 leaves that to torch.
 
@@ -37,11 +37,13 @@ def choose(name: str, threads: int = 0) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name, False):
+        name = next(kind for kind, there in available.items() if there)
+    elif not available.get(name, False):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise UserError(f"device={name} is not available here; there is: {there}, auto.")
-    return torch.device(name)
+    device = torch.device(name)
+    set_precision("fp32", device)
+    return device
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:

@@ -45,6 +45,10 @@ def group(device: torch.device) -> Iterator[torch.device]:
     if not launched():
         yield device
         return
+    if device.type == "mps":
+        raise UserError(
+            "Several processes cannot share an MPS device: set device=cpu, or run one process."
+        )
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     # Their number changes no result.
     networks.CORES = max(1, (os.cpu_count() or 1) // here)

@@ -16,7 +16,7 @@ import torch
 
 from . import devices, distributed, evaluation, identity, jukebox, losses, pretrained
 from .errors import UserError
-from .params import Params, Recipe
+from .params import Params, Recipe, Stage1
 from .seeds import torch_seed
 from .segments import Segments
 from .separation import load_model
@@ -44,9 +44,15 @@ def checkpoint(stage: str, stem: str, init: str, step: int) -> Path:
     return run_folder(stage, stem, init) / "checkpoints" / f"{step}.pt"
 
 
+def stage1_recipe(params: Params, stem: str) -> Stage1:
+    """Stage 1's recipe for a stem, with the steps of that stem."""
+    steps = getattr(params.stage1_steps, stem)
+    return params.stage1 if steps is None else params.stage1.model_copy(update={"steps": steps})
+
+
 def stage1_checkpoint(params: Params, stem: str, init: str) -> Path:
     """The end of a stem's stage 1."""
-    return checkpoint("stage1", stem, init, params.stage1_of(stem).steps)
+    return checkpoint("stage1", stem, init, stage1_recipe(params, stem).steps)
 
 
 def weights_file(init: str) -> Path:
@@ -73,7 +79,7 @@ def weights(params: Params, init: str) -> None:
 
 def stage1(params: Params, stem: str, init: str) -> None:
     """Fine-tune the VQ-VAE on the isolated stem, from pretrained or from random weights."""
-    recipe = params.stage1_of(stem)
+    recipe = stage1_recipe(params, stem)
     vqvae = _random_vqvae(params)
     start = jukebox.load_jukebox(weights_file(init), segment=recipe.segment)
     if start.architecture != vqvae.architecture:
@@ -106,7 +112,7 @@ def stage2(params: Params, stem: str, init: str) -> None:
     item, folder = {"stem": stem, "init": init}, run_folder("stage2", stem, init)
     with _training(params, "stage2", "stage2", item, folder) as run:
         train(
-            LatentMatching(encoder, first.to(run.device), recipe.loss, params.losses, hps),
+            LatentMatching(encoder, first, recipe.loss, params.losses, hps),
             recipe,
             Segments(songs.split("train"), parts, segment, seed, "stage2", blend=recipe.blend),
             Segments(songs.split("valid"), parts, segment, seed, "valid", False),
@@ -196,6 +202,11 @@ def _training(
     )
     with distributed.group(devices.choose(params.device, params.threads)) as device:
         devices.set_precision(params.precision, device)
+        if others := identity.differences(distributed.same(what), what):
+            raise UserError(
+                f"{about.title}: process {distributed.rank()} has other {', '.join(others)} than "
+                "process 0. Give all of them the same code, parameters and data."
+            )
         yield Training(about, device, params.precision, main=distributed.rank() == 0)
 
 

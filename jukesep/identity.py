@@ -18,7 +18,7 @@ import yaml
 from .errors import UserError
 
 # Whose numbers a training's numbers come from.
-LIBRARIES = ("numba", "numpy", "scipy", "soundfile", "torch", "torchaudio")
+LIBRARIES = ("llvmlite", "numba", "numpy", "scipy", "soundfile", "torch", "torchaudio")
 _ROOTS = (Path(), Path(__file__).parents[1])  # the project, and where this code lies
 
 
@@ -85,8 +85,8 @@ def digest(name: str) -> str:
 def _named(names: Sequence[str], item: Mapping[str, str]) -> Iterator[str]:
     """The names, with what the matrix chose put in."""
     for name in names:
-        for key, value in item.items():
-            name = name.replace(f"${{item.{key}}}", value)
+        for choice, value in item.items():
+            name = name.replace(f"${{item.{choice}}}", value)
         yield name
 
 

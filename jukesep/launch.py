@@ -15,9 +15,12 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from typing import Any
 
 from .errors import Interrupted, UserError
+from .signals import STARTED_BY
 
 PROCESSES = "JUKESEP_NPROC"
 
@@ -58,7 +61,8 @@ def _run(processes: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Each process says itself what went wrong.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
+    threading.Thread(target=_end_with, args=(STARTED_BY,), daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -80,10 +84,20 @@ def _run(processes: int) -> None:
         rank, failure = error.get_first_failure()
         if failure.exitcode in (130, 143):
             raise Interrupted("", failure.exitcode) from None
-        how = f"ended with status {failure.exitcode}"
-        if failure.exitcode < 0:
+        if failure.exitcode > 0:
+            how, then = f"ended with status {failure.exitcode}", ""
+        else:
             how = f"was killed by {signal.Signals(-failure.exitcode).name}"
+            then = " The same command goes on from the last save."
         raise UserError(
-            f"process {rank} of {processes} {how}; the others were stopped. "
-            "The same command goes on from the last save."
+            f"process {rank} of {processes} {how}; the others were stopped.{then}"
         ) from None
+
+
+def _end_with(parent: int) -> None:
+    """End as by SIGTERM when DVC has ended: nobody would take what comes of the processes."""
+    while "DVC_STAGE" in os.environ:
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(0.5)

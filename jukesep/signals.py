@@ -11,6 +11,9 @@ from typing import Any
 
 from .errors import Interrupted
 
+# Taken when the script starts: to have it only after the imports would be too late.
+STARTED_BY = os.getppid()
+
 
 class Signals:
     """SIGINT and SIGTERM are remembered, for the step to end first; a second one ends at once.
@@ -23,7 +26,7 @@ class Signals:
         self._received: int | None = None
         self.why = ""
         watched = "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-        self._parent = os.getppid() if watched else None
+        self._parent = STARTED_BY if watched else None
 
     @property
     def received(self) -> int | None:
@@ -45,7 +48,7 @@ class Signals:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._received is not None:
-            raise Interrupted("stopped at once", 128 + number)
+            raise Interrupted("stopped at once; the last save is kept", 128 + number)
         self._received = number
 
 

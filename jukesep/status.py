@@ -10,10 +10,15 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+
+from . import identity
+from .errors import UserError
+from .params import load
 
 FOLDER = "trainings"
 VARIABLE = "JUKESEP_TRAININGS"
@@ -47,16 +52,29 @@ class Status:
         """Whether a save is there."""
         return any(self.folder.glob("state-*.state"))
 
+    @cached_property
+    def outdated(self) -> list[str]:
+        """What has changed since: by a command of the project as it is now, it would not go on."""
+        try:
+            theirs = json.loads((self.folder / "identity.json").read_text(encoding="utf-8"))
+            stage, *_ = theirs["stage"].values()
+            item = {name: value for name, value in theirs["stage"].items() if name != "name"}
+            ours = identity.identity(stage, item, load().model_dump(mode="json"))
+        except (OSError, ValueError, KeyError, AttributeError, UserError):
+            return []
+        return identity.differences({**theirs, "runs on": {}}, {**ours, "runs on": {}})
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         own = {"folder": str(self.folder), "condition": self.condition, "bytes": self.size}
-        return {**own, "can_go_on": self.can_go_on, **self.progress}
+        return {**own, "can_go_on": self.can_go_on, "outdated": self.outdated, **self.progress}
 
 
 def trainings(folder: Path | None = None) -> list[Status]:
     """The trainings below `folder` (by default the project's), the latest last."""
     folder = root() if folder is None else folder
-    found = [_status(path.parent) for path in folder.glob("*/lock")]
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [_status(path) for path in there if path.is_dir()]
     return sorted(found, key=lambda one: (one.progress.get("updated", 0.0), one.folder.name))
 
 
@@ -129,6 +147,10 @@ def table(found: list[Status]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     for one in found:
+        if one.condition in ("interrupted", "failed") and one.can_go_on and one.outdated:
+            names, more = one.outdated[:5], len(one.outdated) - 5
+            others = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"{one.folder}: has other {others} than the project now: it is stale.")
         if one.condition == "failed" and one.progress.get("message"):
             lines.append(f"{one.progress['title']}: {one.progress['message']}")
     return "\n".join(line.rstrip() for line in lines)

@@ -38,6 +38,10 @@ class Task(Protocol):
         """Of the codebook."""
         ...
 
+    def to(self, device: torch.device) -> None:
+        """Move all that it computes with."""
+        ...
+
     def prepare(self, batch: torch.Tensor) -> Prepared:
         """Input and target of a batch (batch, parts, segment): what needs no training step.
 
@@ -90,6 +94,9 @@ class Reconstruction:
         vqvae.codebook.decay = codebook.decay
         vqvae.codebook.revival_threshold = codebook.revival_threshold
         self._stats: dict[str, float] = {}
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
 
     def prepare(self, batch: torch.Tensor) -> Prepared:
         return batch[:, :1], batch[:, :1]
@@ -168,6 +175,10 @@ class LatentMatching:
         self.columns = (*self.terms, "usage", "perplexity")
         self.hps = hps
         self._latents = torch.empty(0)
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+        self.stage1.to(device)
 
     @torch.no_grad()
     def prepare(self, batch: torch.Tensor) -> Prepared:

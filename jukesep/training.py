@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -128,15 +128,15 @@ def train(
     cannot be read, too little memory; Interrupted after SIGINT and SIGTERM, the step saved.
     """
     device = run.device
-    task.model.to(device).train()
-    # The average starts from the initial weights.
-    averaged = copy.deepcopy(task.model).requires_grad_(False)
-    average, optimiser = as_one(averaged.parameters()), Adam(task.model.parameters())
-    state = State(task.model, averaged, average, optimiser, Block())
     autocast = devices.autocast(run.precision, device)
-    forward = distributed.parallel(_Forward(task), device)
     columns = ["step", "loss", *task.columns, "grad_norm", "lr", "valid_loss"]
-    with run, _faults(run, state):
+    with run, _faults(run):
+        task.to(device)
+        # The average starts from the initial weights.
+        averaged = copy.deepcopy(task.model).requires_grad_(False)
+        average, optimiser = as_one(averaged.parameters()), Adam(task.model.parameters())
+        state = State(task.model, averaged, average, optimiser, Block())
+        forward = distributed.parallel(_Forward(task), device)
         _resume(run, state)
         run.columns(columns)
         held_out = [task.prepare(batch) for batch in _held_out(validation, recipe, device)]
@@ -189,10 +189,10 @@ def train(
                     run.save(state.step, state.save())
                 line.update()
                 run.tick(state.step)
-                if distributed.any_(run.stopping, device) and not last:
+                if distributed.any_(run.stopping, device):
                     run.save(state.step, state.save())
                     distributed.wait()
-                    raise run.interrupted(state.step)
+                    raise run.interrupted()
         run.finish()
 
 
@@ -216,11 +216,15 @@ class _Steps(Dataset[Any]):
     """
 
     def __init__(
-        self, task: Task, segments: Segments, batch: int, share: int, prepare: bool, autocast: Any
+        self,
+        segments: Segments,
+        batch: int,
+        share: int,
+        prepare: Callable[[torch.Tensor], Prepared] | None,
     ) -> None:
-        self.task, self.segments = task, segments
+        self.segments = segments
         self.batch, self.share, self.first = batch, share, share * distributed.rank()
-        self.prepare, self.autocast = prepare, autocast
+        self.prepare = prepare
 
     def __getitem__(self, step: int) -> Any:
         start = step * self.batch + self.first
@@ -228,13 +232,12 @@ class _Steps(Dataset[Any]):
             items = torch.stack([self.segments[start + i] for i in range(self.share)])
         except UserError as error:
             return error
-        if not self.prepare:
+        if self.prepare is None:
             return items
         # Arrays and not tensors, whose way to another process is one of open files, each a
         # connection.
-        with self.autocast():
-            given, target = self.task.prepare(items)
-        return given.numpy(), target.float().numpy()
+        given, target = self.prepare(items)
+        return given.numpy(), target.numpy()
 
 
 def _batches(
@@ -250,9 +253,9 @@ def _batches(
     # On a CPU another core prepares meanwhile.
     ahead = on_cpu and recipe.workers > 0
     share = distributed.share(recipe.batch, run.about.section)
-    autocast = devices.autocast(run.precision, device)
     loader = DataLoader(
-        _Steps(task, segments, recipe.batch, share, ahead, autocast),
+        # A model on a GPU must not go to another process.
+        _Steps(segments, recipe.batch, share, task.prepare if ahead else None),
         batch_size=None,
         sampler=range(start, recipe.steps),
         # A loader draws a number when it starts: not from the state that is saved.
@@ -270,9 +273,7 @@ def _batches(
             given, target = batch
             yield torch.from_numpy(given), torch.from_numpy(target)
         else:
-            with autocast():
-                given, target = task.prepare(batch.to(device, non_blocking=True))
-            yield given, target.float()
+            yield task.prepare(batch.to(device, non_blocking=True))
 
 
 def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -353,6 +354,7 @@ def _resume(run: Training, state: State) -> None:
     saved = distributed.same(saved)
     if saved and not run.main:
         state.load(saved)
+        run.loaded(state.step)
 
 
 def _show(line: Any, row: Row, task: Task) -> None:
@@ -385,6 +387,8 @@ def _check_finite(
     for name, value in terms.items():
         if torch.isfinite(value):
             continue
+        if not run.main:
+            distributed.wait()  # for the first process, which says so, to end all
         found, section = float(value.detach()), run.about.section
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         batch = [{"index": index, **segments.describe(index)} for index in indices]
@@ -393,12 +397,13 @@ def _check_finite(
         raise UserError(
             f"{run.about.title}: '{name}' is {found} at step {step}. The training cannot go on. "
             f"{path} lists the segments of that step: look for damaged songs among them, else "
-            f"lower {section}.learning_rate or {section}.clip. {run.saved}"
+            f"lower {section}.learning_rate or {section}.clip, which starts anew. {run.kept}; as "
+            "it is, the same command would stop here again."
         )
 
 
 @contextmanager
-def _faults(run: Training, state: State) -> Iterator[None]:
+def _faults(run: Training) -> Iterator[None]:
     """What a user can mend, in words."""
     title, section = run.about.title, run.about.section
     try:
@@ -409,19 +414,19 @@ def _faults(run: Training, state: State) -> Iterator[None]:
         text = str(error)
         if devices.out_of_memory(error):
             raise UserError(
-                f"{title}: out of memory on {run.device} at step {state.step}. Lower "
+                f"{title}: out of memory on {run.device} at step {run.step}. Lower "
                 f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
                 f"batch, each on a GPU of its own. {run.saved}"
             ) from error
         if "DataLoader worker (pid" in text:  # and not what is raised in one
             said = text.splitlines()[0].strip(" .")
             raise UserError(
-                f"{title}: a process that reads songs has died at step {state.step} "
+                f"{title}: a process that reads songs has died at step {run.step} "
                 f"({said}). If memory was short, lower {section}.workers or "
                 f"{section}.segment. {run.saved}"
             ) from error
         if distributed.lost(error):
-            raise UserError(f"{title}: another process has ended.") from error
+            raise Interrupted("", 1) from error  # the one that has ended says why
         raise
 
 

@@ -94,12 +94,13 @@ class Training:
         self.main = main
         name = about.title.replace(" ", "-", 1).replace(" ", "_")
         self.folder = root() / f"{name}-{identity.key(about.identity)}"
+        self._described = json.dumps(about.identity, indent=1, ensure_ascii=False)
         self._lock = FileLock(self.folder / "lock")
         self._signals = Signals()
         self._log: list[str] = []
         self._timing: list[str] = []
         self._saved: int | None = None
-        self._first = self._step = self._steps = 0
+        self._first = self.step = self._steps = 0
         self._facts = {"pid": os.getpid(), "host": socket.gethostname(), "commit": commit()}
 
     # --- from the beginning to the end ---------------------------------------------------------
@@ -111,12 +112,11 @@ class Training:
                 self._acquire()
                 for leftover in self.folder.rglob(".*"):  # of a write that was cut off
                     leftover.unlink()
-            text = json.dumps(self.about.identity, indent=1, ensure_ascii=False)
             # Who holds the lock, beside what is known from before.
             known = {**read_progress(self.folder), "title": self.about.title, **self._facts}
             news = json.dumps({**known, "state": "running", "updated": time.time()}, indent=1)
             with self._disk(self.folder):
-                write_text(self.folder / "identity.json", text + "\n")
+                write_text(self.folder / "identity.json", self._described + "\n")
                 write_text(self.folder / "progress.json", news + "\n")
         now = time.monotonic()
         self._start = self._began = self._last_save = self._last_sample = now
@@ -131,13 +131,13 @@ class Training:
         if self.main:
             if error is not None:
                 state = "interrupted" if kind in (Interrupted, KeyboardInterrupt) else "failed"
-                self._note(f"{state}: {error or kind.__name__ if kind else ''}")
+                self._note(f"{state}: {str(error) or type(error).__name__}")
                 self._progress(state=state, message=str(error))
             self._lock.release()
 
     def _acquire(self) -> None:
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0.5)  # `jukesep status` holds it for a moment
             return
         except Timeout:
             who = read_progress(self.folder)
@@ -158,7 +158,7 @@ class Training:
 
     def begin(self, step: int, steps: int, processes: int) -> None:
         """The first step is about to be taken, after what was saved, if anything was."""
-        self._first = self._step = step
+        self._first = self.step = step
         self._steps = steps
         if not self.main:
             return
@@ -215,6 +215,8 @@ class Training:
             target = out / self.about.names.get(name, name)
             with self._disk(target), atomic(target, durable=True) as temporary:
                 shutil.copyfile(path, temporary)
+        if self.stopping:  # what comes of it now is lost to DVC: keep what makes it again at once
+            raise self.interrupted()
         self._note("finished")
         self._progress(state="finished")
         damaged = self.folder.glob("state-*.damaged")
@@ -233,7 +235,14 @@ class Training:
         """
         for path in reversed(self._states()):
             try:
-                state = self._read(path)
+                content = path.read_bytes()
+            except OSError as error:  # may be whole all the same
+                raise UserError(
+                    f"{self.about.title}: {path} cannot be read: {error.strerror or error}. "
+                    "Mend that, and the same command goes on from it; or delete it."
+                ) from error
+            try:
+                state = self._read(content)
                 log, timing = list(state["log"]), list(state["timing"])
                 seconds, step, checkpoints = state["seconds"], state["step"], state["checkpoints"]
                 accept(state["training"])
@@ -256,6 +265,10 @@ class Training:
             if checkpoint.name not in names:
                 checkpoint.unlink()
 
+    def loaded(self, step: int) -> None:
+        """Tell a process that writes nothing what was loaded."""
+        self._saved = step
+
     def save(self, step: int, training: State) -> None:
         """Write what the next step depends on; atomic, and on the disk when this returns."""
         if not self.main:
@@ -267,7 +280,7 @@ class Training:
             "timing": self._timing,
             "seconds": self._seconds(),
             "checkpoints": {path.name: _sha256(path.read_bytes()) for path in self._checkpoints()},
-            "identity": json.dumps(self.about.identity, ensure_ascii=False),
+            "identity": self._described,
             "commit": self._facts["commit"],
         }
         buffer = io.BytesIO()
@@ -291,8 +304,7 @@ class Training:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("[!.]*"))
 
-    def _read(self, path: Path) -> State:
-        content = path.read_bytes()
+    def _read(self, content: bytes) -> State:
         start = len(MAGIC) + 65
         if not content.startswith(MAGIC) or len(content) < start:
             raise UserError("not a save of this version")
@@ -303,6 +315,8 @@ class Training:
             state: State = torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # whose advice is to trust the file
             raise UserError("it holds more than tensors, numbers and text") from None
+        if state["identity"] != self._described:
+            raise UserError("it is of another training")
         for name, sha256 in state["checkpoints"].items():
             checkpoint = self.folder / "checkpoints" / name
             if not checkpoint.is_file() or _sha256(checkpoint.read_bytes()) != sha256:
@@ -338,7 +352,7 @@ class Training:
 
     def tick(self, step: int) -> None:
         """Tell now and then how far the training is."""
-        self._step = step
+        self.step = step
         if self.main and time.monotonic() - self._last_tick >= TICK:
             self._progress(state="running")
 
@@ -375,13 +389,13 @@ class Training:
         """Whether a signal asked for the end, or who started this training has died."""
         return self._signals.received is not None
 
-    def interrupted(self, step: int) -> Interrupted:
+    def interrupted(self) -> Interrupted:
         """What is raised once the training has been saved."""
         number = self._signals.received or signal.SIGTERM
         why = self._signals.why or signal.Signals(number).name
         return Interrupted(
-            f"{self.about.title}: stopped by {why} after step {step} of {self._steps}, which is "
-            "saved. The same command goes on from there."
+            f"{self.about.title}: stopped by {why} after step {self.step} of {self._steps}, which "
+            "is saved. The same command goes on from there."
             if self.main
             else "",
             128 + number,
@@ -390,9 +404,15 @@ class Training:
     @property
     def saved(self) -> str:
         """How much a failure costs."""
+        again = "" if self._saved is None else ", and the same command goes on from there"
+        return f"{self.kept}{again}."
+
+    @property
+    def kept(self) -> str:
+        """What is there to go on from."""
         if self._saved is None:
-            return "Nothing was saved yet."
-        return f"The save of step {self._saved} is kept, and the same command goes on from there."
+            return "Nothing was saved yet"
+        return f"The save of step {self._saved} is kept"
 
     def _add(self, name: str, lines: list[str], values: Sequence[object]) -> None:
         lines.append(_line(values))
@@ -402,7 +422,7 @@ class Training:
 
     def _progress(self, state: str, message: str = "") -> None:
         self._last_tick = time.monotonic()
-        step, seconds = self._step, self._last_tick - self._began
+        step, seconds = self.step, self._last_tick - self._began
         rate = (step - self._first) / seconds if seconds > 0 else 0.0
         content = {
             "title": self.about.title,

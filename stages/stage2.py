@@ -6,12 +6,12 @@ usage: python -m stages.stage2 STEM {pretrained,scratch}
 import sys
 
 from jukesep.errors import reported
+from jukesep.launch import launch
 
 if __name__ == "__main__":
     with reported():
         # Seconds, in which Ctrl-C should already end in a line.
         from jukesep import experiment, params
-        from jukesep.launch import launch
 
         p = params.load()
         if not launch(p.stage2.batch, "stage2"):

@@ -9,12 +9,12 @@ the same VQ-VAE trained here on mixtures of the band's pretraining songs.
 import sys
 
 from jukesep.errors import reported
+from jukesep.launch import launch
 
 if __name__ == "__main__":
     with reported():
         # Seconds, in which Ctrl-C should already end in a line.
         from jukesep import experiment, params
-        from jukesep.launch import launch
 
         p, init = params.load(), sys.argv[1]
         trained = init == "pretrained" and p.weights.source == "pretrain"

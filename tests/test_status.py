@@ -74,7 +74,7 @@ def four(songs):
     run = make_run("going")
     with run:
         run.begin(0, 2000, processes=2)
-        run._step, run._began = 1000, time.monotonic() - 100.0
+        run.step, run._began = 1000, time.monotonic() - 100.0
         run._progress(state="running")
         yield run
 

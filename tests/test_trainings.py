@@ -485,7 +485,7 @@ def _check_fault(message, term, value, songs, parts):
     path = _folder() / "fault.json"
     assert f"{path} lists the segments of that step" in message
     assert "lower stage1.learning_rate or stage1.clip" in message
-    assert "The save of step 4 is kept, and the same command goes on from there." in message
+    assert "The save of step 4 is kept; as it is, the same command would stop here " in message
     report = json.loads(path.read_text())
     batch = report.pop("batch")
     rate = learning_rate(RECIPE, 4)
@@ -1135,8 +1135,11 @@ def test_a_signal_saves_and_a_second_one_ends_at_once(songs, saves, capsys, numb
     assert (progress["state"], progress["saved_step"]) == ("interrupted", 3)
 
 
-def test_a_signal_in_the_last_step_lets_the_training_end(songs, uninterrupted):
-    with _when(matching(), 6, _stop):
+def test_a_signal_in_the_last_step_leaves_nothing_to_do_but_to_end(songs, uninterrupted, saves):
+    """Results that come after it are no use: DVC takes a stage that was interrupted for failed."""
+    with _when(matching(), 6, _stop), pytest.raises(Interrupted, match="after step 7 of 7"):
+        _train(matching, songs)
+    with _when(matching(), 6, lambda: pytest.fail("a step was taken again")):
         _train(matching, songs)
     assert _results() == uninterrupted[matching][0]
 
@@ -1144,6 +1147,7 @@ def test_a_signal_in_the_last_step_lets_the_training_end(songs, uninterrupted):
 def test_the_end_of_who_started_it_stops_a_training_too(songs, saves, monkeypatch):
     parents = [1234]
     monkeypatch.setenv("DVC_STAGE", "stage1")
+    monkeypatch.setattr("jukesep.signals.STARTED_BY", 1234)
     monkeypatch.setattr("jukesep.signals.os.getppid", lambda: parents[-1])
     with _when(matching(), 2, lambda: parents.append(1)), pytest.raises(Interrupted) as stopped:
         _train(matching, songs, run=make_run("run"))
