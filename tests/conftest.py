@@ -1,6 +1,38 @@
 """Common to all tests."""
 
+from functools import cache
+from pathlib import Path
+
+import pytest
 import torch
 
-# The tests' models are so small that a second thread costs more than it brings.
-torch.set_num_threads(1)
+from jukesep import params
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The tests' models are so small that a second thread costs more than it brings.
+
+    Set for each test: a command that runs in this process may take as many as there are cores.
+    """
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once():
+    """Hydra takes 0.1 s to compose conf/, and the tests compose much of it several times."""
+    compose = params.compose
+
+    @cache
+    def composed(overrides):
+        return compose(list(overrides), CONF)
+
+    def remembering(overrides, conf="conf"):
+        own = Path(conf).resolve() == CONF.resolve()
+        return composed(tuple(overrides)) if own else compose(overrides, conf)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(params, "compose", remembering)
+        yield

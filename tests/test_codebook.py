@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,11 @@ def update_in_process(rank: int, folder: Path, latents: torch.Tensor) -> None:
 
 def test_processes_hold_the_codebook_of_the_whole_batch(tmp_path: Path) -> None:
     latents = torch.randn(2, 3, 50, generator=generator(1))
-    torch.multiprocessing.spawn(update_in_process, (tmp_path, latents), nprocs=2)
+    # Forked where that is the system's way: a process that is spawned imports torch first.
+    start = "fork" if sys.platform == "linux" else "spawn"
+    torch.multiprocessing.start_processes(
+        update_in_process, (tmp_path, latents), nprocs=2, start_method=start
+    )
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for ours, theirs in zip(first, second, strict=True):
         for name in ours:

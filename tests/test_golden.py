@@ -143,6 +143,15 @@ def codec(case: Case) -> SimpleNamespace:
         return SimpleNamespace(latents=latents, codes=codes, audio=vqvae.decode(quantised))
 
 
+@pytest.fixture(scope="module")
+def stepped(case: Case) -> SimpleNamespace:
+    """After the first training step's gradients and update of the codebook."""
+    vqvae = case.model()
+    total, terms, stats = case.step(vqvae)
+    total.backward()
+    return SimpleNamespace(vqvae=vqvae, total=total.detach(), terms=terms, stats=stats)
+
+
 def close(ours: torch.Tensor | float, golden: np.ndarray, rtol: float, atol: float = 0.0) -> None:
     np.testing.assert_allclose(np.asarray(ours, np.float64), golden, rtol=rtol, atol=atol)
 
@@ -195,13 +204,10 @@ def test_spectral_losses(case: Case, codec: SimpleNamespace) -> None:
     close((errors / norms).mean(), case.golden["loss0_spectral_convergence"], rtol=1e-5)
 
 
-def test_training_step(case: Case) -> None:
-    vqvae = case.model()
-    total, terms, stats = case.step(vqvae)
-    total.backward()
-
+def test_training_step(case: Case, stepped: SimpleNamespace) -> None:
+    vqvae, terms, stats = stepped.vqvae, stepped.terms, stepped.stats
     golden = case.golden
-    close(total.detach(), golden["total_loss"], rtol=1e-5)
+    close(stepped.total, golden["total_loss"], rtol=1e-5)
     close(terms["l2"], golden["metric_l2_loss"], rtol=1e-5)
     close(terms["linf"], golden["metric_linf_loss"], rtol=1e-5)
     close(terms["multispectral"], golden["metric_multispectral_loss"], rtol=1e-5)
@@ -221,20 +227,20 @@ def test_training_step(case: Case) -> None:
     close(stats.change, golden["metric_dk"], rtol=1e-5)
 
 
-def test_codebook_after_a_step(case: Case) -> None:
-    vqvae = case.model()
-    case.step(vqvae)
-    codebook, golden = vqvae.codebook, case.golden
+def test_codebook_after_a_step(case: Case, stepped: SimpleNamespace) -> None:
+    codebook, golden = stepped.vqvae.codebook, case.golden
     close(codebook.k[:: case.steps.codes], golden["ema0_k"], rtol=0, atol=1e-5)
     close(codebook.k.double().norm(), golden["ema0_k_norm"], rtol=1e-5)
     close(codebook.k_elem, golden["ema0_k_elem"], rtol=1e-5)
     np.testing.assert_array_equal(codebook.k_elem < 1, golden["ema0_dead_mask_thr1"])
 
 
-def test_dead_codes_are_those_revived_at_the_default_threshold(case: Case) -> None:
-    vqvae = case.model()
-    vqvae.codebook.revival_threshold = 1.0
-    _, _, stats = case.step(vqvae)
+def test_dead_codes_are_those_revived_at_the_default_threshold(
+    case: Case, codec: SimpleNamespace
+) -> None:
+    codebook = case.model().codebook
+    codebook.revival_threshold = 1.0
+    stats = codebook.update(codec.latents, codec.codes)
     assert stats.revived == case.golden["ema0_dead_mask_thr1"].sum()
 
 

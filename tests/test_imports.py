@@ -1,8 +1,13 @@
-"""Stages that train and run no model do not wait for torch to be imported."""
+"""What trains and runs no model does not wait for torch to be imported."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import jukesep
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
@@ -16,17 +21,42 @@ TORCH_FREE = (
 CODE = """
 import sys
 from importlib import import_module
+
+def none_of(after, *names):
+    assert not set(names) & set(sys.modules), f'{after} imports one of {names}'
+
+import jukesep
+assert set(jukesep.__all__) <= set(dir(jukesep))
+none_of('jukesep', 'numpy', 'torch')
+from jukesep import musdb
+musdb.archive_source(), musdb.validation_songs()
+none_of('the address of MUSDB18-HQ', 'torch', 'musdb', 'stempeg')
+from jukesep import scores
+scores.museval_metrics()
+none_of("museval's formulas", 'torch', 'museval')
+jukesep.sdr, jukesep.sdr_mdx, jukesep.sdr_v4, jukesep.STEMS, jukesep.UserError
+none_of('a public name without a model', 'torch')
 for name in sys.argv[1:]:
     import_module(name)
-    assert 'torch' not in sys.modules, f'{name} imports torch'
+    none_of(name, 'torch')
+[getattr(jukesep, name) for name in jukesep.__all__]
 """
 
 
-def test_modules_without_a_model_import_no_torch():
-    """In a process of its own, one module after the other: the first to import it is named."""
+def test_nothing_is_imported_before_it_is_needed():
+    """In a process of its own, one module after the other: the first to import it is named.
+
+    It finds no program, ffmpeg among them.
+    """
     command = [sys.executable, "-c", CODE, *TORCH_FREE]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = os.environ | {"PATH": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_other_names_are_not_public():
+    with pytest.raises(AttributeError, match="'jukesep' has no attribute 'sdr_v5'"):
+        jukesep.sdr_v5  # noqa: B018
 
 
 def test_every_module_that_says_so_is_among_them():

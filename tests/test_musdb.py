@@ -32,14 +32,6 @@ def test_address_sum_and_validation_songs_are_those_of_torchaudio_and_musdb():
     assert len(musdb.validation_songs()) == 14
 
 
-def test_neither_torch_nor_musdb_is_imported_for_that():
-    code = (
-        "import sys; from jukesep import musdb; musdb.archive_source(); "
-        "musdb.validation_songs(); assert not {'torch', 'musdb', 'stempeg'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
 # Fetching.
 
 
@@ -169,6 +161,7 @@ def test_stem_files_are_decoded_as_musdb_does_it(tmp_path, stems):
         for part, expected in zip(PARTS, track.stems, strict=True):
             assert audio.info(folder / f"{part}.wav").subtype == "PCM_16"
             np.testing.assert_array_equal(audio.read(folder / f"{part}.wav"), expected.T)
+    shutil.rmtree(stems / "train")
     musdb.decode(stems, tmp_path / "low", 11025)
     header = audio.info(tmp_path / "low/test/Band - test/bass.wav")
     assert (header.sample_rate, header.subtype) == (11025, "FLOAT")

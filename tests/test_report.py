@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jukesep import plots_page
+from jukesep import figures, plots_page
 from jukesep.errors import UserError
 from jukesep.evaluation import COLUMNS
 from jukesep.report import write_report
@@ -129,6 +129,13 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a report's time."""
+    monkeypatch.setattr(figures, "write_figures", lambda results, folder: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("inits", [["pretrained", "scratch"], ["scratch"]])
 def test_the_page_says_what_was_trained_on(tmp_path: Path, inits: list[str]) -> None:
     params = make_params(stems=["other"], inits=inits)
@@ -185,6 +192,7 @@ def test_one_stem_has_no_total(small_report: Path) -> None:
     assert not (small_report / "plots/transfer.png").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_reads_the_selected_files_only_and_removes_stale_metrics(tmp_path: Path) -> None:
     make_results(make_params(stems=["bass", "vocals"]), tmp_path)
     write_report(make_params(stems=["vocals"]), tmp_path)
@@ -289,6 +297,7 @@ def test_plot_data(report: Path) -> None:
     assert {row["song"] for row in songs} == set(SONGS)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_curves_hold_all_runs_and_are_thinned(report: Path, tmp_path: Path) -> None:
     losses = read_csv(report / "plots/losses.csv")
     runs = {(row["stage"], row["stem"], row["init"]) for row in losses}
