@@ -115,6 +115,25 @@ def test_an_interrupted_training_goes_on_with_another_number_of_processes(longer
     assert steps == sorted({*range(7, 121, 7), *range(23, 121, 23), 120})
 
 
+def test_processes_that_dvc_has_left_behind_save_and_end(longer):
+    """Nobody would take what they make, and a new `dvc repro` would find it being trained."""
+    starts = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", starts, sys.executable, "-m", "stages.stage2", STEM, INIT],
+        cwd=longer,
+        env={**os.environ, "PYTHONPATH": str(kills.ROOT), "DVC_STAGE": "stage2", **TOGETHER},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _until_it_trains(longer, "stage2", dvc)
+    dvc.kill()
+    assert "stopped by SIGTERM" in kills.finish(dvc)  # read until the last of them has ended
+    (run,) = (one for one in trainings(longer / "trainings") if "stage2" in one.folder.name)
+    assert run.condition == "interrupted"
+    assert run.can_go_on
+
+
 def test_a_process_that_dies_ends_all_of_them_and_is_named(longer):
     both = kills.begin(longer, "stage2", STEM, INIT, **TOGETHER)
     _until_it_trains(longer, "stage2", both)
@@ -143,17 +162,30 @@ def test_a_song_that_one_process_cannot_read_is_named(longer):
 def test_two_nodes_train_together(alone, project):
     """Two torchruns, as on two machines, by the line of the README."""
     kills.clear(project, "stage2")
+    _torchruns(project, project)
+    _same(alone, project, "stage2")
+
+
+def test_nodes_that_would_train_another_model_are_refused(project, tmp_path):
+    kills.clear(project, "stage2")
+    other = shutil.copytree(project, tmp_path / "other")
+    kills.configure(other, STEPS, "stage2.batch=4", "stage2.learning_rate=0.01")
+    said = _torchruns(project, other)
+    assert "has other stage2.learning_rate" in "".join(said)
+    assert not list(project.glob("runs/stage2/*"))
+
+
+def _torchruns(*projects):
+    """A torchrun of stage 2 in each folder, together one training; what they said."""
     line = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:29611", "--rdzv-id", "test",
-        "-m", "stages.stage2", STEM, INIT,
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(projects)),
+        "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:29611",
+        "--rdzv-id", "test", "-m", "stages.stage2", STEM, INIT,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(kills.ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    nodes = [subprocess.Popen(line, cwd=project, env=environment, **pipes) for _ in range(2)]
-    said = [node.communicate(timeout=120)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    _same(alone, project, "stage2")
+    nodes = [subprocess.Popen(line, cwd=p, env=environment, **pipes) for p in projects]
+    return [node.communicate(timeout=120)[0] for node in nodes]
 
 
 def _children(pid):
