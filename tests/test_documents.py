@@ -32,6 +32,18 @@ COVERED = {
     "--data musdb18hq --chunking hard --output scores.csv": (
         f"{README}::test_the_jukesep_commands_run"
     ),
+    "uv run jukesep status": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep clean": f"{README}::test_the_jukesep_commands_run",
+    # The stages' own commands, with it.
+    "JUKESEP_NPROC=2 uv run dvc repro": (
+        "tests/test_processes.py::test_two_processes_compute_what_one_does"
+    ),
+    # Fewer of them.
+    "uv run python -m benchmarks.kills --kills 20": (
+        "tests/test_processes.py::test_a_training_killed_at_random_moments_ends_with_the_same_bits"
+    ),
+    # Some of them; skipped where there is no GPU.
+    "uv run pytest -k cuda": "tests/test_devices.py::test_a_training_learns",
     "uv run jukesep compose": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep compose --check": ".ci/run",
     "uv run dvc exp run -S scale=paper -S data=musdb18hq -S data.root=/abs/path": (
