@@ -34,6 +34,7 @@ COVERED = {
     ),
     "uv run jukesep status": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep clean": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep clean --stale": f"{README}::test_the_jukesep_commands_run",
     # The stages' own commands, with it.
     "JUKESEP_NPROC=2 uv run dvc repro": (
         "tests/test_processes.py::test_two_processes_compute_what_one_does"

@@ -104,7 +104,8 @@ def test_the_python_example_runs(trained, capsys):
 def test_the_jukesep_commands_run(trained):
     shutil.copytree(ROOT / "conf", trained / "conf")
     commands = [words for words in _commands() if words[:3] == ["uv", "run", "jukesep"]]
-    assert {words[3] for words in commands} == {"separate", "evaluate", "status", "clean", "compose"}
+    named = {words[3] for words in commands}
+    assert named == {"separate", "evaluate", "status", "clean", "compose"}
     for words in commands:
         result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
         assert result.exit_code == 0, (words, result.output)
