@@ -2,8 +2,10 @@
 
     JUKESEP_NPROC=2 uv run dvc repro
     uv run torchrun --nproc-per-node 2 -m stages.stage1 vocals pretrained
-    uv run torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 \\
-        -m stages.stage1 vocals pretrained                                  # on each of two nodes
+    uv run torchrun --nnodes 2 --node-rank 0 --nproc-per-node 2 --master-addr HOST \\
+        --master-port 29400 -m stages.stage1 vocals pretrained     # on HOST, one of two nodes
+    uv run torchrun --nnodes 2 --node-rank 1 --nproc-per-node 2 --master-addr HOST \\
+        --master-port 29400 -m stages.stage1 vocals pretrained     # on the other
 
 The number of processes is an environment variable and no parameter: it changes no result beyond
 rounding, and none of DVC's stages is another one for it.

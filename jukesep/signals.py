@@ -16,7 +16,7 @@ STARTED_BY = os.getppid()
 
 
 class Signals:
-    """SIGINT and SIGTERM are remembered, for the step to end first; a second one ends at once.
+    """SIGINT and SIGTERM are remembered, for the step to end first; SIGINT once more ends at once.
 
     So is the death of the process that a training was started for: DVC, or torchrun. What would
     come of it then is lost to DVC, while a new `dvc repro` waits for the training to end.
@@ -47,7 +47,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._received is not None:
+        # SIGTERM may come from several who end things: a scheduler, DVC's group, torchrun.
+        if self._received is not None and number == signal.SIGINT:
             raise Interrupted("stopped at once; the last save is kept", 128 + number)
         self._received = number
 
