@@ -1,5 +1,6 @@
 """Common to all tests."""
 
+import gc
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch
 from jukesep import params
 
 CONF = Path(__file__).parents[1] / "conf"
+
+# Cycles are looked for among all that torch and Hydra hold, by default some five thousand times.
+gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
