@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from jukesep import audio, experiment, jukebox, params, report, results, results_page, scores
+from jukesep.errors import UserError
 from jukesep.songs import MIXTURE, STEMS, Manifest, Song
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +159,20 @@ def test_chunking_and_bottleneck_reach_the_scores(project):
         experiment.evaluate(_params(f"separation.{override}"), "drums", "scratch")
         scores.add(Path("results/scores/drums_scratch.csv").read_text())
     assert len(scores) == 3
+
+
+def test_processes_that_would_train_another_model_are_refused(project, monkeypatch):
+    """As two nodes with other parameters: what process 0 trains is not what this one would."""
+
+    def other(what):
+        return {**what, "parameters": {**what["parameters"], "stage1.learning_rate": 7.0}}
+
+    p = _params()
+    experiment.weights(p, "scratch")
+    monkeypatch.setattr(experiment.distributed, "same", other)
+    with pytest.raises(UserError, match=r"process 0 has other stage1\.learning_rate than"):
+        experiment.stage1(p, "drums", "scratch")
+    assert not Path("runs/stage1").exists()
 
 
 # --- which songs are for what -----------------------------------------------------------------

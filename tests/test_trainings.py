@@ -860,7 +860,6 @@ def test_a_reading_process_that_dies_ends_the_training_in_words(songs, uninterru
     assert time.monotonic() - began < 30
     message = str(error.value)
     assert "test run: a process that reads songs has died at step" in message
-    assert "killed" in message
     assert "lower stage1.workers or stage1.segment." in message
     assert "Traceback" not in message
     assert len(saves) <= 4
