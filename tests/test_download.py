@@ -67,6 +67,11 @@ def left(target: Path, content: bytes) -> None:
 # --- a server as it should be -----------------------------------------------------------------
 
 
+def _name(value):
+    """The same in every process, which the text of a function is not."""
+    return value.__qualname__ if callable(value) else str(value)
+
+
 @pytest.mark.parametrize("sum_of", [CONTENT, None], ids=["sum", "no sum"])
 def test_a_file_arrives(site: Site, target: Path, sum_of: bytes | None, capfd) -> None:
     url = site.at("/file", whole(CONTENT))
@@ -298,7 +303,7 @@ def test_a_server_in_trouble_is_asked_again(site: Site, target: Path, capfd) -> 
             1,
         ),
     ],
-    ids=str,
+    ids=_name,
 )
 def test_what_an_address_answered_is_said(
     site: Site, target: Path, answer, message: str, requests: int
