@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import write_songs
 
-from jukesep import params
+from jukesep import params, status
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -22,6 +23,20 @@ def _one_thread():
     Set for each test: a command that runs in this process may take as many as there are cores.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    """What a tiny training hears."""
+    return write_songs(tmp_path_factory.mktemp("songs"))
+
+
+@pytest.fixture
+def entered(tmp_path, monkeypatch):
+    """An empty folder, entered: a training keeps its own folder below the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(status.VARIABLE, raising=False)
+    return tmp_path
 
 
 @pytest.fixture(scope="session", autouse=True)

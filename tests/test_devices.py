@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_recipe, make_run, matching, reconstruction, run_training, write_songs
+from tiny import make_recipe, make_run, matching, reconstruction, run_training
 
 from jukesep import devices, jukebox, training
 from jukesep.codebook import Codebook
 from jukesep.errors import UserError
 from jukesep.trainings import Training
 from jukesep.vqvae import VQVAE, Architecture
+
+pytestmark = pytest.mark.usefixtures("entered")
 
 THERE = {
     "cpu": True,
@@ -41,12 +43,6 @@ def computed(request):
     yield device, precision
     for backend, value in zip(backends, before, strict=True):
         backend.fp32_precision = value
-
-
-@pytest.fixture
-def songs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return write_songs(tmp_path / "song")
 
 
 def _run(out, computed):

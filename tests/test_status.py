@@ -8,24 +8,13 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tiny import make_recipe, make_run, matching, run_training, write_songs
+from tiny import make_recipe, make_run, matching, run_training
 from typer.testing import CliRunner
 
 from jukesep import cli, status
 from jukesep.errors import Interrupted, UserError
 
-
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    return write_songs(tmp_path_factory.mktemp("songs"))
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    """An entered folder without trainings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(status.VARIABLE, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("entered")
 
 
 def _jukesep(*words, answer=None, ends=0):
@@ -182,32 +171,32 @@ def test_files_that_vanish_meanwhile_are_no_reason_to_fail(songs, monkeypatch):
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
 def test_experiments_of_dvc_show_and_keep_the_trainings_of_the_project(
-    songs, project, monkeypatch, below
+    songs, entered, monkeypatch, below
 ):
     _interrupted(songs, "stopped")
-    place = project / ".dvc/tmp/exps/tmpabcd" / below
+    place = entered / ".dvc/tmp/exps/tmpabcd" / below
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
-    assert status.root() == project / "trainings"
+    assert status.root() == entered / "trainings"
     (found,) = json.loads(_jukesep("status", "--json"))
-    assert Path(found["folder"]).parent == project / "trainings"
+    assert Path(found["folder"]).parent == entered / "trainings"
     assert make_run("stopped").folder == Path(found["folder"])
     assert not list(place.iterdir())
 
 
-def test_a_folder_that_only_resembles_those_of_experiments_is_none(project, monkeypatch):
-    place = project / ".dvc/tmp/other"
+def test_a_folder_that_only_resembles_those_of_experiments_is_none(entered, monkeypatch):
+    place = entered / ".dvc/tmp/other"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     assert status.root() == Path("trainings")
 
 
-def test_trainings_can_lie_elsewhere(songs, project, monkeypatch):
-    monkeypatch.setenv(status.VARIABLE, str(project / "else where"))
+def test_trainings_can_lie_elsewhere(songs, entered, monkeypatch):
+    monkeypatch.setenv(status.VARIABLE, str(entered / "else where"))
     _interrupted(songs, "stopped")
     assert not Path("trainings").exists()
     (found,) = json.loads(_jukesep("status", "--json"))
-    assert Path(found["folder"]).parent == project / "else where"
+    assert Path(found["folder"]).parent == entered / "else where"
     assert "Deleted 1" in _jukesep("clean", "--yes")
     monkeypatch.setenv(status.VARIABLE, "")
     assert status.root() == Path("trainings")

@@ -11,7 +11,6 @@ from tiny import (
     matching,
     reconstruction,
     run_training,
-    write_songs,
 )
 
 from jukesep import jukebox, training
@@ -20,16 +19,7 @@ from jukesep.segments import Segments
 from jukesep.training import learning_rate
 from jukesep.vqvae import Encoder
 
-
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    return write_songs(tmp_path_factory.mktemp("songs"))
-
-
-@pytest.fixture(autouse=True)
-def _away_from_the_project(tmp_path, monkeypatch):
-    """A training keeps its folder below the current one."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("entered")
 
 
 @pytest.mark.parametrize("task", [reconstruction, matching])

@@ -33,23 +33,13 @@ from jukesep.training import learning_rate
 from jukesep.trainings import KEPT, MAGIC, Training
 from jukesep.vqvae import VQVAE, Architecture
 
+pytestmark = pytest.mark.usefixtures("entered")
+
 # Rows of the log at 3, 5, 6 and 7: most interruptions fall into a block of means.
 RECIPE = make_recipe(steps=7, log_every=3, valid_every=5)
 CHECKPOINTS = (4, 7)
 TASKS = [reconstruction, matching]
 EVERY_STEP = {"save_minutes": 0.0}
-
-
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    return write_songs(tmp_path_factory.mktemp("songs"))
-
-
-@pytest.fixture(autouse=True)
-def _away_from_the_project(tmp_path, monkeypatch):
-    """A training keeps its folder below the current one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(trainings.VARIABLE, raising=False)
 
 
 @pytest.fixture(autouse=True)
