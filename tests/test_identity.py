@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from settings import flat
 from tiny import make_recipe, make_run, matching, run_training, write_songs
 
 from jukesep import experiment, identity, params
@@ -78,14 +79,6 @@ def _other(value):
     return f"{value}9" if isinstance(value, str) else (value or 0) + 1
 
 
-def _names(parameters, prefix=""):
-    for name, value in parameters.items():
-        if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def _concerned(name):
     """The trainings whose result a parameter can change."""
     section = name.split(".")[0]
@@ -109,7 +102,7 @@ def test_a_training_is_another_one_for_each_parameter_that_it_depends_on(compose
     monkeypatch.setattr(identity, "version", lambda name: name)
     before = _keys(composed)
     seen = set()
-    for name, value in _names(composed):
+    for name, value in flat(composed):
         after = _keys(_with(composed, name, _other(value)))
         assert {stage for stage in STAGES if before[stage] != after[stage]} == _concerned(name), (
             name

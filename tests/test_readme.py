@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from settings import flat
 from typer.testing import CliRunner
 
 import jukesep
@@ -172,14 +173,6 @@ def test_links_lead_somewhere(page):
         assert generated or (ROOT / path).exists(), target
 
 
-def _flat(section, prefix=""):
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _documented():
     """Key -> its values at the scales paper and demo, as docs/parameters.md has them."""
     for line in _text("docs/parameters.md").splitlines():
@@ -195,7 +188,7 @@ def test_every_parameter_is_documented_with_its_values():
     for column, scale in enumerate(("paper", "demo")):
         text = params.compose([f"scale={scale}"], ROOT / "conf")
         found = {key: values[column] for key, values in documented.items()}
-        assert found == dict(_flat(yaml.safe_load(text)))
+        assert found == dict(flat(yaml.safe_load(text)))
 
 
 def test_every_direct_dependency_has_its_reason():
