@@ -9,7 +9,8 @@ import pytest
 import torch
 import typer
 import yaml
-from test_readme import ROOT, _flat, _made_by_the_pipeline
+from settings import flat
+from test_readme import ROOT, _made_by_the_pipeline
 
 from jukesep import cli, params
 from jukesep.codebook import Codebook
@@ -59,7 +60,7 @@ def _compose(*overrides):
     """The parameters at scale=paper, checked: key -> value."""
     content = yaml.safe_load(params.compose(["scale=paper", *overrides], ROOT / "conf"))
     params.Params.model_validate(content)
-    return dict(_flat(content))
+    return dict(flat(content))
 
 
 @cache
