@@ -24,8 +24,9 @@ class ByContent(caching.InTreeCacheLocator):
 
     def __init__(self, function: Any, file: str) -> None:
         super().__init__(function, file)
-        # This file too, for the flags that it compiles with.
-        source = Path(file).read_bytes() + Path(__file__).read_bytes()
+        # This file too, for the flags that it compiles with, and what becomes part of functions.
+        here = Path(__file__)
+        source = b"".join(f.read_bytes() for f in (Path(file), here, here.with_name("tiles.py")))
         name = f"{hashlib.sha256(source).hexdigest()[:16]}-numba-{numba.__version__}"
         self._cache_path = str(user_cache_path("jukesep") / "compiled" / name)
 

@@ -1,16 +1,18 @@
 """A network's layers on a CPU, compiled by numba for the processor at hand. See `networks`.
 
 A program is a table with a row for each layer, in the order in which they run, and the columns
+below. Parameters lie in one vector, activations in another, the memory, each as a matrix
+(time steps, channels). PLACES are where one begins in the memory (-1: nowhere):
 
-    kind, channels in, channels out, dilation, time steps, parameters, source, target, kept
+    SOURCE   a convolution's input x; a block's, of which it takes relu(x)
+    TARGET   a convolution's output; a block's output replaces its input here
+    ACTIVE   relu of the output, if a block follows
+    KEPT     a block's inner activation, which its gradient needs
 
-The last four are places: where the layer's parameters begin in the vector of all, where its input
-and output begin in the memory, and where what its gradient needs besides (nowhere: -1). Arrays are
-(channels, time), float32 or float64, one of them throughout a call.
-
-Every layer works on a tile of the time axis after another: it is packed into buffers that stay in
-cache, and all there is to do to it is done there. Sums are taken in one order, whatever the threads
-around them: the same numbers give the same bits.
+Every layer is a few matrix products (`_product`), a stretch of the time axis after another, so that
+what is worked on stays in cache. A product's factors are read where they lie: a tap of a
+convolution is an offset in the time axis. Sums are taken in one order, whatever the threads around:
+the same numbers give the same bits.
 """
 
 from __future__ import annotations
@@ -21,16 +23,23 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from . import tiles
 from .compiled import compiled
 
 Array = NDArray[Any]
-Matrix = tuple[int, int, int, int, int]
-"""A matrix in a vector: its first number, the strides down and right, rows, columns."""
+Rows = tuple[Array, int, int]
+"""Rows in a vector: where the first begins, and how far it is to the next."""
 
 SAME, HALVING, DOUBLING, BLOCK = range(4)
 """Kinds: nn.Conv1d of 3 taps that keeps the length; of 4 taps, stride 2, that halves it;
 nn.ConvTranspose1d of 4 taps that doubles it; a residual block."""
-KIND, COLUMNS, ROWS, DILATION, STEPS, PARAMETERS, SOURCE, TARGET, KEPT = range(9)
+KIND, COLUMNS, ROWS, DILATION, STEPS, PARAMETERS, SOURCE, TARGET, ACTIVE, KEPT = range(10)
+
+LINE = 64
+"""Bytes to whose multiple the rows of a product's second factor and of its result are widened."""
+_REGISTER = tiles.REGISTER
+_WIDE, _MIDDLE, _ = (vectors for _, vectors in tiles.SHAPES)
+_wide, _middle, _narrow = tiles.wide, tiles.middle, tiles.narrow
 
 ZERO: Any = np.int64(0)
 ONE: Any = np.int64(1)
@@ -42,350 +51,411 @@ inlined = njit(inline="always")
 
 
 @compiled
-def _multiply(y: Array, values: Array, matrix: Matrix, x: Array, n: int) -> None:
-    """y[:, :n] += W @ x[:, :n], four rows by four: 16 weights stay in registers."""
-    first, down, right, rows, columns = matrix
-    rows4, columns4 = rows // 4 * 4, columns // 4 * 4
-    for i in range(0, rows4, 4):
-        y0, y1, y2, y3 = y[i], y[i + 1], y[i + 2], y[i + 3]
-        for j in range(0, columns4, 4):
-            x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
-            a = first + i * down + j * right
-            b, c, d = a + down, a + 2 * down, a + 3 * down
-            r, rr, rrr = right, 2 * right, 3 * right
-            a0, a1, a2, a3 = values[a], values[a + r], values[a + rr], values[a + rrr]
-            b0, b1, b2, b3 = values[b], values[b + r], values[b + rr], values[b + rrr]
-            c0, c1, c2, c3 = values[c], values[c + r], values[c + rr], values[c + rrr]
-            d0, d1, d2, d3 = values[d], values[d + r], values[d + rr], values[d + rrr]
-            for t in range(n):
-                p0, p1, p2, p3 = x0[t], x1[t], x2[t], x3[t]
-                y0[t] += a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3
-                y1[t] += b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3
-                y2[t] += c0 * p0 + c1 * p1 + c2 * p2 + c3 * p3
-                y3[t] += d0 * p0 + d1 * p1 + d2 * p2 + d3 * p3
-    for i in range(rows):
-        yi = y[i]
-        for j in range(columns4 if i < rows4 else 0, columns):
-            weight, xj = values[first + i * down + j * right], x[j]
-            for t in range(n):
-                yi[t] += weight * xj[t]
-
-
-@compiled
-def _correlate(values: Array, matrix: Matrix, y: Array, x: Array, n: int) -> None:
-    """W += y[:, :n] @ x[:, :n].T, two rows by four."""
-    first, down, right, rows, columns = matrix
-    rows2, columns4 = rows // 2 * 2, columns // 4 * 4
-    zero = values.dtype.type(0)
-    for i in range(0, rows2, 2):
-        y0, y1 = y[i], y[i + 1]
-        for j in range(0, columns4, 4):
-            x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
-            a0, a1, a2, a3 = zero, zero, zero, zero
-            b0, b1, b2, b3 = zero, zero, zero, zero
-            for t in range(n):
-                p0, p1, p2, p3, q0, q1 = x0[t], x1[t], x2[t], x3[t], y0[t], y1[t]
-                a0 += q0 * p0
-                a1 += q0 * p1
-                a2 += q0 * p2
-                a3 += q0 * p3
-                b0 += q1 * p0
-                b1 += q1 * p1
-                b2 += q1 * p2
-                b3 += q1 * p3
-            a = first + i * down + j * right
-            b = a + down
-            values[a] += a0
-            values[a + right] += a1
-            values[a + 2 * right] += a2
-            values[a + 3 * right] += a3
-            values[b] += b0
-            values[b + right] += b1
-            values[b + 2 * right] += b2
-            values[b + 3 * right] += b3
-    for i in range(rows):
-        yi = y[i]
-        for j in range(columns4 if i < rows2 else 0, columns):
-            xj, total = x[j], zero
-            for t in range(n):
-                total += yi[t] * xj[t]
-            values[first + i * down + j * right] += total
-
-
-@compiled
-def _sum_rows(sums: Array, x: Array, n: int) -> None:
-    """sums += x[:, :n].sum(1)."""
-    for i in range(len(sums)):
-        xi, total = x[i], sums.dtype.type(0)
-        for t in range(n):
-            total += xi[t]
-        sums[i] += total
-
-
-@compiled
-def _fill(y: Array, values: Array, n: int) -> None:
-    """y[:, :n] = values[:, None]."""
-    for i in range(len(values)):
-        yi, value = y[i], values[i]
-        for t in range(n):
-            yi[t] = value
-
-
-@compiled
-def _edges(buffer: Array, length: int, start: int, n: int) -> tuple[int, int]:
-    """The part of buffer[:, :n] that a row of that length fills from start on; zeros if not all."""
-    first = min(max(-start, 0), n)
-    last = max(min(length - start, n), first)
-    if last - first < n:
-        for i in range(len(buffer)):
-            row = buffer[i]
-            for t in range(n):
-                row[t] = 0
-    return first, last
-
-
-@compiled
-def _pack(buffer: Array, x: Array, phase: int, phases: int, start: int, n: int) -> None:
-    """buffer[:, :n] = x[:, phase::phases][:, start : start + n], zeros beyond its ends."""
-    first, last = _edges(buffer, x.shape[1] // phases, start, n)
-    start = min(max(start, 0), x.shape[1])
-    begin = start * phases + phase
-    for i in range(len(x)):
-        row = buffer[i, first:]
-        if phases == 1:
-            source = x[i, start:]
-            for t in range(last - first):
-                row[t] = source[t]
+def _product(
+    start: Rows, a: Rows, right: int, b: Rows, c: Rows, depth: int, height: int, width: int
+) -> None:
+    """C = S + A @ B. A's columns are `right` apart; depth > 0, and the width fills lines."""
+    (s, s0, s_down), (f, f0, f_down), (g, g0, g_down), (y, y0, y_down) = start, a, b, c
+    lanes = _REGISTER // y.itemsize
+    done = 0
+    while done < width:
+        left = (width - done) // lanes
+        vectors = _WIDE if left >= _WIDE else _MIDDLE if left >= _MIDDLE else 1
+        one = (s, s0 + done, s_down, f, f0, f_down, right)
+        two = (g, g0 + done, g_down, y, y0 + done, y_down, depth, height)
+        if vectors == _WIDE:
+            _wide(*one, *two)
+        elif vectors == _MIDDLE:
+            _middle(*one, *two)
         else:
-            for t in range(last - first):
-                row[t] = x[i, begin + t * phases]
-
-
-@compiled
-def _pack_active(buffer: Array, x: Array, start: int, n: int) -> None:
-    """buffer[:, :n] = relu(x)[:, start : start + n], zeros beyond its ends; NaN stays NaN."""
-    zero = x.dtype.type(0)
-    first, last = _edges(buffer, x.shape[1], start, n)
-    begin = min(max(start, 0), x.shape[1])
-    for i in range(len(x)):
-        row, source = buffer[i, first:], x[i, begin:]
-        for t in range(last - first):
-            value = source[t]
-            row[t] = zero if value <= zero else value
-
-
-@compiled
-def _unpack(y: Array, buffer: Array, phase: int, phases: int, start: int, n: int) -> None:
-    """y[:, phase::phases][:, start : start + n] = buffer[:, :n]."""
-    begin = start * phases + phase
-    for i in range(len(y)):
-        row = buffer[i]
-        if phases == 1:
-            yi = y[i, start:]
-            for t in range(n):
-                yi[t] = row[t]
-        else:
-            for t in range(n):
-                y[i, begin + t * phases] = row[t]
-
-
-@compiled
-def _unpack_sum(y: Array, x: Array, buffer: Array, start: int, n: int) -> None:
-    """y[:, start : start + n] = x[:, start : start + n] + buffer[:, :n]."""
-    # Without this the loops are compiled for every other `start` that a slice may have, too.
-    assert 0 <= start < min(x.shape[1], y.shape[1])
-    for i in range(len(y)):
-        row, xi, yi = buffer[i], x[i, start:], y[i, start:]
-        for t in range(n):
-            yi[t] = xi[t] + row[t]
-
-
-@compiled
-def _mask(x: Array, gate: Array, n: int) -> None:
-    """x[:, :n] = 0 where gate is not over 0: the gradient of a ReLU whose output is `gate`."""
-    zero = x.dtype.type(0)
-    for i in range(len(x)):
-        xi, gi = x[i], gate[i]
-        for t in range(n):
-            xi[t] = xi[t] if gi[t] > zero else zero
+            _narrow(*one, *two)
+        done += vectors * lanes
 
 
 @inlined
-def _buffer(rows: int, steps: int, like: Array) -> Array:
-    # A little wider than a tile, so that the rows do not all fall on the same lines of the cache.
-    return np.empty((rows, steps + 16), like.dtype)
+def _widened(channels: int, like: Array) -> int:
+    line = LINE // like.itemsize
+    return (channels + line - 1) // line * line
+
+
+@inlined
+def _strides(layer: Array, back: bool) -> tuple[int, int]:
+    """Of a convolution's weight, or a block's first: from a row to the next, from a column."""
+    taps = 3 if layer[KIND] in (SAME, BLOCK) else 4
+    by_output, by_input = taps * layer[COLUMNS], taps
+    if layer[KIND] == DOUBLING:  # nn.ConvTranspose1d holds (in, out, k)
+        by_output, by_input = taps, taps * layer[ROWS]
+    return (by_output, by_input) if back else (by_input, by_output)
 
 
 @compiled
-def _taps(kind: int, dilation: int) -> Array:
-    """What each weight k of a convolution reads and writes: phase in, phase out, shift; (K, 3).
+def _pack(values: Array, strides: tuple[int, int], taps: int, height: int, width: int) -> Array:
+    """w[k, i, j] = values[k + (i, j) . strides], the rows of w widened with zeros."""
+    widened = _widened(width, values)
+    w = np.zeros(taps * height * widened, values.dtype)
+    down, right = strides
+    for k in range(taps):
+        for i in range(height):
+            row = w[(k * height + i) * widened :][:width]
+            source = values[k + i * down :: right]
+            for j in range(width):
+                row[j] = source[j]
+    return w
 
-    With P phases in and Q out, y[:, q::Q][:, t] sums w[:, :, k] @ x[:, p::P][:, t + shift].
+
+@compiled
+def _unpack_sum(
+    values: Array, w: Array, strides: tuple[int, int], taps: int, height: int, width: int
+) -> None:
+    """values[k + (i, j) . strides] += w[k, i, j]."""
+    widened = _widened(width, values)
+    down, right = strides
+    for k in range(taps):
+        for i in range(height):
+            row = w[(k * height + i) * widened :][:width]
+            to = values[k + i * down :: right]
+            for j in range(width):
+                to[j] += row[j]
+
+
+@inlined
+def _taps(kind: int, dilation: int, back: bool) -> Array:
+    """What each weight k reads for what it writes: (K, 2), phase and offset.
+
+    With the rates of `_rates`, y[writes t + phase] sums x[reads t + offset] @ w[k]; with `back` so
+    does x's gradient, from y's.
     """
-    taps = np.zeros((3 if kind == SAME else 4, 3), np.int64)
+    taps = np.zeros((3 if kind in (SAME, BLOCK) else 4, 2), np.int64)
     for k in range(len(taps)):
-        if kind == SAME:
-            taps[k, 2] = (k - 1) * dilation
-        elif kind == HALVING:  # reads the sample 2 t + k - 1
-            taps[k, 0], taps[k, 2] = (k - 1) & 1, (k - 1) >> 1
-        else:  # writes the sample 2 t + k - 1 from t
-            taps[k, 1] = (k + 1) & 1
-            taps[k, 2] = (taps[k, 1] + 1 - k) >> 1
+        if len(taps) == 3:
+            taps[k, 1] = (1 - k if back else k - 1) * dilation
+        elif (kind == HALVING) != back:  # reads the step 2 t + k - 1
+            taps[k, 1] = k - 1
+        else:  # writes the step 2 t + k - 1 from t
+            taps[k, 0] = (k + 1) & 1
+            taps[k, 1] = (taps[k, 0] + 1 - k) >> 1
     return taps
 
 
+@inlined
+def _rates(kind: int, back: bool) -> tuple[int, int]:
+    """Time steps of a convolution's input and of its output for each step of the layer."""
+    halving, doubling = kind == HALVING, kind == DOUBLING
+    if back:
+        halving, doubling = doubling, halving
+    return ONE + halving, ONE + doubling
+
+
+@inlined
+def _within(offset: int, rate: int, steps: int, start: int, n: int) -> tuple[int, int]:
+    """Of the n steps from start on, those for which the input has the step rate t + offset."""
+    low = max(-(offset // rate) - start, 0)
+    high = min((rate * steps - 1 - offset) // rate + 1 - start, n)
+    return low, max(high, low)
+
+
+@inlined
+def _joined(y: Rows, x: Rows, n: int, width: int) -> tuple[int, int]:
+    """n rows of the width as one, where nothing lies between them."""
+    if y[2] == width and x[2] == width:
+        n, width = ONE, n * width
+    return n, width
+
+
+@inlined
+def _row(x: Rows, t: int, width: int) -> Array:
+    # A slice, in which no index can be negative: the compiler has to know for wide instructions.
+    values, first, down = x
+    return values[first + t * down : first + t * down + width]
+
+
 @compiled
-def _weight(layer: Array, k: int) -> Matrix:
-    """The matrix of weight k of a convolution, or of a block's first."""
-    rows, columns, first = layer[ROWS], layer[COLUMNS], layer[PARAMETERS]
-    if layer[KIND] == DOUBLING:  # nn.ConvTranspose1d holds (in, out, k)
-        return (first + k, 4, 4 * rows, rows, columns)
-    taps = 4 if layer[KIND] == HALVING else 3
-    return (first + k, taps * columns, taps, rows, columns)
+def _copy(y: Rows, x: Rows, n: int, width: int) -> None:
+    """n rows of the width, from x to y."""
+    n, width = _joined(y, x, n, width)
+    for t in range(n):
+        to, source = _row(y, t, width), _row(x, t, width)
+        for i in range(width):
+            to[i] = source[i]
+
+
+@compiled
+def _activate(y: Rows, x: Rows, n: int, width: int) -> None:
+    """n rows of relu(x), to y; NaN stays NaN."""
+    n, width = _joined(y, x, n, width)
+    zero = y[0].dtype.type(0)
+    for t in range(n):
+        to, source = _row(y, t, width), _row(x, t, width)
+        for i in range(width):
+            value = source[i]
+            to[i] = zero if value <= zero else value
+
+
+@compiled
+def _add(y: Rows, x: Rows, n: int, width: int) -> None:
+    """y += x, n rows of the width."""
+    n, width = _joined(y, x, n, width)
+    for t in range(n):
+        to, source = _row(y, t, width), _row(x, t, width)
+        for i in range(width):
+            to[i] += source[i]
+
+
+@compiled
+def _mask(y: Rows, gate: Rows, n: int, width: int) -> None:
+    """y = 0 where the gate is not over 0: the gradient of a ReLU whose output is the gate."""
+    n, width = _joined(y, gate, n, width)
+    zero = y[0].dtype.type(0)
+    for t in range(n):
+        to, source = _row(y, t, width), _row(gate, t, width)
+        for i in range(width):
+            to[i] = to[i] if source[i] > zero else zero
+
+
+@compiled
+def _sum_rows(sums: Array, x: Rows, n: int) -> None:
+    """sums += the sum of n rows."""
+    part = np.zeros_like(sums)  # a long sum is as exact as its parts are short
+    width = len(sums)
+    for t in range(0, n - 3, 4):
+        r, rr, rrr, rrrr = (
+            *(_row(x, t, width), _row(x, t + 1, width)),
+            *(_row(x, t + 2, width), _row(x, t + 3, width)),
+        )
+        for i in range(width):
+            part[i] += (r[i] + rr[i]) + (rrr[i] + rrrr[i])
+    for t in range(n // 4 * 4, n):
+        row = _row(x, t, width)
+        for i in range(width):
+            part[i] += row[i]
+    for i in range(len(part)):
+        sums[i] += part[i]
 
 
 @inlined
-def _transposed(matrix: Matrix) -> Matrix:
-    first, down, right, rows, columns = matrix
-    return (first, right, down, columns, rows)
-
-
-@inlined
-def _bias(values: Array, layer: Array) -> Array:
-    """The bias of a convolution, or of a block's first: it follows the weight."""
-    taps = 3 if layer[KIND] == SAME or layer[KIND] == BLOCK else 4
-    first = layer[PARAMETERS] + layer[ROWS] * layer[COLUMNS] * taps
-    return values[first : first + layer[ROWS]]
-
-
-@inlined
-def _pointwise(layer: Array) -> Matrix:
-    """The matrix of a block's second convolution: it follows the first's bias."""
-    width = layer[ROWS]
-    return (layer[PARAMETERS] + 3 * width * width + width, width, ONE, width, width)
-
-
-@inlined
-def _pointwise_bias(values: Array, layer: Array) -> Array:
-    """The bias of a block's second convolution: the last of its parameters."""
-    width = layer[ROWS]
-    first = layer[PARAMETERS] + 4 * width * width + width
-    return values[first : first + width]
-
-
-@inlined
-def _place(memory: Array, start: int, channels: int, steps: int) -> Array:
-    return memory[start : start + channels * steps].reshape((channels, steps))
-
-
-@inlined
-def _phases(kind: int) -> tuple[int, int]:
-    """Phases of a convolution's input and output."""
-    return ONE + (kind == HALVING), ONE + (kind == DOUBLING)
+def _place(memory: Array, start: int, size: int) -> Array:
+    """A part of the memory; an empty one for nowhere."""
+    return memory[max(start, 0) : max(start, 0) + (size if start >= 0 else 0)]
 
 
 @inlined
 def _convolve(
-    x: Array, values: Array, layer: Array, bias: Array, taps: Array, back: bool, tile: int, y: Array
+    x: Array,
+    values: Array,
+    bias: Array,
+    layer: Array,
+    back: bool,
+    tile: int,
+    y: Array,
+    active: Array,
 ) -> None:
     """y from x as `_taps` says, or, with `back`, x's gradient as y from y's as x."""
-    reads, writes = _phases(layer[KIND])
-    source_phase, target_phase, sign = 0, 1, 1
-    if back:  # the phases trade places, and what looked back looks ahead
-        reads, writes = writes, reads
-        source_phase, target_phase, sign = 1, 0, -1
-    steps = layer[STEPS]
-    source, result = _buffer(len(x), tile, x), _buffer(len(y), tile, x)
+    reads, writes = _rates(layer[KIND], back)
+    columns, rows, steps = layer[COLUMNS], layer[ROWS], layer[STEPS]
+    if back:
+        columns, rows = rows, columns
+    taps = _taps(layer[KIND], layer[DILATION], back)
+    w = _pack(values, _strides(layer, back), len(taps), columns, rows)
+    width = _widened(rows, x)
+    first = np.zeros(width, x.dtype)
+    first[: len(bias)] = bias
+    result = np.empty(tile * width, x.dtype)
     for start in range(0, steps, tile):
         n = min(tile, steps - start)
-        for q in range(writes):
-            _fill(result, bias, n)
+        for phase in range(writes):
+            _copy((result, ZERO, width), (first, ZERO, ZERO), n, width)
             for k in range(len(taps)):
-                if taps[k, target_phase] == q:
-                    weight = _weight(layer, k)
-                    if back:
-                        weight = _transposed(weight)
-                    _pack(source, x, taps[k, source_phase], reads, start + sign * taps[k, 2], n)
-                    _multiply(result, values, weight, source, n)
-            _unpack(y, result, q, writes, start, n)
+                low, high = _within(taps[k, 1], reads, steps, start, n)
+                if taps[k, 0] == phase and high > low:
+                    part = (result, low * width, width)
+                    source = (reads * (start + low) + taps[k, 1]) * columns
+                    _product(
+                        *(part, (x, source, reads * columns), ONE),
+                        *((w, k * columns * width, width), part, columns, high - low, width),
+                    )
+            place = (writes * start + phase) * rows
+            _copy((y, place, writes * rows), (result, ZERO, width), n, rows)
+            if active.size:
+                _activate((active, place, writes * rows), (result, ZERO, width), n, rows)
 
 
 @inlined
-def _convolve_gradient(
-    x: Array, g: Array, grads: Array, layer: Array, taps: Array, tile: int
-) -> None:
+def _convolve_gradient(x: Array, g: Array, grads: Array, layer: Array, tile: int) -> None:
     """Adds to the gradients of weight and bias what y's gradient g makes them."""
-    reads, writes = _phases(layer[KIND])
-    steps, bias = layer[STEPS], _bias(grads, layer)
-    source, result = _buffer(len(x), tile, x), _buffer(len(g), tile, x)
+    reads, writes = _rates(layer[KIND], False)
+    columns, rows, steps = layer[COLUMNS], layer[ROWS], layer[STEPS]
+    taps = _taps(layer[KIND], layer[DILATION], False)
+    width = _widened(rows, x)
+    w = np.zeros(len(taps) * columns * width, x.dtype)
+    bias = grads[len(taps) * columns * rows :][:rows]
+    wide = np.zeros(tile * width, x.dtype)
     for start in range(0, steps, tile):
         n = min(tile, steps - start)
-        for q in range(writes):
-            _pack(result, g, q, writes, start, n)
-            _sum_rows(bias, result, n)
+        for phase in range(writes):
+            slope = (wide, ZERO, width)
+            _copy(slope, (g, (writes * start + phase) * rows, writes * rows), n, rows)
+            _sum_rows(bias, slope, n)
             for k in range(len(taps)):
-                if taps[k, 1] == q:
-                    _pack(source, x, taps[k, 0], reads, start + taps[k, 2], n)
-                    _correlate(grads, _weight(layer, k), result, source, n)
+                low, high = _within(taps[k, 1], reads, steps, start, n)
+                if taps[k, 0] == phase and high > low:
+                    part = (w, k * columns * width, width)
+                    source = (reads * (start + low) + taps[k, 1]) * columns
+                    _product(
+                        *(part, (x, source, ONE), reads * columns),
+                        *((wide, low * width, width), part, high - low, columns, width),
+                    )
+    _unpack_sum(grads, w, _strides(layer, False), len(taps), columns, rows)
 
 
 @inlined
-def _block(x: Array, values: Array, layer: Array, tile: int, y: Array, kept: Array) -> None:
-    """y = x + c + V @ h, h = relu(b + the sum of W[k] @ relu(x)[t + (k - 1) dilation]).
+def _around(x: Array, channels: int, steps: int, t: int) -> tuple[Array, int]:
+    """The steps t - 1, t, t + 1 of x, as far as there are any, and how many numbers they lack."""
+    low, high = max(t - 1, 0), min(t + 2, steps)
+    return x[low * channels : high * channels], (low - t + 1) * channels
 
-    h is written to `kept`, unless that is empty.
+
+@inlined
+def _to_one(x: Array, values: Array, layer: Array, y: Array) -> None:
+    """`_convolve` to a single channel, in which the vectors of a product would be nearly empty."""
+    columns = layer[COLUMNS]
+    w, bias = values[: 3 * columns].reshape((columns, 3)).T.copy().reshape(-1), values[3 * columns]
+    for t in range(len(y)):
+        source, lacking = _around(x, columns, len(y), t)
+        weights, total = w[lacking:], bias
+        for i in range(len(source)):
+            total += weights[i] * source[i]
+        y[t] = total
+
+
+@inlined
+def _to_one_gradient(x: Array, g: Array, grads: Array, layer: Array, tile: int) -> None:
+    """`_convolve_gradient` for a single channel."""
+    columns = layer[COLUMNS]
+    total = np.zeros(3 * columns, x.dtype)
+    for start in range(0, len(g), tile):
+        part, bias = np.zeros_like(total), 0.0  # in double precision: it is one number
+        for t in range(start, min(start + tile, len(g))):
+            source, lacking = _around(x, columns, len(g), t)
+            sums, slope = part[lacking:], g[t]
+            bias += slope
+            for i in range(len(source)):
+                sums[i] += slope * source[i]
+        total += part
+        grads[3 * columns] += bias
+    for k in range(3):
+        for i in range(columns):
+            grads[3 * i + k] += total[k * columns + i]
+
+
+@inlined
+def _block(
+    x: Array, source: Array, values: Array, layer: Array, tile: int, active: Array, kept: Array
+) -> None:
+    """x += c + V @ h, h = relu(b + the sum of W[k] @ source[t + (k - 1) dilation]).
+
+    `source` is relu(x), `active` becomes relu of the new x, and `kept` h: each unless it is empty.
     """
     channels, steps, dilation = layer[ROWS], layer[STEPS], layer[DILATION]
-    b, c = _bias(values, layer), _pointwise_bias(values, layer)
-    source, hidden = _buffer(channels, tile, x), _buffer(channels, tile, x)
+    width = _widened(channels, x)
+    w = _pack(values, _strides(layer, False), 3, channels, channels)
+    inner = values[3 * channels * channels :]
+    v = _pack(inner[channels:], (ONE, channels), 1, channels, channels)
+    b, c = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
+    b[:channels], c[:channels] = (
+        inner[:channels],
+        inner[channels + channels * channels :][:channels],
+    )
+    sums, hidden = np.empty(tile * width, x.dtype), np.empty(tile * channels, x.dtype)
     for start in range(0, steps, tile):
         n = min(tile, steps - start)
-        _fill(hidden, b, n)
-        for k in range(3):
-            _pack_active(source, x, start + (k - 1) * dilation, n)
-            _multiply(hidden, values, _weight(layer, k), source, n)
-        _pack_active(source, hidden, ZERO, n)
-        _fill(hidden, c, n)
-        _multiply(hidden, values, _pointwise(layer), source, n)
-        _unpack_sum(y, x, hidden, start, n)
-        if kept.size:
-            _unpack(kept, source, ZERO, ONE, start, n)
+        here = start * channels
+        whole = (sums, ZERO, width)
+        # The middle tap first: it alone reaches all steps.
+        _product(
+            *((b, ZERO, ZERO), (source, here, channels), ONE),
+            *((w, channels * width, width), whole, channels, n, width),
+        )
+        for k in range(0, 3, 2):
+            offset = (k - 1) * dilation
+            low, high = _within(offset, ONE, steps, start, n)
+            if high > low:
+                part = (sums, low * width, width)
+                _product(
+                    *(part, (source, (start + low + offset) * channels, channels), ONE),
+                    *((w, k * channels * width, width), part, channels, high - low, width),
+                )
+        h = (kept, here, channels) if kept.size else (hidden, ZERO, channels)
+        _activate(h, whole, n, channels)
+        _product((c, ZERO, ZERO), h, ONE, (v, ZERO, width), whole, channels, n, width)
+        _add((x, here, channels), whole, n, channels)
+        if active.size:
+            _activate((active, here, channels), (x, here, channels), n, channels)
 
 
 @inlined
 def _block_gradient(
-    g: Array, x: Array, kept: Array, values: Array, grads: Array, layer: Array, tile: int
+    g: Array,
+    source: Array,
+    kept: Array,
+    values: Array,
+    grads: Array,
+    layer: Array,
+    tile: int,
+    inner: Array,
 ) -> None:
-    """y's gradient g becomes x's; adds to the gradients of W, b, V and c."""
+    """y's gradient g becomes x's; adds to the gradients of W, b, V and c; uses `inner`."""
     channels, steps, dilation = layer[ROWS], layer[STEPS], layer[DILATION]
-    b, c = _bias(grads, layer), _pointwise_bias(grads, layer)
-    source, hidden = _buffer(channels, tile, x), _buffer(channels, tile, x)
-    outer, inner = _buffer(channels, tile, x), np.empty_like(x)
-    zeros = np.zeros(channels, x.dtype)
+    width, square = _widened(channels, g), channels * channels
+    w = _pack(values, _strides(layer, True), 3, channels, channels)
+    v = _pack(values[3 * square + channels :], (channels, ONE), 1, channels, channels)
+    none = np.zeros(width, g.dtype)
+    dw, dv = np.zeros(3 * channels * width, g.dtype), np.zeros(channels * width, g.dtype)
+    b, c = grads[3 * square :][:channels], grads[4 * square + channels :][:channels]
+    outer, sums = np.zeros(tile * width, g.dtype), np.empty(tile * width, g.dtype)
+    whole = (sums, ZERO, width)
     for start in range(0, steps, tile):
         n = min(tile, steps - start)
-        _pack(outer, g, ZERO, ONE, start, n)
-        _sum_rows(c, outer, n)
-        _pack(source, kept, ZERO, ONE, start, n)
-        _correlate(grads, _pointwise(layer), outer, source, n)
-        _fill(hidden, zeros, n)
-        _multiply(hidden, values, _transposed(_pointwise(layer)), outer, n)
-        _mask(hidden, source, n)
-        _sum_rows(b, hidden, n)
-        _unpack(inner, hidden, ZERO, ONE, start, n)
+        here = start * channels
+        slope, h = (g, here, channels), (kept, here, channels)
+        if width != channels:
+            _copy((outer, ZERO, width), slope, n, channels)
+            slope = (outer, ZERO, width)
+        _sum_rows(c, slope, n)
+        part = (dv, ZERO, width)
+        _product(part, (kept, here, ONE), channels, slope, part, n, channels, width)
+        _product((none, ZERO, ZERO), slope, ONE, (v, ZERO, width), whole, channels, n, width)
+        _mask(whole, h, n, channels)
+        _sum_rows(b, whole, n)
+        _copy((inner, here, channels), whole, n, channels)
         for k in range(3):
-            _pack_active(source, x, start + (k - 1) * dilation, n)
-            _correlate(grads, _weight(layer, k), hidden, source, n)
+            offset = (k - 1) * dilation
+            low, high = _within(offset, ONE, steps, start, n)
+            if high > low:
+                part = (dw, k * channels * width, width)
+                _product(
+                    *(part, (source, (start + low + offset) * channels, ONE), channels),
+                    *((sums, low * width, width), part, high - low, channels, width),
+                )
     for start in range(0, steps, tile):
         n = min(tile, steps - start)
-        _fill(hidden, zeros, n)
-        for k in range(3):
-            # A weight that looks back in `_block` looks ahead here.
-            _pack(source, inner, ZERO, ONE, start - (k - 1) * dilation, n)
-            _multiply(hidden, values, _transposed(_weight(layer, k)), source, n)
-        _pack(source, x, ZERO, ONE, start, n)
-        _mask(hidden, source, n)
-        _unpack_sum(g, g, hidden, start, n)
+        here = start * channels
+        _product(
+            *((none, ZERO, ZERO), (inner, here, channels), ONE),
+            *((w, channels * width, width), whole, channels, n, width),
+        )
+        for k in range(0, 3, 2):
+            offset = (1 - k) * dilation
+            low, high = _within(offset, ONE, steps, start, n)
+            if high > low:
+                part = (sums, low * width, width)
+                _product(
+                    *(part, (inner, (start + low + offset) * channels, channels), ONE),
+                    *((w, k * channels * width, width), part, channels, high - low, width),
+                )
+        _mask(whole, (source, here, channels), n, channels)
+        _add((g, here, channels), whole, n, channels)
+    _unpack_sum(grads, dw, _strides(layer, False), 3, channels, channels)
+    _unpack_sum(grads[3 * square + channels :], dv, (ONE, channels), 1, channels, channels)
 
 
 @compiled
@@ -394,16 +464,20 @@ def forward(program: Array, values: Array, memory: Array, tile: int) -> None:
     for number in range(len(program)):
         layer = program[number]
         steps, rows = layer[STEPS], layer[ROWS]
-        reads, writes = _phases(layer[KIND])
+        reads, writes = _rates(layer[KIND], False)
         width = min(tile, steps)
-        x = _place(memory, layer[SOURCE], layer[COLUMNS], steps * reads)
-        y = _place(memory, layer[TARGET], rows, steps * writes)
+        x = _place(memory, layer[SOURCE], layer[COLUMNS] * steps * reads)
+        y = _place(memory, layer[TARGET], rows * steps * writes)
+        active = _place(memory, layer[ACTIVE], rows * steps * writes)
+        own = values[layer[PARAMETERS] :]
         if layer[KIND] == BLOCK:
-            kept = _place(memory, max(layer[KEPT], 0), rows, steps if layer[KEPT] >= 0 else 0)
-            _block(x, values, layer, width, y, kept)
+            _block(y, x, own, layer, width, active, _place(memory, layer[KEPT], rows * steps))
+        elif layer[KIND] == SAME and rows == 1 and active.size == 0:
+            _to_one(x, own, layer, y)
         else:
-            taps = _taps(layer[KIND], layer[DILATION])
-            _convolve(x, values, layer, _bias(values, layer), taps, False, width, y)
+            taps = 3 if layer[KIND] == SAME else 4
+            bias = own[taps * layer[COLUMNS] * rows :][:rows]
+            _convolve(x, own, bias, layer, False, width, y, active)
 
 
 @compiled
@@ -418,26 +492,28 @@ def backward(
 ) -> int:
     """The gradients, after a `forward` whose memory still holds all sources and what was kept.
 
-    `spare` (2, size) has the output's gradient at the start of its first row; if `grad_x` is set,
+    `spare` (3, size) has the output's gradient at the start of its first row; if `grad_x` is set,
     the input's is at the start of the row that is returned. Adds to `grads`, laid out as `values`.
     """
-    here = 0
+    here, there = 0, 1
     for number in range(len(program) - 1, -1, -1):
         layer = program[number]
         steps, rows, columns = layer[STEPS], layer[ROWS], layer[COLUMNS]
-        reads, writes = _phases(layer[KIND])
+        reads, writes = _rates(layer[KIND], False)
         width = min(tile, steps)
-        x = _place(memory, layer[SOURCE], columns, steps * reads)
-        g = _place(spare[here], 0, rows, steps * writes)
+        x = _place(memory, layer[SOURCE], columns * steps * reads)
+        g = spare[here, : rows * steps * writes]
+        own, own_grads = values[layer[PARAMETERS] :], grads[layer[PARAMETERS] :]
         if layer[KIND] == BLOCK:
-            kept = _place(memory, layer[KEPT], rows, steps)
-            _block_gradient(g, x, kept, values, grads, layer, width)
+            kept = _place(memory, layer[KEPT], rows * steps)
+            _block_gradient(g, x, kept, own, own_grads, layer, width, spare[2])
             continue
-        taps = _taps(layer[KIND], layer[DILATION])
-        _convolve_gradient(x, g, grads, layer, taps, width)
+        if layer[KIND] == SAME and rows == 1:
+            _to_one_gradient(x, g, own_grads, layer, width)
+        else:
+            _convolve_gradient(x, g, own_grads, layer, width)
         if number or grad_x:
-            here = 1 - here
-            gx = _place(spare[here], 0, columns, steps * reads)
-            none = np.zeros(columns, values.dtype)
-            _convolve(g, values, layer, none, taps, True, width, gx)
+            here, there = there, here
+            gx = spare[here, : columns * steps * reads]
+            _convolve(g, own, values[:0], layer, True, width, gx, values[:0])
     return here

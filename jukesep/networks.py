@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from . import kernels
 
-TILE = 512  # time steps worked on at a time
+TILE = 256  # time steps worked on at a time
+NOWHERE = -1
+SKEW = 144  # numbers
 CORES = os.cpu_count() or 1
 
 
@@ -34,9 +36,9 @@ class Plan(NamedTuple):
     program: np.ndarray
     """As `kernels` describes it."""
     memory: int
-    """Numbers that all inputs and outputs take."""
+    """Numbers that all places take."""
     largest: int
-    """Numbers of the largest of them."""
+    """Numbers of the largest of the inputs and outputs."""
     output: tuple[int, int, int]
     """Place, channels and time steps of the network's output."""
 
@@ -62,6 +64,7 @@ class Network:
             elif part not in inside and isinstance(part, nn.Conv1d):
                 self._add(kernels.HALVING if part.stride == (2,) else kernels.SAME, part)
         self._plans: dict[tuple[int, bool], Plan] = {}
+        self._memory: Tensor | None = None
 
     def _add(self, kind: int, *convolutions: nn.Module) -> None:
         first = convolutions[0]
@@ -73,8 +76,19 @@ class Network:
         """Weight and bias of each convolution, in the order in which `kernels` takes them."""
         return [p for layer in self.convolutions for p in (layer.weight, layer.bias)]  # type: ignore[misc]
 
+    def take_memory(self, batch: int, size: int, dtype: torch.dtype) -> Tensor:
+        """(batch, size), that of the step before if it was given back: new memory is slow."""
+        kept, self._memory = self._memory, None
+        if kept is None or kept.shape != (batch, size) or kept.dtype != dtype:
+            kept = torch.empty(batch, size, dtype=dtype)
+        return kept
+
+    def give_memory(self, memory: Tensor) -> None:
+        """For the next step."""
+        self._memory = memory
+
     def plan(self, samples: int, training: bool) -> Plan:
-        """For an input of `samples`; without a training, two places take turns."""
+        """For an input of `samples`; without a training, three places take turns."""
         key = (samples, training)
         if key not in self._plans:
             self._plans[key] = self._planned(samples, training)
@@ -82,25 +96,62 @@ class Network:
 
     def _planned(self, samples: int, training: bool) -> Plan:
         rows, parameters, steps = [], 0, samples
-        sizes = [self.layers[0][1] * samples]  # of the input, and of each output
-        for kind, columns, channels, dilation in self.layers:
+        places = _Places(None if training else self._largest(samples))
+        output, active = places.take(self.layers[0][1] * samples), NOWHERE
+        kinds = [layer[0] for layer in self.layers[1:]]
+        for (kind, columns, channels, dilation), following in zip(
+            self.layers, [*kinds, None], strict=True
+        ):
             taps = 3 if kind in (kernels.SAME, kernels.BLOCK) else 4
             steps //= 2 if kind == kernels.HALVING else 1
-            rows.append([kind, columns, channels, dilation, steps, parameters])
+            row = [kind, columns, channels, dilation, steps, parameters]
             steps *= 2 if kind == kernels.DOUBLING else 1
             parameters += columns * channels * taps + channels
-            parameters += channels * (channels + 1) if kind == kernels.BLOCK else 0
-            sizes.append(channels * steps)
-        largest = max(sizes)
-        if training:
-            *places, end = np.cumsum([0, *sizes]).tolist()
-        else:
-            places, end = [largest * (number % 2) for number in range(len(sizes))], 2 * largest
-        for number, row in enumerate(rows):
-            kept = training and row[0] == kernels.BLOCK
-            row += [places[number], places[number + 1], end if kept else -1]
-            end += sizes[number + 1] if kept else 0
-        return Plan(np.array(rows), end, largest, (places[-1], rows[-1][2], steps))
+            size, kept = channels * steps, NOWHERE
+            source, target = output, output
+            if kind == kernels.BLOCK:
+                parameters += channels * (channels + 1)
+                kept = places.take(size) if training else NOWHERE
+                source = active
+            else:
+                target = places.take(size)
+            active = places.take(size) if following == kernels.BLOCK else NOWHERE
+            places.give(source)
+            output = target
+            rows.append([*row, source, target, active, kept])
+        return Plan(np.array(rows), places.end, self._largest(samples), (output, channels, steps))
+
+    def _largest(self, samples: int) -> int:
+        """Numbers of the largest input or output."""
+        steps, largest = samples, self.layers[0][1] * samples
+        for kind, _, channels, _ in self.layers:
+            steps = steps * 2 if kind == kernels.DOUBLING else steps
+            steps = steps // 2 if kind == kernels.HALVING else steps
+            largest = max(largest, channels * steps)
+        return largest
+
+
+class _Places:
+    """Hands out places of the memory: new ones, or, all of one size, those given back."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size, self.free, self.end = size, list[int](), 0
+
+    def take(self, size: int) -> int:
+        if self.free:
+            return self.free.pop()
+        place = self.end
+        # On from place to place the same step falls on other lines of the cache.
+        self.end += _lines(self.size or size) + SKEW
+        return place
+
+    def give(self, place: int) -> None:
+        if self.size is not None:
+            self.free.append(place)
+
+
+def _lines(size: int) -> int:
+    return (size + 15) // 16 * 16
 
 
 def run(network: Network, x: Tensor) -> Tensor:
@@ -110,7 +161,8 @@ def run(network: Network, x: Tensor) -> Tensor:
         return _Run.apply(x, network, *parameters)
     plan = network.plan(x.shape[2], training=False)
     values = _as_vector(parameters)
-    return _forward(plan, x, values, _scratch_memory(x.shape[0], plan.memory, values.numpy()))
+    memory = _scratch_memory(x.shape[0], plan.memory, values.dtype)
+    return _forward(plan, x, values, memory.numpy())
 
 
 class _Run(torch.autograd.Function):
@@ -121,9 +173,9 @@ class _Run(torch.autograd.Function):
         ctx.plan = network.plan(x.shape[2], training=True)
         ctx.shapes = [parameter.shape for parameter in parameters]
         values = _as_vector(parameters)
-        memory = x.new_empty(x.shape[0], ctx.plan.memory)
+        memory = network.take_memory(x.shape[0], ctx.plan.memory, x.dtype)
         y = _forward(ctx.plan, x, values, memory.numpy())
-        ctx.save_for_backward(memory, values)
+        ctx.kept = network, memory, values
         ctx.input = x.shape[1:]
         return y
 
@@ -135,12 +187,15 @@ class _Run(torch.autograd.Function):
             raise RuntimeError(
                 "networks: no second derivatives (create_graph=True) through the compiled networks."
             )
+        if ctx.kept is None:
+            raise RuntimeError("networks: a second backward through the same forward.")
         (gradient,) = gradients
-        memory, values = ctx.saved_tensors
+        (network, memory, values), ctx.kept = ctx.kept, None
         plan: Plan = ctx.plan
         batch, needed = gradient.shape[0], ctx.needs_input_grad[0]
-        spare = gradient.new_empty(batch, 2, plan.largest)
-        spare[:, 0, : gradient[0].numel()] = gradient.flatten(1)
+        row = _lines(plan.largest) + SKEW
+        spare = _scratch_memory(batch, 3 * row, gradient.dtype).view(batch, 3, row)
+        spare[:, 0, : gradient[0].numel()] = gradient.transpose(1, 2).flatten(1)
         grads = values.new_zeros(batch, len(values))
         arrays = values.numpy(), memory.numpy(), spare.numpy(), grads.numpy()
         rows = [0] * batch
@@ -150,10 +205,12 @@ class _Run(torch.autograd.Function):
             rows[i] = kernels.backward(plan.program, v, m[i], TILE, s[i], needed, g[i])
 
         _each(batch, work)
+        network.give_memory(memory)
         grad_x = None
         if needed:
             channels, samples = ctx.input
-            grad_x = spare[:, rows[0], : channels * samples].view(batch, channels, samples)
+            found = spare[:, rows[0], : channels * samples]
+            grad_x = found.reshape(batch, samples, channels).clone().transpose(1, 2)
         parts = grads.sum(0).split([shape.numel() for shape in ctx.shapes])
         return grad_x, None, *(part.view(s) for part, s in zip(parts, ctx.shapes, strict=True))
 
@@ -161,25 +218,26 @@ class _Run(torch.autograd.Function):
 def _forward(plan: Plan, x: Tensor, values: Tensor, memory: np.ndarray) -> Tensor:
     """The output, after the program has run in the memory (B, plan.memory)."""
     batch = len(memory)
-    memory[:, : x[0].numel()] = x.detach().flatten(1).numpy()
+    memory[:, : x[0].numel()] = x.detach().transpose(1, 2).flatten(1).numpy()
     numbers = values.numpy()
     _each(batch, lambda i: kernels.forward(plan.program, numbers, memory[i], TILE))
     place, channels, steps = plan.output
     # A copy: a view would hold on to the whole memory.
     y = torch.from_numpy(memory[:, place : place + channels * steps].copy())
-    return y.view(batch, channels, steps)
+    return y.view(batch, steps, channels).transpose(1, 2)
 
 
 _scratch = threading.local()
 
 
-def _scratch_memory(batch: int, size: int, like: np.ndarray) -> np.ndarray:
+def _scratch_memory(batch: int, size: int, dtype: torch.dtype) -> Tensor:
     """(batch, size), this thread's until it asks again: memory never touched before is slow."""
-    kept: np.ndarray | None = getattr(_scratch, "memory", None)
-    if kept is None or kept.size < batch * size or kept.dtype != like.dtype:
+    kept: Tensor | None = getattr(_scratch, "memory", None)
+    if kept is None or len(kept) < batch * size or kept.dtype != dtype:
         _scratch.memory = None  # before the new memory is taken
-        _scratch.memory = kept = np.empty(batch * size, like.dtype)
-    return kept[: batch * size].reshape(batch, size)
+        # Not numpy's, whose memory begins between two lines of the cache.
+        _scratch.memory = kept = torch.empty(batch * size, dtype=dtype)
+    return kept[: batch * size].view(batch, size)
 
 
 def _as_vector(parameters: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

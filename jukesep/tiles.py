@@ -1,0 +1,142 @@
+"""A matrix product's innermost loop, for numba: a tile of the result stays in registers.
+
+numba compiles Python's loops well, but not this one: it does not keep a block of vectors in
+registers through a loop. So the loop is given to the compiler as what it is to become.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+_FEATURES = llvm.get_host_cpu_features()
+_WIDE = _FEATURES.get("avx512f", False)
+REGISTER = 64 if _WIDE else 32 if _FEATURES.get("avx2", False) else 16
+"""Bytes of a vector register."""
+_REGISTERS = 32 if _WIDE or _FEATURES.get("neon", False) else 16
+SHAPES = ((4, 4), (8, 2), (8, 1)) if _REGISTERS == 32 else ((4, 2), (4, 2), (8, 1))
+"""Rows and vectors of three tiles: half of the registers hold sums, more would be spilled."""
+
+NAMES = (
+    *("start", "start0", "start_down", "a", "a0", "a_down", "a_right"),
+    *("b", "b0", "b_down", "c", "c0", "c_down", "n"),
+)
+INDEX = ir.IntType(64)
+BYTE_LANE = ir.IntType(32)
+
+
+def _tile(rows: int, vectors: int) -> Any:
+    """`tile` for numba, see there, of that many rows and vectors."""
+
+    @intrinsic
+    def tile(  # type: ignore[no-untyped-def]
+        typing, start, start0, start_down, a, a0, a_down, a_right, b, b0, b_down, c, c0, c_down, n
+    ):
+        signature = types.void(
+            *(start, start0, start_down, a, a0, a_down, a_right, b, b0, b_down, c, c0, c_down, n)
+        )
+
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            number = context.get_value_type(a.dtype)
+            size = a.dtype.bitwidth // 8
+            lanes = REGISTER // size
+            vector = ir.VectorType(number, lanes)
+            arg = dict(zip(NAMES, args, strict=True))
+            kinds = dict(zip(NAMES, signature.args, strict=True))
+
+            def pointer(array: str, place: Any) -> Any:
+                made = cgutils.create_struct_proxy(kinds[array])(context, builder, arg[array])
+                return builder.gep(made.data, [place])
+
+            def row(base: Any, down: Any, index: int) -> Any:
+                return builder.gep(base, [builder.mul(down, INDEX(index))])
+
+            def at(base: Any, index: int) -> Any:
+                place = builder.gep(base, [INDEX(index * lanes)])
+                return builder.bitcast(place, vector.as_pointer())
+
+            def load(place: Any) -> Any:
+                value = builder.load(place)
+                value.align = size
+                return value
+
+            def spread(value: Any) -> Any:
+                none = ir.Constant(vector, ir.Undefined)
+                one = builder.insert_element(none, value, BYTE_LANE(0))
+                first = ir.Constant(ir.VectorType(BYTE_LANE, lanes), [0] * lanes)
+                return builder.shuffle_vector(one, none, first)
+
+            fused = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(vector, [vector] * 3),
+                f"llvm.fma.v{lanes}f{8 * size}",
+            )
+            a_rows = [row(pointer("a", arg["a0"]), arg["a_down"], i) for i in range(rows)]
+            b_base = pointer("b", arg["b0"])
+            before = builder.block
+            loop = builder.append_basic_block("tile.loop")
+            after = builder.append_basic_block("tile.after")
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            step = builder.phi(INDEX)
+            step.add_incoming(INDEX(0), before)
+            zero = ir.Constant(vector, [0.0] * lanes)
+            sums = [builder.phi(vector) for _ in range(rows * vectors)]
+            b_row = builder.gep(b_base, [builder.mul(step, arg["b_down"])])
+            b_now = [load(at(b_row, v)) for v in range(vectors)]
+            a_place = builder.mul(step, arg["a_right"])
+            new = []
+            for i in range(rows):
+                factor = spread(load(builder.gep(a_rows[i], [a_place])))
+                for v in range(vectors):
+                    new.append(builder.call(fused, [factor, b_now[v], sums[i * vectors + v]]))
+            following = builder.add(step, INDEX(1))
+            step.add_incoming(following, loop)
+            for total, value in zip(sums, new, strict=True):
+                total.add_incoming(zero, before)
+                total.add_incoming(value, loop)
+            builder.cbranch(builder.icmp_signed("<", following, arg["n"]), loop, after)
+
+            builder.position_at_end(after)
+            start_base, c_base = pointer("start", arg["start0"]), pointer("c", arg["c0"])
+            for i in range(rows):
+                start_row = row(start_base, arg["start_down"], i)
+                c_row = row(c_base, arg["c_down"], i)
+                for v in range(vectors):
+                    total = builder.fadd(load(at(start_row, v)), new[i * vectors + v])
+                    builder.store(total, at(c_row, v)).align = size
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+def _strip(rows: int, vectors: int) -> Any:
+    """All rows of a strip of the result, `vectors` wide."""
+    tile, single = _tile(rows, vectors), _tile(1, vectors)
+
+    @njit(nogil=True, error_model="numpy")
+    def strip(  # type: ignore[no-untyped-def]
+        start, start0, start_down, a, a0, a_down, a_right, b, b0, b_down, c, c0, c_down, n, height
+    ):
+        i = 0
+        while i + rows <= height:
+            s, f, y = start0 + i * start_down, a0 + i * a_down, c0 + i * c_down
+            tile(start, s, start_down, a, f, a_down, a_right, b, b0, b_down, c, y, c_down, n)
+            i += rows
+        while i < height:
+            s, f, y = start0 + i * start_down, a0 + i * a_down, c0 + i * c_down
+            single(start, s, start_down, a, f, a_down, a_right, b, b0, b_down, c, y, c_down, n)
+            i += 1
+
+    return strip
+
+
+wide, middle, narrow = (_strip(rows, vectors) for rows, vectors in SHAPES)
