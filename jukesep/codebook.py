@@ -223,7 +223,8 @@ def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
 
 def _rows(latents: Tensor) -> Tensor:
     """(B, dim, N) -> (B * N, dim), float32, without gradient."""
-    return latents.detach().float().transpose(1, 2).reshape(-1, latents.shape[1])
+    # One after the other in memory also for a single item: they are read one at a time.
+    return latents.detach().float().transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _first_argmin(distances: Tensor) -> Tensor:
