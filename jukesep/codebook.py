@@ -11,16 +11,22 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import distributed
+from .compiled import compiled
 from .errors import UserError
 
-# Distances held at a time: on the CPU a block that stays in cache, on a GPU one that fills it.
-CPU_CHUNK = 2**20
-GPU_CHUNK = 2**26
+# Distances held at a time: on a CPU a block that stays in cache, elsewhere one that fills a GPU.
+CPU_CHUNK = 2**18
+CHUNK = 2**26
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,9 @@ class Codebook(nn.Module):
         latents (B, dim, N) -> codes (B, N) int64, quantised (B, dim, N) float32: the rows k[codes].
         The distances take a fixed amount of memory, whatever N.
         """
-        batch, _, length = latents.shape
-        rows = _rows(latents)
-        codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-        chunk = max(1, (CPU_CHUNK if rows.device.type == "cpu" else GPU_CHUNK) // len(self.k))
-        with _float32_arithmetic(rows.device):
-            norms = self.k.square().sum(1)
-            for start in range(0, len(rows), chunk):
-                part = rows[start : start + chunk]
-                # |x - k|^2 less the |x|^2 that all codes share.
-                distances = torch.addmm(norms, part, self.k.T, alpha=-2)
-                codes[start : start + chunk] = _first_argmin(distances)
-        codes = codes.view(batch, length)
+        search = _nearest_on_cpu if latents.device.type == "cpu" else nearest
+        with _float32_arithmetic(latents.device):
+            codes = search(latents.detach().float(), self.k)
         return codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -179,9 +176,55 @@ def straight_through(latents: Tensor, quantised: Tensor) -> Tensor:
     return latents + (quantised - latents).detach()
 
 
+def nearest(latents: Tensor, k: Tensor) -> Tensor:
+    """The first of the nearest codes of each latent: (B, dim, N), (codes, dim) -> (B, N) int64."""
+    rows = _rows(latents)
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    chunk = max(1, CHUNK // len(k))
+    norms = k.square().sum(1)
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        # |x - k|^2 less the |x|^2 that all codes share.
+        distances = torch.addmm(norms, part, k.T, alpha=-2)
+        codes[start : start + chunk] = _first_argmin(distances)
+    return codes.view(len(latents), -1)
+
+
+def _nearest_on_cpu(latents: Tensor, k: Tensor) -> Tensor:
+    """As `nearest`; the smallest distance found in one pass, while the block is in the cache."""
+    batch, _, length = latents.shape
+    codes = torch.empty(batch, length, dtype=torch.int64)
+    chunk = min(length, max(1, CPU_CHUNK // len(k)))
+    products = latents.new_empty(len(k) * chunk)
+    factors, norms = -2 * k, k.square().sum(1)
+    for item, found in zip(latents, codes, strict=True):
+        for part, to in zip(item.split(chunk, 1), found.split(chunk), strict=True):
+            block = products[: len(k) * len(to)].view(len(k), -1)
+            torch.mm(factors, part, out=block)
+            _first_smallest(block.numpy(), norms.numpy(), to.numpy())
+    return codes
+
+
+@compiled
+def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
+    """codes[t] = argmin of norms + products[:, t], the first on ties; NaN is the smallest."""
+    length = products.shape[1]
+    best, first = np.full(length, np.inf, products.dtype), np.zeros(length, np.int32)
+    for j in range(len(products)):
+        row, norm, number = products[j], norms[j], np.int32(j)
+        for t in range(length):
+            distance, so_far = norm + row[t], best[t]
+            # Written to hold for a NaN, and to fail after one.
+            closer = not distance >= so_far and so_far == so_far
+            best[t] = distance if closer else so_far
+            first[t] = number if closer else first[t]
+    codes[:] = first
+
+
 def _rows(latents: Tensor) -> Tensor:
     """(B, dim, N) -> (B * N, dim), float32, without gradient."""
-    return latents.detach().float().transpose(1, 2).reshape(-1, latents.shape[1])
+    # One after the other in memory also for a single item: they are read one at a time.
+    return latents.detach().float().transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _first_argmin(distances: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def load_jukebox(
     """
     model, hps = _read(path)
     architecture = _architecture(path, model, hps, level, with_codes=True)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in VQVAE(architecture).state_dict().items()}
-    tensors = _pick(path, model, jukebox_names(architecture), shapes, architecture)
+    tensors = _pick(path, model, jukebox_names(architecture), architecture)
     vqvae = VQVAE(architecture)
     codes = tensors.pop("codebook.k")
     vqvae.load_state_dict(tensors, strict=False)
@@ -79,10 +78,7 @@ def load_encoder(
                 f"{path}: its encoder is one of {found}; the model beside it is {architecture}. "
                 "Pass files that belong together."
             )
-    names = encoder_names(found)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Encoder(found).state_dict().items()}
-    tensors = _pick(path, model, names, shapes, found, others=("decoders", "bottleneck"))
+    tensors = _pick(path, model, encoder_names(found), found, others=("decoders", "bottleneck"))
     encoder = Encoder(found)
     encoder.load_state_dict(tensors)
     return encoder
@@ -318,7 +314,6 @@ def _pick(
     path: str | Path,
     model: dict[str, Tensor],
     names: dict[str, str],
-    shapes: Mapping[str, torch.Size],
     architecture: Architecture,
     others: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
@@ -337,13 +332,22 @@ def _pick(
             unknown.add(name)
     if unknown:
         raise _mismatch(path, level, "unknown", unknown)
-    for ours, theirs in names.items():
-        if model[theirs].shape != shapes[ours]:
+    shapes = _shapes(architecture)
+    for theirs in names.values():
+        if model[theirs].shape != shapes[theirs]:
             raise UserError(
                 f"{path}: {theirs} has shape {tuple(model[theirs].shape)}, "
-                f"but the other tensors call for {tuple(shapes[ours])}."
+                f"but the other tensors call for {tuple(shapes[theirs])}."
             )
     return {ours: model[theirs].float() for ours, theirs in names.items()}
+
+
+@cache  # building the layers takes longer than reading the file, and there is one for each stem
+def _shapes(architecture: Architecture) -> dict[str, torch.Size]:
+    """By Jukebox's names. Takes no memory: a damaged file may call for more than there is."""
+    with torch.device("meta"):
+        state = VQVAE(architecture).state_dict()
+    return {theirs: state[ours].shape for ours, theirs in jukebox_names(architecture).items()}
 
 
 def _mismatch(path: str | Path, level: int | None, kind: str, names: set[str]) -> UserError:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import networks, spectra
 from .errors import UserError
 
 # (n_fft, hop, window) in samples, at 44.1 kHz in Jukebox.
@@ -39,28 +41,70 @@ def stft_magnitude(audio: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
 
     Periodic Hann of length `window` centred in n_fft, frames centred with reflect padding.
     """
+    _check_length(audio, n_fft)
+    hann = torch.hann_window(window, dtype=audio.dtype, device=audio.device)
+    return torch.stft(audio, n_fft, hop, window, hann, return_complex=True).abs()
+
+
+def _check_length(audio: Tensor, n_fft: int) -> None:
     if audio.shape[-1] <= n_fft // 2:
         raise UserError(
             f"segments of {audio.shape[-1]} samples are too short for an STFT of {n_fft}; "
             f"use segments of more than {n_fft // 2} samples."
         )
-    hann = torch.hann_window(window, dtype=audio.dtype, device=audio.device)
-    return torch.stft(audio, n_fft, hop, window, hann, return_complex=True).abs()
 
 
 def multispectral_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
     """Frobenius norm of the difference of spectrograms, the mean of three resolutions.
 
     (B, 1, T) twice -> (B,). Neither squared nor averaged over bins. No gradient reaches the target.
+    `spectral_distance` is what it computes; on a CPU `spectra` does, to rounding the same.
     """
-    target, reconstruction = target.squeeze(1), reconstruction.squeeze(1)
+    target, reconstruction = target.detach().squeeze(1), reconstruction.squeeze(1)
+    known = target.dtype == reconstruction.dtype in (torch.float32, torch.float64)
+    if known and target.device.type == reconstruction.device.type == "cpu":
+        return _SpectralDistance.apply(target, reconstruction)
+    return spectral_distance(target, reconstruction)
+
+
+def spectral_distance(target: Tensor, other: Tensor) -> Tensor:
+    """`multispectral_loss` as it is defined, (B, T) twice -> (B,)."""
     norms = []
     for stft in MULTISPECTRAL_STFTS:
         with torch.no_grad():
             wanted = stft_magnitude(target, *stft)
-        difference = stft_magnitude(reconstruction, *stft) - wanted
+        difference = stft_magnitude(other, *stft) - wanted
         norms.append(torch.linalg.vector_norm(difference, dim=(1, 2)))
     return torch.stack(norms).mean(0)
+
+
+class _SpectralDistance(torch.autograd.Function):
+    """`spectral_distance` by `spectra`: the gradient is found on the way, and all that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, other: Tensor) -> Tensor:
+        _check_length(other, max(n_fft for n_fft, _, _ in MULTISPECTRAL_STFTS))
+        ctx.save_for_backward(target, other)
+        values, gradients = target.new_empty(len(target)), torch.empty_like(target)
+        items, needed = list(zip(target, other.detach(), strict=True)), ctx.needs_input_grad[1]
+
+        def work(i: int) -> None:
+            values[i] = spectra.distance(
+                *items[i], MULTISPECTRAL_STFTS, gradients[i].numpy() if needed else None
+            )
+
+        networks._each(len(items), work)
+        ctx.gradients = gradients
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (gradient,) = gradients
+        if torch.is_grad_enabled():  # the definition has second derivatives
+            target, other = ctx.saved_tensors
+            value = spectral_distance(target, other)
+            return None, torch.autograd.grad(value, other, gradient, create_graph=True)[0]
+        return None, gradient[:, None] * ctx.gradients
 
 
 def linf_loss(target: Tensor, other: Tensor, k: int = 2048) -> Tensor:

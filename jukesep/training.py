@@ -385,11 +385,11 @@ def _check_finite(
     recipe: Recipe,
 ) -> None:
     for name, value in terms.items():
-        if torch.isfinite(value):
+        found, section = float(value.detach()), run.about.section
+        if math.isfinite(found):
             continue
         if not run.main:
             distributed.wait()  # for the first process, which says so, to end all
-        found, section = float(value.detach()), run.about.section
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         batch = [{"index": index, **segments.describe(index)} for index in indices]
         report = {"step": step, "term": name, "value": str(found), "learning_rate": rate}

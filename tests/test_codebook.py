@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def rows_of(latents: torch.Tensor) -> np.ndarray:
     return latents.transpose(1, 2).reshape(-1, latents.shape[1]).numpy()
 
 
+def whole_numbers(batch, length, codes, dim, seed) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and codes for which float32 is exact, and ties are common."""
+    k = torch.randint(-2, 3, (codes, dim), generator=generator(seed)).float()
+    return torch.randint(-2, 3, (batch, dim, length), generator=generator(seed + 1)).float(), k
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     batch=st.integers(1, 3),
@@ -42,10 +49,9 @@ def rows_of(latents: torch.Tensor) -> np.ndarray:
     seed=SEED,
 )
 def test_quantise_finds_what_a_naive_search_finds(batch, length, codes, dim, seed) -> None:
-    """Small whole numbers: float32 is exact, and ties are common."""
+    latents, k = whole_numbers(batch, length, codes, dim, seed)
     codebook = Codebook(codes, dim)
-    codebook.restore(torch.randint(-2, 3, (codes, dim), generator=generator(seed)).float(), 1.0)
-    latents = torch.randint(-2, 3, (batch, dim, length), generator=generator(seed + 1)).float()
+    codebook.restore(k, 1.0)
 
     found, quantised = codebook.quantise(latents)
 
@@ -103,22 +109,61 @@ def test_the_first_of_equal_codes_wins() -> None:
     assert found.tolist() == [[7, 7, 7]]
 
 
-def test_memory_is_bounded_by_the_chunk(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("search", "size", "smallest"),
+    [("nearest", "CHUNK", "_first_argmin"), ("_nearest_on_cpu", "CPU_CHUNK", "_first_smallest")],
+)
+def test_memory_is_bounded_by_the_chunk(search, size, smallest, monkeypatch) -> None:
     codebook, latents = filled(96, 4), torch.randn(2, 4, 333, generator=generator(1))
-    whole, _ = codebook.quantise(latents)
+    whole = getattr(module, search)(latents, codebook.k)
     sizes = []
-    first_argmin = module._first_argmin
+    found = getattr(module, smallest)
 
-    def spy(distances: torch.Tensor) -> torch.Tensor:
-        sizes.append(distances.numel())
-        return first_argmin(distances)
+    def spy(distances, *rest):
+        sizes.append(math.prod(distances.shape))
+        return found(distances, *rest)
 
-    monkeypatch.setattr(module, "_first_argmin", spy)
-    monkeypatch.setattr(module, "CPU_CHUNK", 1000)
-    chunked, _ = codebook.quantise(latents)
+    monkeypatch.setattr(module, smallest, spy)
+    monkeypatch.setattr(module, size, 1000)
+    chunked = getattr(module, search)(latents, codebook.k)
     assert torch.equal(chunked, whole)
     assert max(sizes) <= 1000
     assert sum(sizes) == 96 * 2 * 333
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 200),
+    codes=st.integers(1, 70),
+    dim=st.integers(1, 5),
+    chunk=st.sampled_from([1, 500, 2**18]),
+    broken=st.sampled_from([None, math.nan, math.inf, -math.inf]),
+    seed=SEED,
+)
+def test_the_compiled_search_is_the_definition(
+    batch, length, codes, dim, chunk, broken, seed
+) -> None:
+    latents, k = whole_numbers(batch, length, codes, dim, seed)
+    if broken is not None:
+        latents[-1, -1, length // 2] = broken
+        k[codes // 2, 0] = broken
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_CHUNK", chunk)
+        found = module._nearest_on_cpu(latents, k)
+    assert torch.equal(found, module.nearest(latents, k))
+
+
+def test_the_search_finds_the_same_for_any_number_of_threads() -> None:
+    codebook, latents = filled(512, 64), torch.randn(2, 64, 2000, generator=generator(1))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(codebook.quantise(latents)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
 
 
 def test_quantise_stays_float32_under_autocast_and_reduced_precision() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jukesep import losses
+from jukesep import losses, networks, spectra
 from jukesep.errors import UserError
 from jukesep.losses import Bandwidths
 
@@ -157,3 +159,83 @@ def test_bandwidths_stop_after_the_seconds_asked_for() -> None:
 def test_audio_without_bandwidths_says_so(segments: list[np.ndarray], message: str) -> None:
     with pytest.raises(UserError, match=message):
         losses.measure_bandwidths(segments, 44100)
+
+
+def both_ways(target: torch.Tensor, other: torch.Tensor, above: torch.Tensor) -> list[tuple]:
+    """Value (B,) and gradient (B, T) of `multispectral_loss` and of its definition."""
+    found = []
+    for loss in (losses.multispectral_loss, losses.spectral_distance):
+        given = other.clone().requires_grad_()
+        shape = (len(other), 1, -1) if loss is losses.multispectral_loss else other.shape
+        value = loss(target.reshape(shape), given.reshape(shape))
+        found.append((value.detach(), *torch.autograd.grad(value, given, above)))
+    return found
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch=st.integers(1, 3),
+    samples=st.integers(1025, 9000),
+    block=st.sampled_from([1, 2**13, 2**16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_compiled_spectra_are_the_definition(batch, samples, block, seed) -> None:
+    target = noise(batch, samples, seed=seed).double()
+    other = target + 0.1 * noise(batch, samples, seed=seed + 1)
+    above = noise(batch, seed=seed + 2).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spectra, "BLOCK", block)
+        ours, definition = both_ways(target, other, above)
+        single, _ = both_ways(target.float(), other.float(), above.float())
+    for mine, defined, rough in zip(ours, definition, single, strict=True):
+        torch.testing.assert_close(mine, defined, rtol=1e-10, atol=1e-12)
+        assert rough.dtype == torch.float32
+        assert (rough - defined).norm() < 1e-5 * defined.norm()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_sample_shows_in_the_loss_and_the_gradient(value: float) -> None:
+    for side in range(2):
+        signals = [noise(2, 3000, seed=seed) for seed in range(2)]
+        signals[side][1, 1500] = value
+        (loss, gradient), _ = both_ways(*signals, torch.ones(2))
+        assert loss.isfinite().tolist() == [True, False]
+        assert gradient.isfinite().all(1).tolist() == [True, False]
+
+
+def test_spectra_of_equal_and_of_silent_signals_have_the_definitions_gradient() -> None:
+    signals = noise(2, 3000), torch.zeros(2, 3000)
+    for target in signals:
+        for other in signals:
+            for ours, definition in zip(*both_ways(target, other, torch.ones(2)), strict=True):
+                torch.testing.assert_close(ours, definition)
+
+
+def test_spectra_are_the_same_bits_for_any_number_of_threads(monkeypatch) -> None:
+    signals = noise(3, 20_000), noise(3, 20_000, seed=1)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            monkeypatch.setattr(networks, "CORES", number)
+            found.append(both_ways(*signals, torch.ones(3))[0])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_spectra_have_second_derivatives() -> None:
+    target, other = noise(1, 1030).double(), noise(1, 1030, seed=1).double().requires_grad_()
+    found = []
+    for loss in (losses.spectral_distance, losses._SpectralDistance.apply):
+        (gradient,) = torch.autograd.grad(loss(target, other).sum(), other, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), other)[0])
+    assert found[0].norm() > 0
+    torch.testing.assert_close(*found)
+
+
+def test_other_numbers_than_the_compiled_take_the_definition(monkeypatch) -> None:
+    monkeypatch.delattr(spectra, "distance")
+    target, other = noise(1, 1, 2000), noise(1, 1, 2000, seed=1)
+    losses.multispectral_loss(target.double(), other)
