@@ -85,8 +85,8 @@ class Codebook(nn.Module):
         return codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """codes (B, N) -> (B, dim, N)."""
-        return self.k[codes].transpose(1, 2).contiguous()
+        """codes (B, N) -> (B, dim, N), in memory as the codes are, channels last."""
+        return self.k[codes].transpose(1, 2)
 
     @torch.no_grad()
     def initialise(self, latents: Tensor, generator: torch.Generator | None = None) -> None:

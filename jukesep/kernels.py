@@ -11,8 +11,11 @@ below. Parameters lie in one vector, activations in another, the memory, each as
 
 Every layer is a few matrix products (`_product`), a stretch of the time axis after another, so that
 what is worked on stays in cache. A product's factors are read where they lie: a tap of a
-convolution is an offset in the time axis. Sums are taken in one order, whatever the threads around:
-the same numbers give the same bits.
+convolution is an offset in the time axis.
+
+Threads that call a function here with the same arguments share its work: they take turns at parts
+of the time axis, and one that comes late finds less to do. What the parts are, and with it every
+sum, does not depend on the threads: the same numbers give the same bits.
 """
 
 from __future__ import annotations
@@ -40,6 +43,15 @@ LINE = 64
 _REGISTER = tiles.REGISTER
 _WIDE, _MIDDLE, _ = (vectors for _, vectors in tiles.SHAPES)
 _wide, _middle, _narrow = tiles.wide, tiles.middle, tiles.narrow
+
+PARTS = 4
+PART = 512
+"""The most parts that a layer's time axis is divided into, and their least length."""
+TURNS = 32
+"""Numbers that the threads of a call count with; of two, each on a line of its own."""
+DONE: Any = np.int64(16)
+PATIENCE = 200
+"""Looks whether others are done, before the core is left to them."""
 
 ZERO: Any = np.int64(0)
 ONE: Any = np.int64(1)
@@ -233,6 +245,40 @@ def _sum_rows(sums: Array, x: Rows, n: int) -> None:
 
 
 @inlined
+def _parts(steps: int) -> int:
+    """Into how many parts a layer's time axis is divided."""
+    return max(min(steps // PART, PARTS), 1)
+
+
+@inlined
+def _part(ticket: int, first: int, parts: int, steps: int) -> tuple[int, int]:
+    """The steps of the part that the ticket stands for, begin and end."""
+    return steps * (ticket - first) // parts, steps * (ticket - first + 1) // parts
+
+
+@inlined
+def _take(turns: Array) -> int:
+    """A ticket: the number of a part, counted over all layers, that no other thread has."""
+    return tiles.add(turns, ZERO, ONE)
+
+
+@inlined
+def _finish(turns: Array) -> None:
+    """Count a part that is done."""
+    tiles.add(turns, DONE, ONE)
+
+
+@inlined
+def _wait(turns: Array, parts: int) -> None:
+    """Until as many parts are done: until the layers before this one are."""
+    looks = 0
+    while tiles.add(turns, DONE, ZERO) < parts:
+        looks += 1
+        if looks > PATIENCE:  # the thread waited for may be waiting for this one's core
+            tiles.let_others_run()
+
+
+@inlined
 def _place(memory: Array, start: int, size: int) -> Array:
     """A part of the memory; an empty one for nowhere."""
     return memory[max(start, 0) : max(start, 0) + (size if start >= 0 else 0)]
@@ -241,37 +287,40 @@ def _place(memory: Array, start: int, size: int) -> Array:
 @inlined
 def _convolve(
     x: Array,
-    values: Array,
+    w: Array,
     bias: Array,
     layer: Array,
     back: bool,
-    tile: int,
+    span: tuple[int, int, int],
     y: Array,
     active: Array,
 ) -> None:
-    """y from x as `_taps` says, or, with `back`, x's gradient as y from y's as x."""
+    """y from x as `_taps` says, or, with `back`, x's gradient as y from y's as x.
+
+    The steps of the span, (begin, end, tile).
+    """
     reads, writes = _rates(layer[KIND], back)
     columns, rows, steps = layer[COLUMNS], layer[ROWS], layer[STEPS]
     if back:
         columns, rows = rows, columns
     taps = _taps(layer[KIND], layer[DILATION], back)
-    w = _pack(values, _strides(layer, back), len(taps), columns, rows)
+    begin, end, tile = span
     width = _widened(rows, x)
-    first = np.zeros(width, x.dtype)
-    first[: len(bias)] = bias
+    initial = np.zeros(width, x.dtype)
+    initial[: len(bias)] = bias
     result = np.empty(tile * width, x.dtype)
-    for start in range(0, steps, tile):
-        n = min(tile, steps - start)
+    for start in range(begin, end, tile):
+        n = min(tile, end - start)
         for phase in range(writes):
-            _copy((result, ZERO, width), (first, ZERO, ZERO), n, width)
+            _copy((result, ZERO, width), (initial, ZERO, ZERO), n, width)
             for k in range(len(taps)):
                 low, high = _within(taps[k, 1], reads, steps, start, n)
                 if taps[k, 0] == phase and high > low:
-                    part = (result, low * width, width)
+                    to = (result, low * width, width)
                     source = (reads * (start + low) + taps[k, 1]) * columns
                     _product(
-                        *(part, (x, source, reads * columns), ONE),
-                        *((w, k * columns * width, width), part, columns, high - low, width),
+                        *(to, (x, source, reads * columns), ONE),
+                        *((w, k * columns * width, width), to, columns, high - low, width),
                     )
             place = (writes * start + phase) * rows
             _copy((y, place, writes * rows), (result, ZERO, width), n, rows)
@@ -280,29 +329,32 @@ def _convolve(
 
 
 @inlined
-def _convolve_gradient(x: Array, g: Array, grads: Array, layer: Array, tile: int) -> None:
-    """Adds to the gradients of weight and bias what y's gradient g makes them."""
+def _convolve_gradient(
+    x: Array, g: Array, grads: Array, layer: Array, span: tuple[int, int, int]
+) -> None:
+    """Adds to the gradients of weight and bias what the span of y's gradient g makes them."""
     reads, writes = _rates(layer[KIND], False)
     columns, rows, steps = layer[COLUMNS], layer[ROWS], layer[STEPS]
     taps = _taps(layer[KIND], layer[DILATION], False)
+    begin, end, tile = span
     width = _widened(rows, x)
     w = np.zeros(len(taps) * columns * width, x.dtype)
     bias = grads[len(taps) * columns * rows :][:rows]
     wide = np.zeros(tile * width, x.dtype)
-    for start in range(0, steps, tile):
-        n = min(tile, steps - start)
+    slope = (wide, ZERO, width)
+    for start in range(begin, end, tile):
+        n = min(tile, end - start)
         for phase in range(writes):
-            slope = (wide, ZERO, width)
             _copy(slope, (g, (writes * start + phase) * rows, writes * rows), n, rows)
             _sum_rows(bias, slope, n)
             for k in range(len(taps)):
                 low, high = _within(taps[k, 1], reads, steps, start, n)
                 if taps[k, 0] == phase and high > low:
-                    part = (w, k * columns * width, width)
+                    to = (w, k * columns * width, width)
                     source = (reads * (start + low) + taps[k, 1]) * columns
                     _product(
-                        *(part, (x, source, ONE), reads * columns),
-                        *((wide, low * width, width), part, high - low, columns, width),
+                        *(to, (x, source, ONE), reads * columns),
+                        *((wide, low * width, width), to, high - low, columns, width),
                     )
     _unpack_sum(grads, w, _strides(layer, False), len(taps), columns, rows)
 
@@ -315,11 +367,12 @@ def _around(x: Array, channels: int, steps: int, t: int) -> tuple[Array, int]:
 
 
 @inlined
-def _to_one(x: Array, values: Array, layer: Array, y: Array) -> None:
+def _to_one(x: Array, values: Array, layer: Array, span: tuple[int, int, int], y: Array) -> None:
     """`_convolve` to a single channel, in which the vectors of a product would be nearly empty."""
     columns = layer[COLUMNS]
     w, bias = values[: 3 * columns].reshape((columns, 3)).T.copy().reshape(-1), values[3 * columns]
-    for t in range(len(y)):
+    begin, end, _ = span
+    for t in range(begin, end):
         source, lacking = _around(x, columns, len(y), t)
         weights, total = w[lacking:], bias
         for i in range(len(source)):
@@ -328,13 +381,16 @@ def _to_one(x: Array, values: Array, layer: Array, y: Array) -> None:
 
 
 @inlined
-def _to_one_gradient(x: Array, g: Array, grads: Array, layer: Array, tile: int) -> None:
+def _to_one_gradient(
+    x: Array, g: Array, grads: Array, layer: Array, span: tuple[int, int, int]
+) -> None:
     """`_convolve_gradient` for a single channel."""
     columns = layer[COLUMNS]
     total = np.zeros(3 * columns, x.dtype)
-    for start in range(0, len(g), tile):
+    begin, end, tile = span
+    for start in range(begin, end, tile):
         part, bias = np.zeros_like(total), 0.0  # in double precision: it is one number
-        for t in range(start, min(start + tile, len(g))):
+        for t in range(start, min(start + tile, end)):
             source, lacking = _around(x, columns, len(g), t)
             sums, slope = part[lacking:], g[t]
             bias += slope
@@ -348,52 +404,76 @@ def _to_one_gradient(x: Array, g: Array, grads: Array, layer: Array, tile: int) 
 
 
 @inlined
-def _block(
-    x: Array, source: Array, values: Array, layer: Array, tile: int, active: Array, kept: Array
+def _dilated(
+    source: Array,
+    w: Array,
+    initial: Array,
+    sums: Array,
+    layer: Array,
+    sign: int,
+    start: int,
+    n: int,
 ) -> None:
+    """sums = initial + the sum of w[k] @ source[t + sign (k - 1) dilation], n steps from start."""
+    channels, width = layer[ROWS], len(initial)
+    # The middle tap first: it alone reaches all steps.
+    for k in (1, 0, 2):
+        offset = sign * (k - 1) * layer[DILATION]
+        low, high = _within(offset, ONE, layer[STEPS], start, n)
+        if high > low:
+            to = (sums, low * width, width)
+            before = (initial, ZERO, ZERO) if k == 1 else to
+            _product(
+                *(before, (source, (start + low + offset) * channels, channels), ONE),
+                *((w, k * channels * width, width), to, channels, high - low, width),
+            )
+
+
+@inlined
+def _block(
+    x: Array,
+    source: Array,
+    values: Array,
+    layer: Array,
+    tile: int,
+    active: Array,
+    kept: Array,
+    turn: tuple[Array, int, int],
+) -> int:
     """x += c + V @ h, h = relu(b + the sum of W[k] @ source[t + (k - 1) dilation]).
 
     `source` is relu(x), `active` becomes relu of the new x, and `kept` h: each unless it is empty.
     """
-    channels, steps, dilation = layer[ROWS], layer[STEPS], layer[DILATION]
+    channels, steps = layer[ROWS], layer[STEPS]
     width = _widened(channels, x)
     w = _pack(values, _strides(layer, False), 3, channels, channels)
     inner = values[3 * channels * channels :]
     v = _pack(inner[channels:], (ONE, channels), 1, channels, channels)
     b, c = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
-    b[:channels], c[:channels] = (
-        inner[:channels],
-        inner[channels + channels * channels :][:channels],
-    )
+    b[:channels] = inner[:channels]
+    c[:channels] = inner[channels + channels * channels :][:channels]
     sums, hidden = np.empty(tile * width, x.dtype), np.empty(tile * channels, x.dtype)
-    for start in range(0, steps, tile):
-        n = min(tile, steps - start)
-        here = start * channels
-        whole = (sums, ZERO, width)
-        # The middle tap first: it alone reaches all steps.
-        _product(
-            *((b, ZERO, ZERO), (source, here, channels), ONE),
-            *((w, channels * width, width), whole, channels, n, width),
-        )
-        for k in range(0, 3, 2):
-            offset = (k - 1) * dilation
-            low, high = _within(offset, ONE, steps, start, n)
-            if high > low:
-                part = (sums, low * width, width)
-                _product(
-                    *(part, (source, (start + low + offset) * channels, channels), ONE),
-                    *((w, k * channels * width, width), part, channels, high - low, width),
-                )
-        h = (kept, here, channels) if kept.size else (hidden, ZERO, channels)
-        _activate(h, whole, n, channels)
-        _product((c, ZERO, ZERO), h, ONE, (v, ZERO, width), whole, channels, n, width)
-        _add((x, here, channels), whole, n, channels)
-        if active.size:
-            _activate((active, here, channels), (x, here, channels), n, channels)
+    whole = (sums, ZERO, width)
+    turns, ticket, first = turn
+    parts = _parts(steps)
+    while ticket < first + parts:
+        begin, end = _part(ticket, first, parts, steps)
+        for start in range(begin, end, tile):
+            n, here = min(tile, end - start), start * channels
+            _dilated(source, w, b, sums, layer, 1, start, n)
+            h = (kept, here, channels) if kept.size else (hidden, ZERO, channels)
+            _activate(h, whole, n, channels)
+            _product((c, ZERO, ZERO), h, ONE, (v, ZERO, width), whole, channels, n, width)
+            _add((x, here, channels), whole, n, channels)
+            if active.size:
+                _activate((active, here, channels), (x, here, channels), n, channels)
+        _finish(turns)
+        ticket = _take(turns)
+    return ticket
 
 
 @inlined
-def _block_gradient(
+def _block_inner(
     g: Array,
     source: Array,
     kept: Array,
@@ -402,65 +482,90 @@ def _block_gradient(
     layer: Array,
     tile: int,
     inner: Array,
-) -> None:
-    """y's gradient g becomes x's; adds to the gradients of W, b, V and c; uses `inner`."""
-    channels, steps, dilation = layer[ROWS], layer[STEPS], layer[DILATION]
+    turn: tuple[Array, int, int],
+) -> int:
+    """From y's gradient g that of the inner convolution's output; adds to those of W, b, V, c."""
+    channels, steps = layer[ROWS], layer[STEPS]
     width, square = _widened(channels, g), channels * channels
-    w = _pack(values, _strides(layer, True), 3, channels, channels)
     v = _pack(values[3 * square + channels :], (channels, ONE), 1, channels, channels)
     none = np.zeros(width, g.dtype)
-    dw, dv = np.zeros(3 * channels * width, g.dtype), np.zeros(channels * width, g.dtype)
-    b, c = grads[3 * square :][:channels], grads[4 * square + channels :][:channels]
     outer, sums = np.zeros(tile * width, g.dtype), np.empty(tile * width, g.dtype)
+    dw, dv = np.empty(3 * channels * width, g.dtype), np.empty(channels * width, g.dtype)
     whole = (sums, ZERO, width)
-    for start in range(0, steps, tile):
-        n = min(tile, steps - start)
-        here = start * channels
-        slope, h = (g, here, channels), (kept, here, channels)
-        if width != channels:
-            _copy((outer, ZERO, width), slope, n, channels)
-            slope = (outer, ZERO, width)
-        _sum_rows(c, slope, n)
-        part = (dv, ZERO, width)
-        _product(part, (kept, here, ONE), channels, slope, part, n, channels, width)
-        _product((none, ZERO, ZERO), slope, ONE, (v, ZERO, width), whole, channels, n, width)
-        _mask(whole, h, n, channels)
-        _sum_rows(b, whole, n)
-        _copy((inner, here, channels), whole, n, channels)
-        for k in range(3):
-            offset = (k - 1) * dilation
-            low, high = _within(offset, ONE, steps, start, n)
-            if high > low:
-                part = (dw, k * channels * width, width)
-                _product(
-                    *(part, (source, (start + low + offset) * channels, ONE), channels),
-                    *((sums, low * width, width), part, high - low, channels, width),
-                )
-    for start in range(0, steps, tile):
-        n = min(tile, steps - start)
-        here = start * channels
-        _product(
-            *((none, ZERO, ZERO), (inner, here, channels), ONE),
-            *((w, channels * width, width), whole, channels, n, width),
-        )
-        for k in range(0, 3, 2):
-            offset = (1 - k) * dilation
-            low, high = _within(offset, ONE, steps, start, n)
-            if high > low:
-                part = (sums, low * width, width)
-                _product(
-                    *(part, (inner, (start + low + offset) * channels, channels), ONE),
-                    *((w, k * channels * width, width), part, channels, high - low, width),
-                )
-        _mask(whole, (source, here, channels), n, channels)
-        _add((g, here, channels), whole, n, channels)
-    _unpack_sum(grads, dw, _strides(layer, False), 3, channels, channels)
-    _unpack_sum(grads[3 * square + channels :], dv, (ONE, channels), 1, channels, channels)
+    turns, ticket, first = turn
+    parts = _parts(steps)
+    while ticket < first + parts:
+        begin, end = _part(ticket, first, parts, steps)
+        own = grads[ticket - first, layer[PARAMETERS] :]
+        b, c = own[3 * square :][:channels], own[4 * square + channels :][:channels]
+        dw[:], dv[:] = 0, 0
+        for start in range(begin, end, tile):
+            n, here = min(tile, end - start), start * channels
+            slope = (g, here, channels)
+            if width != channels:
+                _copy((outer, ZERO, width), slope, n, channels)
+                slope = (outer, ZERO, width)
+            _sum_rows(c, slope, n)
+            to = (dv, ZERO, width)
+            _product(to, (kept, here, ONE), channels, slope, to, n, channels, width)
+            _product((none, ZERO, ZERO), slope, ONE, (v, ZERO, width), whole, channels, n, width)
+            _mask(whole, (kept, here, channels), n, channels)
+            _sum_rows(b, whole, n)
+            _copy((inner, here, channels), whole, n, channels)
+            for k in range(3):
+                offset = (k - 1) * layer[DILATION]
+                low, high = _within(offset, ONE, steps, start, n)
+                if high > low:
+                    to = (dw, k * channels * width, width)
+                    _product(
+                        *(to, (source, (start + low + offset) * channels, ONE), channels),
+                        *((sums, low * width, width), to, high - low, channels, width),
+                    )
+        _unpack_sum(own, dw, _strides(layer, False), 3, channels, channels)
+        _unpack_sum(own[3 * square + channels :], dv, (ONE, channels), 1, channels, channels)
+        _finish(turns)
+        ticket = _take(turns)
+    return ticket
+
+
+@inlined
+def _block_outer(
+    g: Array,
+    source: Array,
+    values: Array,
+    layer: Array,
+    tile: int,
+    inner: Array,
+    turn: tuple[Array, int, int],
+) -> int:
+    """y's gradient g becomes x's, when `inner` is as `_block_inner` leaves it."""
+    channels, steps = layer[ROWS], layer[STEPS]
+    width = _widened(channels, g)
+    w = _pack(values, _strides(layer, True), 3, channels, channels)
+    none, sums = np.zeros(width, g.dtype), np.empty(tile * width, g.dtype)
+    whole = (sums, ZERO, width)
+    turns, ticket, first = turn
+    parts = _parts(steps)
+    while ticket < first + parts:
+        begin, end = _part(ticket, first, parts, steps)
+        for start in range(begin, end, tile):
+            n, here = min(tile, end - start), start * channels
+            # A weight that looks back in `_block` looks ahead here.
+            _dilated(inner, w, none, sums, layer, -1, start, n)
+            _mask(whole, (source, here, channels), n, channels)
+            _add((g, here, channels), whole, n, channels)
+        _finish(turns)
+        ticket = _take(turns)
+    return ticket
 
 
 @compiled
-def forward(program: Array, values: Array, memory: Array, tile: int) -> None:
-    """Run the layers: each reads its source in the memory and writes its target."""
+def forward(program: Array, values: Array, memory: Array, tile: int, turns: Array) -> None:
+    """Run the layers: each reads its source in the memory and writes its target.
+
+    `turns` (TURNS,) are zeros, the same ones for all threads of the call.
+    """
+    ticket, first = _take(turns), 0
     for number in range(len(program)):
         layer = program[number]
         steps, rows = layer[STEPS], layer[ROWS]
@@ -470,14 +575,32 @@ def forward(program: Array, values: Array, memory: Array, tile: int) -> None:
         y = _place(memory, layer[TARGET], rows * steps * writes)
         active = _place(memory, layer[ACTIVE], rows * steps * writes)
         own = values[layer[PARAMETERS] :]
-        if layer[KIND] == BLOCK:
-            _block(y, x, own, layer, width, active, _place(memory, layer[KEPT], rows * steps))
-        elif layer[KIND] == SAME and rows == 1 and active.size == 0:
-            _to_one(x, own, layer, y)
-        else:
-            taps = 3 if layer[KIND] == SAME else 4
-            bias = own[taps * layer[COLUMNS] * rows :][:rows]
-            _convolve(x, own, bias, layer, False, width, y, active)
+        parts = _parts(steps)
+        if ticket < first + parts:
+            _wait(turns, first)
+            if layer[KIND] == BLOCK:
+                kept = _place(memory, layer[KEPT], rows * steps)
+                turn = (turns, ticket, first)
+                ticket = _block(y, x, own, layer, width, active, kept, turn)
+            else:
+                taps = 3 if layer[KIND] == SAME else 4
+                w = _pack(own, _strides(layer, False), taps, layer[COLUMNS], rows)
+                bias = own[taps * layer[COLUMNS] * rows :][:rows]
+                while ticket < first + parts:
+                    begin, end = _part(ticket, first, parts, steps)
+                    if _narrows(layer) and active.size == 0:
+                        _to_one(x, own, layer, (begin, end, width), y)
+                    else:
+                        _convolve(x, w, bias, layer, False, (begin, end, width), y, active)
+                    _finish(turns)
+                    ticket = _take(turns)
+        first += parts
+    _wait(turns, first)
+
+
+@inlined
+def _narrows(layer: Array) -> bool:
+    return layer[KIND] == SAME and layer[ROWS] == 1
 
 
 @compiled
@@ -489,12 +612,15 @@ def backward(
     spare: Array,
     grad_x: bool,
     grads: Array,
+    turns: Array,
 ) -> int:
     """The gradients, after a `forward` whose memory still holds all sources and what was kept.
 
     `spare` (3, size) has the output's gradient at the start of its first row; if `grad_x` is set,
-    the input's is at the start of the row that is returned. Adds to `grads`, laid out as `values`.
+    the input's is at the start of the row that is returned. Adds to `grads` (PARTS, parameters),
+    whose sum over the parts is laid out as `values`. `turns` are as in `forward`.
     """
+    ticket, first = _take(turns), 0
     here, there = 0, 1
     for number in range(len(program) - 1, -1, -1):
         layer = program[number]
@@ -503,17 +629,38 @@ def backward(
         width = min(tile, steps)
         x = _place(memory, layer[SOURCE], columns * steps * reads)
         g = spare[here, : rows * steps * writes]
-        own, own_grads = values[layer[PARAMETERS] :], grads[layer[PARAMETERS] :]
+        own = values[layer[PARAMETERS] :]
+        parts = _parts(steps)
         if layer[KIND] == BLOCK:
-            kept = _place(memory, layer[KEPT], rows * steps)
-            _block_gradient(g, x, kept, own, own_grads, layer, width, spare[2])
+            if ticket < first + parts:
+                _wait(turns, first)
+                kept, turn = _place(memory, layer[KEPT], rows * steps), (turns, ticket, first)
+                ticket = _block_inner(g, x, kept, own, grads, layer, width, spare[2], turn)
+            first += parts
+            if ticket < first + parts:
+                _wait(turns, first)
+                ticket = _block_outer(g, x, own, layer, width, spare[2], (turns, ticket, first))
+            first += parts
             continue
-        if layer[KIND] == SAME and rows == 1:
-            _to_one_gradient(x, g, own_grads, layer, width)
-        else:
-            _convolve_gradient(x, g, own_grads, layer, width)
-        if number or grad_x:
+        more = number > 0 or grad_x
+        gx = spare[there, : columns * steps * reads]
+        if ticket < first + parts:
+            _wait(turns, first)
+            taps = 3 if layer[KIND] == SAME else 4
+            w = _pack(own, _strides(layer, True), taps, rows, columns)
+            while ticket < first + parts:
+                begin, end = _part(ticket, first, parts, steps)
+                span, part = (begin, end, width), grads[ticket - first, layer[PARAMETERS] :]
+                if _narrows(layer):
+                    _to_one_gradient(x, g, part, layer, span)
+                else:
+                    _convolve_gradient(x, g, part, layer, span)
+                if more:
+                    _convolve(g, w, values[:0], layer, True, span, gx, values[:0])
+                _finish(turns)
+                ticket = _take(turns)
+        first += parts
+        if more:
             here, there = there, here
-            gx = spare[here, : columns * steps * reads]
-            _convolve(g, own, values[:0], layer, True, width, gx, values[:0])
+    _wait(turns, first)
     return here

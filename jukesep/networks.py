@@ -196,22 +196,22 @@ class _Run(torch.autograd.Function):
         row = _lines(plan.largest) + SKEW
         spare = _scratch_memory(batch, 3 * row, gradient.dtype).view(batch, 3, row)
         spare[:, 0, : gradient[0].numel()] = gradient.transpose(1, 2).flatten(1)
-        grads = values.new_zeros(batch, len(values))
+        grads = values.new_zeros(batch, kernels.PARTS, len(values))
         arrays = values.numpy(), memory.numpy(), spare.numpy(), grads.numpy()
-        rows = [0] * batch
+        rows, turns = [0] * batch, _turns(batch)
 
         def work(i: int) -> None:
             v, m, s, g = arrays
-            rows[i] = kernels.backward(plan.program, v, m[i], TILE, s[i], needed, g[i])
+            rows[i] = kernels.backward(plan.program, v, m[i], TILE, s[i], needed, g[i], turns[i])
 
-        _each(batch, work)
+        _share(batch, work)
         network.give_memory(memory)
         grad_x = None
         if needed:
             channels, samples = ctx.input
             found = spare[:, rows[0], : channels * samples]
             grad_x = found.reshape(batch, samples, channels).clone().transpose(1, 2)
-        parts = grads.sum(0).split([shape.numel() for shape in ctx.shapes])
+        parts = grads.sum((0, 1)).split([shape.numel() for shape in ctx.shapes])
         return grad_x, None, *(part.view(s) for part, s in zip(parts, ctx.shapes, strict=True))
 
 
@@ -220,7 +220,8 @@ def _forward(plan: Plan, x: Tensor, values: Tensor, memory: np.ndarray) -> Tenso
     batch = len(memory)
     memory[:, : x[0].numel()] = x.detach().transpose(1, 2).flatten(1).numpy()
     numbers = values.numpy()
-    _each(batch, lambda i: kernels.forward(plan.program, numbers, memory[i], TILE))
+    turns = _turns(batch)
+    _share(batch, lambda i: kernels.forward(plan.program, numbers, memory[i], TILE, turns[i]))
     place, channels, steps = plan.output
     # A copy: a view would hold on to the whole memory.
     y = torch.from_numpy(memory[:, place : place + channels * steps].copy())
@@ -251,6 +252,25 @@ def _each(count: int, work: Callable[[int], object]) -> None:
     else:
         for index in range(count):
             work(index)
+
+
+def _turns(batch: int) -> np.ndarray:
+    return np.zeros((batch, kernels.TURNS), np.int64)
+
+
+def _share(count: int, work: Callable[[int], object]) -> None:
+    """work(0), work(1), ... by all cores: several threads do one of them, if there are too few."""
+    if CORES == 1:
+        return _each(count, work)
+    pool = _pool()
+    needed = [pool.submit(work, index) for index in range(1, count)]
+    helping = [pool.submit(work, index % count) for index in range(count, CORES)]
+    work(0)
+    for future in needed:
+        future.result()
+    for future in helping:
+        if not future.cancel():  # one that has not begun finds nothing left to do
+            future.result()
 
 
 @cache

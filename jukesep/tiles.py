@@ -6,6 +6,7 @@ registers through a loop. So the loop is given to the compiler as what it is to 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -28,6 +29,30 @@ NAMES = (
 )
 INDEX = ir.IntType(64)
 BYTE_LANE = ir.IntType(32)
+
+
+@intrinsic
+def _add(typing, array, place, number):  # type: ignore[no-untyped-def]
+    """array[place] += number, at once for all threads; what it was before. Integers."""
+    signature = types.int64(array, place, number)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        made = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", builder.gep(made.data, [args[1]]), args[2], "seq_cst")
+
+    return signature, generate
+
+
+add: Any = _add
+
+if sys.platform == "win32":
+
+    @njit
+    def let_others_run() -> None:
+        """Nothing, where the system has no call for it."""
+
+else:
+    let_others_run = types.ExternalFunction("sched_yield", types.int32())
 
 
 def _tile(rows: int, vectors: int) -> Any:

@@ -109,16 +109,50 @@ def test_float32_is_as_near_to_the_exact_values_as_the_definition(kind):
         assert error < 2 * allowed + 1e-7 * e.abs().mean()
 
 
-def test_the_number_of_cores_changes_no_bit(monkeypatch):
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_the_number_of_cores_changes_no_bit(monkeypatch, kind, batch):
+    """Of a length that several threads share."""
     architecture = Architecture(width=8, depth=2)
-    network = _network("encoder", architecture).float()
-    x = _input("encoder", architecture, 4, 50).float()
-    slope = torch.randn(4, 64, 50)
+    network = _network(kind, architecture).float()
+    x = _input(kind, architecture, batch, 700).float()
+    slope = torch.randn_like(network(x))
     results = []
-    for cores in (1, 3):
+    for cores in (1, 2, 5):
         monkeypatch.setattr(networks, "CORES", cores)
+        networks._pool.cache_clear()
         results.append(_gradients(network, network, x, slope))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    networks._pool.cache_clear()
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_layers_that_threads_share_are_the_definition(kind):
+    architecture = Architecture(width=6, depth=4, dilation_growth=5)
+    network = _network(kind, architecture)
+    x = _input(kind, architecture, 2, 700)
+    slope = torch.randn_like(network(x))
+    defined = _gradients(_Definition(network), network, x, slope)
+    for ours, theirs in zip(_gradients(network, network, x, slope), defined, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+
+
+def test_two_forwards_before_their_backwards():
+    """The second must not take the memory that the first still needs."""
+    network = _network("encoder", Architecture(width=4, depth=1))
+    first, second = torch.randn(2, 1, 1, 80, dtype=torch.float64).requires_grad_(True)
+    wanted = torch.autograd.grad(_Definition(network)(first).square().sum(), first)
+    one, _ = network(first).square().sum(), network(second).square().sum()
+    torch.testing.assert_close(torch.autograd.grad(one, first), wanted)
+
+
+def test_a_second_backward_is_refused():
+    network = Encoder(Architecture(width=4, depth=1))
+    loss = network(torch.randn(1, 1, 80)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
