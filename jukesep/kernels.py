@@ -4,10 +4,9 @@ A program is a table with a row for each layer, in the order in which they run, 
 below. Parameters lie in one vector, activations in another, the memory, each as a matrix
 (time steps, channels). PLACES are where one begins in the memory (-1: nowhere):
 
-    SOURCE   a convolution's input x; a block's, of which it takes relu(x)
-    TARGET   a convolution's output; a block's output replaces its input here
-    ACTIVE   relu of the output, if a block follows
-    KEPT     a block's inner activation, which its gradient needs
+    SOURCE   the layer's input
+    TARGET   its output
+    KEPT     what a block's inner convolution gives, which its gradient needs
 
 Every layer is a few matrix products (`_product`), a stretch of the time axis after another, so that
 what is worked on stays in cache. A product's factors are read where they lie: a tap of a
@@ -36,13 +35,14 @@ Rows = tuple[Array, int, int]
 SAME, HALVING, DOUBLING, BLOCK = range(4)
 """Kinds: nn.Conv1d of 3 taps that keeps the length; of 4 taps, stride 2, that halves it;
 nn.ConvTranspose1d of 4 taps that doubles it; a residual block."""
-KIND, COLUMNS, ROWS, DILATION, STEPS, PARAMETERS, SOURCE, TARGET, ACTIVE, KEPT = range(10)
+KIND, COLUMNS, ROWS, DILATION, STEPS, PARAMETERS, SOURCE, TARGET, KEPT = range(9)
 
 LINE = 64
 """Bytes to whose multiple the rows of a product's second factor and of its result are widened."""
 _REGISTER = tiles.REGISTER
 _WIDE, _MIDDLE, _ = (vectors for _, vectors in tiles.SHAPES)
-_wide, _middle, _narrow = tiles.wide, tiles.middle, tiles.narrow
+_wide, _middle, _narrow = tiles.STRIPS
+_wide_active, _middle_active, _narrow_active = tiles.ACTIVE_STRIPS
 
 PARTS = 4
 PART = 512
@@ -64,23 +64,42 @@ inlined = njit(inline="always")
 
 @compiled
 def _product(
-    start: Rows, a: Rows, right: int, b: Rows, c: Rows, depth: int, height: int, width: int
+    bias: Array,
+    start: Rows,
+    a: Rows,
+    right: int,
+    active: bool,
+    b: Rows,
+    c: Rows,
+    depth: int,
+    height: int,
+    width: int,
 ) -> None:
-    """C = S + A @ B. A's columns are `right` apart; depth > 0, and the width fills lines."""
-    (s, s0, s_down), (f, f0, f_down), (g, g0, g_down), (y, y0, y_down) = start, a, b, c
+    """C = bias + S + A @ B, or relu(A) @ B. A's columns are `right` apart.
+
+    depth > 0, and the width fills lines. NaN stays NaN in the ReLU.
+    """
+    (s, s0, s_down), (g, g0, g_down), (y, y0, y_down) = start, b, c
     lanes = _REGISTER // y.itemsize
     done = 0
     while done < width:
         left = (width - done) // lanes
         vectors = _WIDE if left >= _WIDE else _MIDDLE if left >= _MIDDLE else 1
-        one = (s, s0 + done, s_down, f, f0, f_down, right)
-        two = (g, g0 + done, g_down, y, y0 + done, y_down, depth, height)
-        if vectors == _WIDE:
-            _wide(*one, *two)
+        initial, before = (bias, done), (s, s0 + done, s_down)
+        factor, to = (g, g0 + done, g_down), (y, y0 + done, y_down)
+        if active:
+            if vectors == _WIDE:
+                _wide_active(initial, before, a, right, factor, to, depth, height)
+            elif vectors == _MIDDLE:
+                _middle_active(initial, before, a, right, factor, to, depth, height)
+            else:
+                _narrow_active(initial, before, a, right, factor, to, depth, height)
+        elif vectors == _WIDE:
+            _wide(initial, before, a, right, factor, to, depth, height)
         elif vectors == _MIDDLE:
-            _middle(*one, *two)
+            _middle(initial, before, a, right, factor, to, depth, height)
         else:
-            _narrow(*one, *two)
+            _narrow(initial, before, a, right, factor, to, depth, height)
         done += vectors * lanes
 
 
@@ -192,18 +211,6 @@ def _copy(y: Rows, x: Rows, n: int, width: int) -> None:
 
 
 @compiled
-def _activate(y: Rows, x: Rows, n: int, width: int) -> None:
-    """n rows of relu(x), to y; NaN stays NaN."""
-    n, width = _joined(y, x, n, width)
-    zero = y[0].dtype.type(0)
-    for t in range(n):
-        to, source = _row(y, t, width), _row(x, t, width)
-        for i in range(width):
-            value = source[i]
-            to[i] = zero if value <= zero else value
-
-
-@compiled
 def _add(y: Rows, x: Rows, n: int, width: int) -> None:
     """y += x, n rows of the width."""
     n, width = _joined(y, x, n, width)
@@ -215,13 +222,25 @@ def _add(y: Rows, x: Rows, n: int, width: int) -> None:
 
 @compiled
 def _mask(y: Rows, gate: Rows, n: int, width: int) -> None:
-    """y = 0 where the gate is not over 0: the gradient of a ReLU whose output is the gate."""
+    """y = 0 where the gate is not over 0: a ReLU's gradient at the gate."""
     n, width = _joined(y, gate, n, width)
     zero = y[0].dtype.type(0)
     for t in range(n):
         to, source = _row(y, t, width), _row(gate, t, width)
         for i in range(width):
             to[i] = to[i] if source[i] > zero else zero
+
+
+@compiled
+def _add_masked(y: Rows, x: Rows, gate: Rows, n: int, width: int) -> None:
+    """y += x where the gate is over 0."""
+    if gate[2] == width:
+        n, width = _joined(y, x, n, width)
+    zero = y[0].dtype.type(0)
+    for t in range(n):
+        to, source, over = _row(y, t, width), _row(x, t, width), _row(gate, t, width)
+        for i in range(width):
+            to[i] += source[i] if over[i] > zero else zero
 
 
 @compiled
@@ -293,7 +312,6 @@ def _convolve(
     back: bool,
     span: tuple[int, int, int],
     y: Array,
-    active: Array,
 ) -> None:
     """y from x as `_taps` says, or, with `back`, x's gradient as y from y's as x.
 
@@ -306,7 +324,7 @@ def _convolve(
     taps = _taps(layer[KIND], layer[DILATION], back)
     begin, end, tile = span
     width = _widened(rows, x)
-    initial = np.zeros(width, x.dtype)
+    initial, none = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
     initial[: len(bias)] = bias
     result = np.empty(tile * width, x.dtype)
     for start in range(begin, end, tile):
@@ -319,13 +337,11 @@ def _convolve(
                     to = (result, low * width, width)
                     source = (reads * (start + low) + taps[k, 1]) * columns
                     _product(
-                        *(to, (x, source, reads * columns), ONE),
+                        *(none, to, (x, source, reads * columns), ONE, False),
                         *((w, k * columns * width, width), to, columns, high - low, width),
                     )
             place = (writes * start + phase) * rows
             _copy((y, place, writes * rows), (result, ZERO, width), n, rows)
-            if active.size:
-                _activate((active, place, writes * rows), (result, ZERO, width), n, rows)
 
 
 @inlined
@@ -338,7 +354,7 @@ def _convolve_gradient(
     taps = _taps(layer[KIND], layer[DILATION], False)
     begin, end, tile = span
     width = _widened(rows, x)
-    w = np.zeros(len(taps) * columns * width, x.dtype)
+    w, none = np.zeros(len(taps) * columns * width, x.dtype), np.zeros(width, x.dtype)
     bias = grads[len(taps) * columns * rows :][:rows]
     wide = np.zeros(tile * width, x.dtype)
     slope = (wide, ZERO, width)
@@ -353,7 +369,7 @@ def _convolve_gradient(
                     to = (w, k * columns * width, width)
                     source = (reads * (start + low) + taps[k, 1]) * columns
                     _product(
-                        *(to, (x, source, ONE), reads * columns),
+                        *(none, to, (x, source, ONE), reads * columns, False),
                         *((wide, low * width, width), to, high - low, columns, width),
                     )
     _unpack_sum(grads, w, _strides(layer, False), len(taps), columns, rows)
@@ -406,67 +422,76 @@ def _to_one_gradient(
 @inlined
 def _dilated(
     source: Array,
+    active: bool,
     w: Array,
-    initial: Array,
-    sums: Array,
+    bias: Array,
+    none: Array,
+    to: Rows,
     layer: Array,
     sign: int,
     start: int,
     n: int,
 ) -> None:
-    """sums = initial + the sum of w[k] @ source[t + sign (k - 1) dilation], n steps from start."""
-    channels, width = layer[ROWS], len(initial)
+    """to = bias + the sum of source[t + sign (k - 1) dilation] @ w[k], n steps from start."""
+    channels, width = layer[ROWS], len(bias)
+    result, result0, down = to
     # The middle tap first: it alone reaches all steps.
     for k in (1, 0, 2):
         offset = sign * (k - 1) * layer[DILATION]
         low, high = _within(offset, ONE, layer[STEPS], start, n)
         if high > low:
-            to = (sums, low * width, width)
-            before = (initial, ZERO, ZERO) if k == 1 else to
+            part = (result, result0 + low * down, down)
+            before, initial = part, none
+            if k == 1:
+                before, initial = (none, ZERO, ZERO), bias
             _product(
-                *(before, (source, (start + low + offset) * channels, channels), ONE),
-                *((w, k * channels * width, width), to, channels, high - low, width),
+                *(initial, before, (source, (start + low + offset) * channels, channels), ONE),
+                *(active, (w, k * channels * width, width), part, channels, high - low, width),
             )
 
 
 @inlined
 def _block(
     x: Array,
-    source: Array,
+    y: Array,
+    kept: Array,
     values: Array,
     layer: Array,
     tile: int,
-    active: Array,
-    kept: Array,
     turn: tuple[Array, int, int],
 ) -> int:
-    """x += c + V @ h, h = relu(b + the sum of W[k] @ source[t + (k - 1) dilation]).
+    """y = x + c + V @ relu(h), h = b + the sum of W[k] @ relu(x)[t + (k - 1) dilation].
 
-    `source` is relu(x), `active` becomes relu of the new x, and `kept` h: each unless it is empty.
+    h goes to `kept`, unless that is empty.
     """
     channels, steps = layer[ROWS], layer[STEPS]
     width = _widened(channels, x)
     w = _pack(values, _strides(layer, False), 3, channels, channels)
     inner = values[3 * channels * channels :]
     v = _pack(inner[channels:], (ONE, channels), 1, channels, channels)
-    b, c = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
+    b, c, none = np.zeros(width, x.dtype), np.zeros(width, x.dtype), np.zeros(width, x.dtype)
     b[:channels] = inner[:channels]
     c[:channels] = inner[channels + channels * channels :][:channels]
-    sums, hidden = np.empty(tile * width, x.dtype), np.empty(tile * channels, x.dtype)
-    whole = (sums, ZERO, width)
+    hidden, sums = np.empty(tile * width, x.dtype), np.empty(tile * width, x.dtype)
+    whole = width == channels  # the rows of the memory are as wide as a product's
     turns, ticket, first = turn
     parts = _parts(steps)
     while ticket < first + parts:
         begin, end = _part(ticket, first, parts, steps)
         for start in range(begin, end, tile):
             n, here = min(tile, end - start), start * channels
-            _dilated(source, w, b, sums, layer, 1, start, n)
-            h = (kept, here, channels) if kept.size else (hidden, ZERO, channels)
-            _activate(h, whole, n, channels)
-            _product((c, ZERO, ZERO), h, ONE, (v, ZERO, width), whole, channels, n, width)
-            _add((x, here, channels), whole, n, channels)
-            if active.size:
-                _activate((active, here, channels), (x, here, channels), n, channels)
+            h, before, to = (hidden, ZERO, width), (none, ZERO, ZERO), (sums, ZERO, width)
+            if whole:
+                before, to = (x, here, channels), (y, here, channels)
+                if kept.size:
+                    h = (kept, here, channels)
+            _dilated(x, True, w, b, none, h, layer, 1, start, n)
+            _product(c, before, h, ONE, True, (v, ZERO, width), to, channels, n, width)
+            if not whole:
+                _copy((y, here, channels), (x, here, channels), n, channels)
+                _add((y, here, channels), to, n, channels)
+                if kept.size:
+                    _copy((kept, here, channels), h, n, channels)
         _finish(turns)
         ticket = _take(turns)
     return ticket
@@ -475,7 +500,7 @@ def _block(
 @inlined
 def _block_inner(
     g: Array,
-    source: Array,
+    x: Array,
     kept: Array,
     values: Array,
     grads: Array,
@@ -484,14 +509,14 @@ def _block_inner(
     inner: Array,
     turn: tuple[Array, int, int],
 ) -> int:
-    """From y's gradient g that of the inner convolution's output; adds to those of W, b, V, c."""
+    """From y's gradient g that of h, to `inner`; adds to those of W, b, V and c."""
     channels, steps = layer[ROWS], layer[STEPS]
     width, square = _widened(channels, g), channels * channels
     v = _pack(values[3 * square + channels :], (channels, ONE), 1, channels, channels)
     none = np.zeros(width, g.dtype)
     outer, sums = np.zeros(tile * width, g.dtype), np.empty(tile * width, g.dtype)
     dw, dv = np.empty(3 * channels * width, g.dtype), np.empty(channels * width, g.dtype)
-    whole = (sums, ZERO, width)
+    whole = width == channels
     turns, ticket, first = turn
     parts = _parts(steps)
     while ticket < first + parts:
@@ -501,25 +526,30 @@ def _block_inner(
         dw[:], dv[:] = 0, 0
         for start in range(begin, end, tile):
             n, here = min(tile, end - start), start * channels
-            slope = (g, here, channels)
-            if width != channels:
+            slope, dh = (g, here, channels), (inner, here, channels)
+            if not whole:
                 _copy((outer, ZERO, width), slope, n, channels)
-                slope = (outer, ZERO, width)
+                slope, dh = (outer, ZERO, width), (sums, ZERO, width)
             _sum_rows(c, slope, n)
             to = (dv, ZERO, width)
-            _product(to, (kept, here, ONE), channels, slope, to, n, channels, width)
-            _product((none, ZERO, ZERO), slope, ONE, (v, ZERO, width), whole, channels, n, width)
-            _mask(whole, (kept, here, channels), n, channels)
-            _sum_rows(b, whole, n)
-            _copy((inner, here, channels), whole, n, channels)
+            _product(*(none, to, (kept, here, ONE), channels, True, slope, to, n, channels, width))
+            _product(
+                *(none, (none, ZERO, ZERO), slope, ONE, False),
+                *((v, ZERO, width), dh, channels, n, width),
+            )
+            _mask(dh, (kept, here, channels), n, channels)
+            _sum_rows(b, dh, n)
+            if not whole:
+                _copy((inner, here, channels), dh, n, channels)
+            result, result0, down = dh
             for k in range(3):
                 offset = (k - 1) * layer[DILATION]
                 low, high = _within(offset, ONE, steps, start, n)
                 if high > low:
                     to = (dw, k * channels * width, width)
                     _product(
-                        *(to, (source, (start + low + offset) * channels, ONE), channels),
-                        *((sums, low * width, width), to, high - low, channels, width),
+                        *(none, to, (x, (start + low + offset) * channels, ONE), channels, True),
+                        *((result, result0 + low * down, down), to, high - low, channels, width),
                     )
         _unpack_sum(own, dw, _strides(layer, False), 3, channels, channels)
         _unpack_sum(own[3 * square + channels :], dv, (ONE, channels), 1, channels, channels)
@@ -531,7 +561,7 @@ def _block_inner(
 @inlined
 def _block_outer(
     g: Array,
-    source: Array,
+    x: Array,
     values: Array,
     layer: Array,
     tile: int,
@@ -543,7 +573,7 @@ def _block_outer(
     width = _widened(channels, g)
     w = _pack(values, _strides(layer, True), 3, channels, channels)
     none, sums = np.zeros(width, g.dtype), np.empty(tile * width, g.dtype)
-    whole = (sums, ZERO, width)
+    through = (sums, ZERO, width)
     turns, ticket, first = turn
     parts = _parts(steps)
     while ticket < first + parts:
@@ -551,9 +581,8 @@ def _block_outer(
         for start in range(begin, end, tile):
             n, here = min(tile, end - start), start * channels
             # A weight that looks back in `_block` looks ahead here.
-            _dilated(inner, w, none, sums, layer, -1, start, n)
-            _mask(whole, (source, here, channels), n, channels)
-            _add((g, here, channels), whole, n, channels)
+            _dilated(inner, False, w, none, none, through, layer, -1, start, n)
+            _add_masked((g, here, channels), through, (x, here, channels), n, channels)
         _finish(turns)
         ticket = _take(turns)
     return ticket
@@ -573,25 +602,23 @@ def forward(program: Array, values: Array, memory: Array, tile: int, turns: Arra
         width = min(tile, steps)
         x = _place(memory, layer[SOURCE], layer[COLUMNS] * steps * reads)
         y = _place(memory, layer[TARGET], rows * steps * writes)
-        active = _place(memory, layer[ACTIVE], rows * steps * writes)
         own = values[layer[PARAMETERS] :]
         parts = _parts(steps)
         if ticket < first + parts:
             _wait(turns, first)
             if layer[KIND] == BLOCK:
                 kept = _place(memory, layer[KEPT], rows * steps)
-                turn = (turns, ticket, first)
-                ticket = _block(y, x, own, layer, width, active, kept, turn)
+                ticket = _block(x, y, kept, own, layer, width, (turns, ticket, first))
             else:
                 taps = 3 if layer[KIND] == SAME else 4
                 w = _pack(own, _strides(layer, False), taps, layer[COLUMNS], rows)
                 bias = own[taps * layer[COLUMNS] * rows :][:rows]
                 while ticket < first + parts:
                     begin, end = _part(ticket, first, parts, steps)
-                    if _narrows(layer) and active.size == 0:
+                    if _narrows(layer):
                         _to_one(x, own, layer, (begin, end, width), y)
                     else:
-                        _convolve(x, w, bias, layer, False, (begin, end, width), y, active)
+                        _convolve(x, w, bias, layer, False, (begin, end, width), y)
                     _finish(turns)
                     ticket = _take(turns)
         first += parts
@@ -656,7 +683,7 @@ def backward(
                 else:
                     _convolve_gradient(x, g, part, layer, span)
                 if more:
-                    _convolve(g, w, values[:0], layer, True, span, gx, values[:0])
+                    _convolve(g, w, values[:0], layer, True, span, gx)
                 _finish(turns)
                 ticket = _take(turns)
         first += parts

@@ -88,7 +88,7 @@ class Network:
         self._memory = memory
 
     def plan(self, samples: int, training: bool) -> Plan:
-        """For an input of `samples`; without a training, three places take turns."""
+        """For an input of `samples`; without a training, two places take turns."""
         key = (samples, training)
         if key not in self._plans:
             self._plans[key] = self._planned(samples, training)
@@ -97,29 +97,22 @@ class Network:
     def _planned(self, samples: int, training: bool) -> Plan:
         rows, parameters, steps = [], 0, samples
         places = _Places(None if training else self._largest(samples))
-        output, active = places.take(self.layers[0][1] * samples), NOWHERE
-        kinds = [layer[0] for layer in self.layers[1:]]
-        for (kind, columns, channels, dilation), following in zip(
-            self.layers, [*kinds, None], strict=True
-        ):
+        source = places.take(self.layers[0][1] * samples)
+        for kind, columns, channels, dilation in self.layers:
             taps = 3 if kind in (kernels.SAME, kernels.BLOCK) else 4
             steps //= 2 if kind == kernels.HALVING else 1
             row = [kind, columns, channels, dilation, steps, parameters]
             steps *= 2 if kind == kernels.DOUBLING else 1
-            parameters += columns * channels * taps + channels
             size, kept = channels * steps, NOWHERE
-            source, target = output, output
+            target = places.take(size)
+            parameters += columns * channels * taps + channels
             if kind == kernels.BLOCK:
                 parameters += channels * (channels + 1)
                 kept = places.take(size) if training else NOWHERE
-                source = active
-            else:
-                target = places.take(size)
-            active = places.take(size) if following == kernels.BLOCK else NOWHERE
             places.give(source)
-            output = target
-            rows.append([*row, source, target, active, kept])
-        return Plan(np.array(rows), places.end, self._largest(samples), (output, channels, steps))
+            rows.append([*row, source, target, kept])
+            source = target
+        return Plan(np.array(rows), places.end, self._largest(samples), (source, channels, steps))
 
     def _largest(self, samples: int) -> int:
         """Numbers of the largest input or output."""

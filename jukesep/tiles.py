@@ -24,7 +24,7 @@ SHAPES = ((4, 4), (8, 2), (8, 1)) if _REGISTERS == 32 else ((4, 2), (4, 2), (8, 
 """Rows and vectors of three tiles: half of the registers hold sums, more would be spilled."""
 
 NAMES = (
-    *("start", "start0", "start_down", "a", "a0", "a_down", "a_right"),
+    *("bias", "bias0", "start", "start0", "start_down", "a", "a0", "a_down", "a_right"),
     *("b", "b0", "b_down", "c", "c0", "c_down", "n"),
 )
 INDEX = ir.IntType(64)
@@ -55,15 +55,32 @@ else:
     let_others_run = types.ExternalFunction("sched_yield", types.int32())
 
 
-def _tile(rows: int, vectors: int) -> Any:
-    """`tile` for numba, see there, of that many rows and vectors."""
+def _tile(rows: int, vectors: int, active: bool) -> Any:
+    """`tile` for numba, of that many rows and vectors."""
 
     @intrinsic
     def tile(  # type: ignore[no-untyped-def]
-        typing, start, start0, start_down, a, a0, a_down, a_right, b, b0, b_down, c, c0, c_down, n
+        typing,
+        bias,
+        bias0,
+        start,
+        start0,
+        start_down,
+        a,
+        a0,
+        a_down,
+        a_right,
+        b,
+        b0,
+        b_down,
+        c,
+        c0,
+        c_down,
+        n,
     ):
         signature = types.void(
-            *(start, start0, start_down, a, a0, a_down, a_right, b, b0, b_down, c, c0, c_down, n)
+            *(bias, bias0, start, start0, start_down, a, a0, a_down, a_right),
+            *(b, b0, b_down, c, c0, c_down, n),
         )
 
         def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -101,6 +118,9 @@ def _tile(rows: int, vectors: int) -> Any:
                 ir.FunctionType(vector, [vector] * 3),
                 f"llvm.fma.v{lanes}f{8 * size}",
             )
+            zero = ir.Constant(vector, [0.0] * lanes)
+            bias_base = pointer("bias", arg["bias0"])
+            initial = [load(at(bias_base, v)) for v in range(vectors)]
             a_rows = [row(pointer("a", arg["a0"]), arg["a_down"], i) for i in range(rows)]
             b_base = pointer("b", arg["b0"])
             before = builder.block
@@ -111,7 +131,6 @@ def _tile(rows: int, vectors: int) -> Any:
             builder.position_at_end(loop)
             step = builder.phi(INDEX)
             step.add_incoming(INDEX(0), before)
-            zero = ir.Constant(vector, [0.0] * lanes)
             sums = [builder.phi(vector) for _ in range(rows * vectors)]
             b_row = builder.gep(b_base, [builder.mul(step, arg["b_down"])])
             b_now = [load(at(b_row, v)) for v in range(vectors)]
@@ -119,12 +138,15 @@ def _tile(rows: int, vectors: int) -> Any:
             new = []
             for i in range(rows):
                 factor = spread(load(builder.gep(a_rows[i], [a_place])))
+                if active:  # NaN stays NaN, and it is one instruction
+                    below = builder.fcmp_ordered(">", zero, factor)
+                    factor = builder.select(below, zero, factor)
                 for v in range(vectors):
                     new.append(builder.call(fused, [factor, b_now[v], sums[i * vectors + v]]))
             following = builder.add(step, INDEX(1))
             step.add_incoming(following, loop)
-            for total, value in zip(sums, new, strict=True):
-                total.add_incoming(zero, before)
+            for i, (total, value) in enumerate(zip(sums, new, strict=True)):
+                total.add_incoming(initial[i % vectors], before)
                 total.add_incoming(value, loop)
             builder.cbranch(builder.icmp_signed("<", following, arg["n"]), loop, after)
 
@@ -143,25 +165,26 @@ def _tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-def _strip(rows: int, vectors: int) -> Any:
+def _strip(rows: int, vectors: int, active: bool) -> Any:
     """All rows of a strip of the result, `vectors` wide."""
-    tile, single = _tile(rows, vectors), _tile(1, vectors)
+    tile, single = _tile(rows, vectors, active), _tile(1, vectors, active)
 
     @njit(nogil=True, error_model="numpy")
-    def strip(  # type: ignore[no-untyped-def]
-        start, start0, start_down, a, a0, a_down, a_right, b, b0, b_down, c, c0, c_down, n, height
-    ):
+    def strip(bias, start, a, right, b, c, n, height):  # type: ignore[no-untyped-def]
+        (o, o0), (s, s0, s_down), (f, f0, f_down) = bias, start, a
+        (g, g0, g_down), (y, y0, y_down) = b, c
         i = 0
         while i + rows <= height:
-            s, f, y = start0 + i * start_down, a0 + i * a_down, c0 + i * c_down
-            tile(start, s, start_down, a, f, a_down, a_right, b, b0, b_down, c, y, c_down, n)
+            u, v, w = s0 + i * s_down, f0 + i * f_down, y0 + i * y_down
+            tile(o, o0, s, u, s_down, f, v, f_down, right, g, g0, g_down, y, w, y_down, n)
             i += rows
         while i < height:
-            s, f, y = start0 + i * start_down, a0 + i * a_down, c0 + i * c_down
-            single(start, s, start_down, a, f, a_down, a_right, b, b0, b_down, c, y, c_down, n)
+            u, v, w = s0 + i * s_down, f0 + i * f_down, y0 + i * y_down
+            single(o, o0, s, u, s_down, f, v, f_down, right, g, g0, g_down, y, w, y_down, n)
             i += 1
 
     return strip
 
 
-wide, middle, narrow = (_strip(rows, vectors) for rows, vectors in SHAPES)
+STRIPS = [_strip(rows, vectors, False) for rows, vectors in SHAPES]
+ACTIVE_STRIPS = [_strip(rows, vectors, True) for rows, vectors in SHAPES]
