@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, triton_networks
 from .errors import UserError
 
 # Distances held at a time: on the CPU a block that stays in cache, on a GPU one that fills it.
@@ -75,6 +75,9 @@ class Codebook(nn.Module):
         """
         batch, _, length = latents.shape
         rows = _rows(latents)
+        if triton_networks.fits(rows, rows.shape[1]):
+            codes = triton_networks.nearest(rows, self.k).view(batch, length)
+            return codes, self.lookup(codes)
         codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
         chunk = max(1, (CPU_CHUNK if rows.device.type == "cpu" else GPU_CHUNK) // len(self.k))
         with _float32_arithmetic(rows.device):
@@ -128,9 +131,12 @@ class Codebook(nn.Module):
         """
         rows = _rows(latents)
         flat = codes.reshape(-1)
-        counts = torch.bincount(flat, minlength=len(self.k)).to(rows.dtype)
-        sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
-        distributed.sum_(counts)
+        counts = torch.bincount(flat, minlength=len(self.k))
+        if triton_networks.fits(rows, rows.shape[1]):  # index_add_ would add in any order
+            sums = triton_networks.sums(rows, flat, counts)
+        else:
+            sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
+        counts = distributed.sum_(counts.to(rows.dtype))
         distributed.sum_(sums)
         substitutes = self._draw(rows, generator)
 
