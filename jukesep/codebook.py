@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -167,10 +168,8 @@ class Codebook(nn.Module):
         Of the rows of all processes, in the order of their ranks: those that one process, with the
         whole batch, would draw.
         """
-        device = generator.device if generator is not None else torch.device("cpu")
         total = len(rows) * distributed.world_size()
-        order = torch.randperm(total, generator=generator, device=device)
-        order = order.repeat(math.ceil(len(self.k) / total))[: len(self.k)].to(rows.device)
+        order = _different(len(self.k), total, generator).to(rows.device)
         if total == len(rows):
             return rows[order]
         order = distributed.first_(order) - distributed.rank() * len(rows)
@@ -178,6 +177,20 @@ class Codebook(nn.Module):
         drawn = torch.zeros_like(self.k)
         drawn[here] = rows[order[here]]
         return distributed.sum_(drawn)
+
+
+def _different(count: int, total: int, generator: torch.Generator | None) -> Tensor:
+    """`count` random numbers below `total`, all different while there are enough."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    draw = partial(torch.randint, total, (count,), generator=generator, device=device)
+    if total < 32 * count:
+        order = torch.randperm(total, generator=generator, device=device)
+        return order.repeat(math.ceil(count / total))[:count]
+    # To shuffle them all would take milliseconds, in which a GPU waits.
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found |= dict.fromkeys(draw().tolist())
+    return torch.tensor(list(found)[:count])
 
 
 def straight_through(latents: Tensor, quantised: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ DILATED = {2: Launch(64, 4, 2, 2), 4: Launch(32, 4, 2, 2)}
 CONVOLUTION = {2: Launch(64, 4, 2, 3), 4: Launch(64, 4, 1, 3)}
 ONE_CHANNEL = Launch(128, 4, 1, 8)
 NEAREST, CODES_TILE = Launch(128, 4, 2, 2), 64
+SUM_SHARES = 32
 
 
 @triton.jit
@@ -288,6 +289,29 @@ def _sums(
     tl.store(parts + (share * tl.num_programs(0) + code) * DIM + dims, total)
 
 
+_compiled: dict[Any, Any] = {}
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, ...], launch: Launch, tensors: tuple[Tensor, ...],
+    numbers: tuple[int, ...], *constants: Any,
+) -> None:  # fmt: skip
+    """Run a kernel, in the order of its parameters. Constants: those before the number of stages.
+
+    Triton looks at each argument each time for what it may assume of it, which takes longer than
+    the smaller layers do; here one look-up finds what was compiled for the same.
+    """
+    aligned = tuple([(tensor.dtype, tensor.data_ptr() % 16) for tensor in tensors])
+    key = (id(kernel), launch, numbers, constants, tensors[0].device, aligned)
+    found = _compiled.get(key)
+    if found is not None:
+        found[(*grid, 1, 1)[:3]](*tensors, *numbers, *constants, launch.stages)
+    else:
+        _compiled[key] = kernel[grid](
+            *tensors, *numbers, *constants, launch.stages, num_warps=launch.warps
+        )
+
+
 def forward(
     x: Tensor, weights: list[Tensor], dilation: int, factors: str, hidden: Tensor | None
 ) -> Tensor:
@@ -300,10 +324,10 @@ def forward(
     launch = FORWARD[x.element_size()]
     tiles = batch * triton.cdiv(length, launch.tile)
     y = torch.empty_like(x)
-    _forward[(_programs(x, launch, tiles),)](
-        x, *weights, y, y if hidden is None else hidden, length, tiles, dilation,
-        CHANNELS=channels, TILE=launch.tile, KEEP=hidden is not None, FACTORS=factors,
-        STAGES=launch.stages, num_warps=launch.warps,
+    _launch(
+        _forward, (_programs(x, launch, tiles),), launch,
+        (x, *weights, y, y if hidden is None else hidden), (length, tiles, dilation),
+        channels, launch.tile, hidden is not None, factors,
     )  # fmt: skip
     return y
 
@@ -321,17 +345,15 @@ def backward(
     gx = torch.empty_like(x)
     grid, size = (len(parts),), x.element_size()
     launch = INNER[size]
-    _inner[grid](
-        hidden, grad, weights[2], inner, parts, length, batch * triton.cdiv(length, launch.tile),
-        CHANNELS=channels, TILE=launch.tile, FACTORS=factors, STAGES=launch.stages,
-        num_warps=launch.warps,
+    _launch(
+        _inner, grid, launch, (hidden, grad, weights[2], inner, parts),
+        (length, batch * triton.cdiv(length, launch.tile)), channels, launch.tile, factors,
     )  # fmt: skip
     launch = DILATED[size]
-    _dilated[grid](
-        x, inner, grad, weights[0], gx, parts, length, batch * triton.cdiv(length, launch.tile),
-        dilation,
-        CHANNELS=channels, TILE=launch.tile, FACTORS=factors, STAGES=launch.stages,
-        num_warps=launch.warps,
+    _launch(
+        _dilated, grid, launch, (x, inner, grad, weights[0], gx, parts),
+        (length, batch * triton.cdiv(length, launch.tile), dilation),
+        channels, launch.tile, factors,
     )  # fmt: skip
     return gx
 
@@ -367,11 +389,11 @@ def taps(
     for in_step, out_step, first, order, at in TAPS[kind]:
         count = steps // out_step
         tiles = batch * triton.cdiv(count, launch.tile)
-        _taps[(_programs(x, launch, tiles),)](
-            x, weights, x if bias is None else bias, y, length, steps, count, tiles,
-            IN=channels, OUT=out, TAPS=len(order), IN_STEP=in_step, OUT_STEP=out_step, FIRST=first,
-            WEIGHT=order.start, WEIGHT_STEP=order.step, AT=at, BIAS=bias is not None,
-            TILE=launch.tile, FACTORS=factors, STAGES=launch.stages, num_warps=launch.warps,
+        _launch(
+            _taps, (_programs(x, launch, tiles),), launch,
+            (x, weights, x if bias is None else bias, y), (length, steps, count, tiles),
+            channels, out, len(order), in_step, out_step, first, order.start, order.step, at,
+            bias is not None, launch.tile, factors,
         )  # fmt: skip
     return y
 
@@ -391,10 +413,10 @@ def tap_gradients(
     programs = _programs(one, launch, tiles)
     size = ones * others + ones + others
     parts = torch.empty(programs, taps, size, device=one.device, dtype=torch.float32)
-    _tap_gradients[(programs, taps)](
-        one, other, parts, length, other.shape[1], tiles,
-        ONE=ones, OTHER=others, STEP=other.shape[1] // length, TILE=launch.tile,
-        FACTORS=factors, STAGES=launch.stages, num_warps=launch.warps,
+    _launch(
+        _tap_gradients, (programs, taps), launch, (one, other, parts),
+        (length, other.shape[1], tiles), ones, others, other.shape[1] // length, launch.tile,
+        factors,
     )  # fmt: skip
     products, sum_one, sum_other = parts.sum(0).split([ones * others, ones, others], 1)
     return products.view(taps, ones, others), sum_one[0], sum_other
@@ -403,21 +425,21 @@ def tap_gradients(
 def nearest(rows: Tensor, k: Tensor, factors: str) -> Tensor:
     """rows (N, D), k (codes, D), float32 and contiguous -> the first nearest code of each (N,)."""
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    _nearest[(triton.cdiv(len(rows), NEAREST.tile),)](
-        rows, k, k.square().sum(1), codes, len(rows), len(k),
-        DIM=k.shape[1], TILE=NEAREST.tile, CODES=CODES_TILE, FACTORS=factors,
-        STAGES=NEAREST.stages, num_warps=NEAREST.warps,
+    _launch(
+        _nearest, (triton.cdiv(len(rows), NEAREST.tile),), NEAREST,
+        (rows, k, k.square().sum(1), codes), (len(rows), len(k)),
+        k.shape[1], NEAREST.tile, CODES_TILE, factors,
     )  # fmt: skip
     return codes
 
 
 def sums(rows: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
     """The sum of the rows (N, D) of each code, of which there are `counts`: (codes, D)."""
-    tile, shares = 32, 8  # a code that has won most rows is not one program's alone
-    parts = rows.new_empty(shares, len(counts), rows.shape[1])
+    # A code that has won most rows is many programs' work.
+    parts = rows.new_empty(SUM_SHARES, len(counts), rows.shape[1])
     order = codes.int().argsort(stable=True)
-    _sums[(len(counts), shares)](
-        rows, order, counts.cumsum(0), parts, DIM=rows.shape[1], TILE=tile, SHARES=shares
+    _sums[(len(counts), SUM_SHARES)](
+        rows, order, counts.cumsum(0), parts, DIM=rows.shape[1], TILE=64, SHARES=SUM_SHARES
     )
     return parts.sum(0)
 

@@ -11,9 +11,11 @@ installed or the width is another one, the plain layers compute.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +53,8 @@ def nearest(rows: Tensor, k: Tensor) -> Tensor:
     """
     from . import triton_kernels
 
-    return triton_kernels.nearest(rows.contiguous(), k, "tf32x3")
+    with _on(rows):
+        return triton_kernels.nearest(rows.contiguous(), k, "tf32x3")
 
 
 def sums(rows: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
@@ -61,7 +64,13 @@ def sums(rows: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
     """
     from . import triton_kernels
 
-    return triton_kernels.sums(rows.contiguous(), codes, counts)
+    with _on(rows):
+        return triton_kernels.sums(rows.contiguous(), codes, counts)
+
+
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current GPU, wherever the tensors are."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
 
 
 class Layer(NamedTuple):
@@ -84,25 +93,37 @@ def run(module: nn.Module, block: type[nn.Module], x: Tensor) -> Tensor:
     the residual blocks. Sound, of one channel, comes out in float32, other things in autocast's
     type.
     """
+    layers, convolutions = _layers(module, block)
+    weights = [weight for one in convolutions for weight in (one.weight, one.bias)]
+    number = _number(x)
+    with _on(x):
+        y: Tensor = _Network.apply(x.transpose(1, 2).contiguous(), number, layers, *weights)
+    return y.transpose(1, 2)
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[list[Layer], list[Any]]] = WeakKeyDictionary()
+
+
+def _layers(module: nn.Module, block: type[nn.Module]) -> tuple[list[Layer], list[Any]]:
+    """Of a module the layers, and the convolutions that they are made of, in order."""
+    if module in _known:
+        return _known[module]
     layers: list[Layer] = []
-    weights: list[Tensor] = []
+    convolutions: list[Any] = []
     inside: set[nn.Module] = set()
     for part in module.modules():
         if isinstance(part, block):
-            convolutions: list[Any] = list(part.children())
-            inside.update(convolutions)
-            layers.append(Layer("block", convolutions[0].dilation[0], 4))
+            inner: list[Any] = list(part.children())
+            inside.update(inner)
+            convolutions += inner
+            layers.append(Layer("block", inner[0].dilation[0], 4))
         elif part not in inside and isinstance(part, nn.Conv1d | nn.ConvTranspose1d):
-            convolutions = [part]
+            convolutions.append(part)
             halving = "halving" if part.stride == (2,) else "same"
             kind = "doubling" if isinstance(part, nn.ConvTranspose1d) else halving
             layers.append(Layer(kind, 1, 2))
-        else:
-            continue
-        weights += [weight for one in convolutions for weight in (one.weight, one.bias)]
-    number = _number(x)
-    y: Tensor = _Network.apply(x.transpose(1, 2).contiguous(), number, layers, *weights)
-    return y.transpose(1, 2)
+    _known[module] = layers, convolutions
+    return _known[module]
 
 
 def _number(x: Tensor) -> torch.dtype:
@@ -179,9 +200,9 @@ class _Network(torch.autograd.Function):
                 grad = triton_kernels.taps(
                     grad, weight, None, BACK[layer.kind], ctx.factors, ctx.number
                 )
-        of_blocks = zip(*parts.sum(1).split(sizes, 1), strict=True)
-        for place, found in zip(blocks, of_blocks, strict=True):
-            grads[place] = [f.view(w.shape) for f, w in zip(found, weights[place], strict=True)]
+        of_blocks = iter(parts.sum(1).flatten().split(sizes * len(blocks)))
+        for place in blocks:
+            grads[place] = [next(of_blocks).view(weight.shape) for weight in weights[place]]
         first = grad.to(ctx.given) if ctx.needs_input_grad[0] else None
         return first, None, None, *(one for found in grads for one in found)
 
