@@ -40,7 +40,7 @@ FORWARD = {2: Launch(128, 8, 4, 1), 4: Launch(128, 8, 2, 1)}
 INNER = {2: Launch(128, 4, 3, 2), 4: Launch(64, 4, 2, 2)}
 DILATED = {2: Launch(64, 4, 2, 2), 4: Launch(32, 4, 2, 2)}
 CONVOLUTION = {2: Launch(64, 4, 2, 3), 4: Launch(64, 4, 1, 3)}
-ONE_CHANNEL = Launch(128, 4, 1, 8)
+ONE_CHANNEL, ONE_CHANNEL_GRADIENTS = Launch(128, 4, 1, 8), Launch(64, 4, 1, 8)
 NEAREST, CODES_TILE = Launch(128, 4, 2, 2), 64
 SUM_SHARES = 32
 
@@ -322,7 +322,7 @@ def forward(
     """
     batch, length, channels = x.shape
     launch = FORWARD[x.element_size()]
-    tiles = batch * triton.cdiv(length, launch.tile)
+    tiles = batch * _tiles(length, launch.tile)
     y = torch.empty_like(x)
     _launch(
         _forward, (_programs(x, launch, tiles),), launch,
@@ -347,12 +347,12 @@ def backward(
     launch = INNER[size]
     _launch(
         _inner, grid, launch, (hidden, grad, weights[2], inner, parts),
-        (length, batch * triton.cdiv(length, launch.tile)), channels, launch.tile, factors,
+        (length, batch * _tiles(length, launch.tile)), channels, launch.tile, factors,
     )  # fmt: skip
     launch = DILATED[size]
     _launch(
         _dilated, grid, launch, (x, inner, grad, weights[0], gx, parts),
-        (length, batch * triton.cdiv(length, launch.tile), dilation),
+        (length, batch * _tiles(length, launch.tile), dilation),
         channels, launch.tile, factors,
     )  # fmt: skip
     return gx
@@ -361,7 +361,7 @@ def backward(
 def programs(x: Tensor) -> int:
     """How many programs `backward` takes for the largest x (B, T, C)."""
     launch = DILATED[x.element_size()]
-    return _programs(x, launch, x.shape[0] * triton.cdiv(x.shape[1], launch.tile))
+    return _programs(x, launch, x.shape[0] * _tiles(x.shape[1], launch.tile))
 
 
 # What `taps` computes: for each launch the step of x, of y, the first of x, the weights, y's first.
@@ -388,7 +388,7 @@ def taps(
     launch = ONE_CHANNEL if 1 in (channels, out) else CONVOLUTION[x.element_size()]
     for in_step, out_step, first, order, at in TAPS[kind]:
         count = steps // out_step
-        tiles = batch * triton.cdiv(count, launch.tile)
+        tiles = batch * _tiles(count, launch.tile)
         _launch(
             _taps, (_programs(x, launch, tiles),), launch,
             (x, weights, x if bias is None else bias, y), (length, steps, count, tiles),
@@ -408,8 +408,8 @@ def tap_gradients(
     """
     batch, length, ones = one.shape
     others = other.shape[2]
-    launch = ONE_CHANNEL if others == 1 else CONVOLUTION[one.element_size()]
-    tiles = batch * triton.cdiv(length, launch.tile)
+    launch = ONE_CHANNEL_GRADIENTS if others == 1 else CONVOLUTION[one.element_size()]
+    tiles = batch * _tiles(length, launch.tile)
     programs = _programs(one, launch, tiles)
     size = ones * others + ones + others
     parts = torch.empty(programs, taps, size, device=one.device, dtype=torch.float32)
@@ -426,7 +426,7 @@ def nearest(rows: Tensor, k: Tensor, factors: str) -> Tensor:
     """rows (N, D), k (codes, D), float32 and contiguous -> the first nearest code of each (N,)."""
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     _launch(
-        _nearest, (triton.cdiv(len(rows), NEAREST.tile),), NEAREST,
+        _nearest, (_tiles(len(rows), NEAREST.tile),), NEAREST,
         (rows, k, k.square().sum(1), codes), (len(rows), len(k)),
         k.shape[1], NEAREST.tile, CODES_TILE, factors,
     )  # fmt: skip
@@ -442,6 +442,10 @@ def sums(rows: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
         rows, order, counts.cumsum(0), parts, DIM=rows.shape[1], TILE=64, SHARES=SUM_SHARES
     )
     return parts.sum(0)
+
+
+def _tiles(steps: int, tile: int) -> int:
+    return -(-steps // tile)  # triton.cdiv, which takes as long as a launch
 
 
 def _programs(x: Tensor, launch: Launch, tiles: int) -> int:

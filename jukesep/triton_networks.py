@@ -97,7 +97,10 @@ def run(module: nn.Module, block: type[nn.Module], x: Tensor) -> Tensor:
     weights = [weight for one in convolutions for weight in (one.weight, one.bias)]
     number = _number(x)
     with _on(x):
-        y: Tensor = _Network.apply(x.transpose(1, 2).contiguous(), number, layers, *weights)
+        training = torch.is_grad_enabled()  # which it never is where autograd calls
+        y: Tensor = _Network.apply(
+            x.transpose(1, 2).contiguous(), number, layers, training, *weights
+        )
     return y.transpose(1, 2)
 
 
@@ -137,13 +140,18 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, number: torch.dtype, layers: list[Layer], *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        number: torch.dtype,
+        layers: list[Layer],
+        training: bool,
+        *weights: Tensor,
     ) -> Tensor:
         from . import triton_kernels
 
         ctx.layers, ctx.number, ctx.given = layers, number, x.dtype
         ctx.factors = factors(number, x.device)
-        training = any(ctx.needs_input_grad)
+        training = training and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         rest = iter(weights)
         if x.shape[2] > 1:
@@ -159,7 +167,7 @@ class _Network(torch.autograd.Function):
                 weight = _packed(layer, own[0], number)
                 result = number if weight.shape[1] > 1 else torch.float32
                 x = triton_kernels.taps(x, weight, own[1], layer.kind, ctx.factors, result)
-                kept.append(given)
+                kept += [given] if training else []
         if training:
             ctx.save_for_backward(*kept, *weights)
         return x
@@ -204,7 +212,7 @@ class _Network(torch.autograd.Function):
         for place in blocks:
             grads[place] = [next(of_blocks).view(weight.shape) for weight in weights[place]]
         first = grad.to(ctx.given) if ctx.needs_input_grad[0] else None
-        return first, None, None, *(one for found in grads for one in found)
+        return first, None, None, None, *(one for found in grads for one in found)
 
 
 # The convolution that takes a gradient back through another.

@@ -122,6 +122,22 @@ def test_any_length_will_do(where, precisions):
     _any_length()
 
 
+def test_without_gradients_nothing_is_kept(where, monkeypatch):
+    from jukesep import triton_kernels
+
+    kept = []
+    forward = triton_kernels.forward
+    monkeypatch.setattr(triton_kernels, "forward", lambda *a: kept.append(a[-1]) or forward(*a))
+    architecture = Architecture(width=16, depth=1, downs=(1,), latent_dim=16, codes=32)
+    blocks, audio = VQVAE(architecture).to(DEVICE).encoder.blocks, torch.zeros(1, 1, 8)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            latents = triton_networks.run(blocks, ResidualBlock, audio.to(DEVICE))
+        assert latents.requires_grad == gradients
+    assert kept[0] is not None
+    assert kept[1] is None
+
+
 @on_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("width", [16, 64])
@@ -129,7 +145,6 @@ def test_every_precision_on_cuda(precision, width, precisions):
     architecture = Architecture(width=width, depth=4, downs=(2,), latent_dim=width, codes=32)
     values, gradients = _compared(architecture, 1001, precision)
     value, gradient = PRECISIONS[precision]
-    print(precision, width, max(values.values()), max(gradients.values()))
     assert max(values.values()) < value
     assert max(gradients.values()) < gradient, gradients
 
