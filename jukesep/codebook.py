@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, triton_networks
 from .compiled import compiled
 from .errors import UserError
 
@@ -79,6 +80,10 @@ class Codebook(nn.Module):
         latents (B, dim, N) -> codes (B, N) int64, quantised (B, dim, N) float32: the rows k[codes].
         The distances take a fixed amount of memory, whatever N.
         """
+        if triton_networks.fits(latents, latents.shape[1]):
+            rows = _rows(latents)
+            codes = triton_networks.nearest(rows, self.k).view(len(latents), latents.shape[2])
+            return codes, self.lookup(codes)
         search = _nearest_on_cpu if latents.device.type == "cpu" else nearest
         with _float32_arithmetic(latents.device):
             codes = search(latents.detach().float(), self.k)
@@ -125,9 +130,12 @@ class Codebook(nn.Module):
         """
         rows = _rows(latents)
         flat = codes.reshape(-1)
-        counts = torch.bincount(flat, minlength=len(self.k)).to(rows.dtype)
-        sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
-        distributed.sum_(counts)
+        counts = torch.bincount(flat, minlength=len(self.k))
+        if triton_networks.fits(rows, rows.shape[1]):  # index_add_ would add in any order
+            sums = triton_networks.sums(rows, flat, counts)
+        else:
+            sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
+        counts = distributed.sum_(counts.to(rows.dtype))
         distributed.sum_(sums)
         substitutes = self._draw(rows, generator)
 
@@ -158,10 +166,8 @@ class Codebook(nn.Module):
         Of the rows of all processes, in the order of their ranks: those that one process, with the
         whole batch, would draw.
         """
-        device = generator.device if generator is not None else torch.device("cpu")
         total = len(rows) * distributed.world_size()
-        order = torch.randperm(total, generator=generator, device=device)
-        order = order.repeat(math.ceil(len(self.k) / total))[: len(self.k)].to(rows.device)
+        order = _different(len(self.k), total, generator).to(rows.device)
         if total == len(rows):
             return rows[order]
         order = distributed.first_(order) - distributed.rank() * len(rows)
@@ -169,6 +175,20 @@ class Codebook(nn.Module):
         drawn = torch.zeros_like(self.k)
         drawn[here] = rows[order[here]]
         return distributed.sum_(drawn)
+
+
+def _different(count: int, total: int, generator: torch.Generator | None) -> Tensor:
+    """`count` random numbers below `total`, all different while there are enough."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    draw = partial(torch.randint, total, (count,), generator=generator, device=device)
+    if total < 32 * count:
+        order = torch.randperm(total, generator=generator, device=device)
+        return order.repeat(math.ceil(count / total))[:count]
+    # To shuffle them all would take milliseconds, in which a GPU waits.
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found |= dict.fromkeys(draw().tolist())
+    return torch.tensor(list(found)[:count])
 
 
 def straight_through(latents: Tensor, quantised: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ class Adam:
     Kingma and Ba, "Adam", section 2, last paragraph: the efficient order of the computation.
     `values` and `gradients` are those of all parameters, in their order; a parameter that gets no
     gradient has one of zero, and stays.
+
+    A hundred gradients are put together at once: to add each to one kept from before costs a GPU
+    more time than their numbers do.
     """
 
     def __init__(
@@ -41,15 +44,26 @@ class Adam:
         self.betas = betas
         self.eps = eps
         self.steps = 0
-        parameters = list(parameters)
-        self.values = as_one(parameters)
-        self.gradients, self.means, self.squares = (torch.zeros_like(self.values) for _ in range(3))
-        for parameter, part in _parts(parameters, self.gradients):
-            parameter.grad = part
+        self.parameters = list(parameters)
+        self.values = as_one(self.parameters)
+        self.means, self.squares = (torch.zeros_like(self.values) for _ in range(2))
+        self._gradients: Tensor | None = None
+
+    @property
+    def gradients(self) -> Tensor:
+        """Those that the parameters have at the first use after `zero_grad`, then theirs too."""
+        if self._gradients is None:
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            self._gradients = torch.cat([grad.flatten() for grad in grads])
+            for parameter, part in _parts(self.parameters, self._gradients):
+                parameter.grad = part
+        return self._gradients
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self.gradients.zero_()
+        self._gradients = None
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def clip(self, largest: float) -> Tensor:
         """Scale the gradients down to a norm of `largest`, if theirs is more; returns what it was.

@@ -43,9 +43,9 @@ class Block:
         self.sums: dict[str, float] = {}
         self.count = 0
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+    def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def means(self) -> dict[str, float]:
@@ -158,15 +158,16 @@ def train(
                 with autocast():
                     total, terms = forward(batch, state.step)
                 shown = distributed.means({**terms, "loss": total})
-                _check_finite(run, state.step, shown, rate, segments, recipe)
                 state.optimiser.zero_grad()
                 total.backward()
-                norm = state.optimiser.clip(recipe.clip)
-                _check_finite(run, state.step, {"gradient norm": norm}, rate, segments, recipe)
+                shown["gradient norm"] = state.optimiser.clip(recipe.clip)
+                values = _numbers(shown)
+                _check_finite(run, state.step, values, rate, segments, recipe)
                 state.optimiser.step(rate)
                 state.average.lerp_(state.optimiser.values, 1 - recipe.weight_ema)
                 state.step += 1
-                state.block.add({**shown, "grad_norm": norm})
+                values["grad_norm"] = values.pop("gradient norm")
+                state.block.add(values)
 
                 last = state.step == recipe.steps
                 valid_loss = None
@@ -381,20 +382,26 @@ def _warn_of_collapse(run: Training, task: Task, row: Row) -> bool:
     return True
 
 
+def _numbers(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """In one transfer from the device, which each waits for all that is under way there."""
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))
+
+
 def _check_finite(
     run: Training,
     step: int,
-    terms: Mapping[str, torch.Tensor],
+    terms: Mapping[str, float],
     rate: float,
     segments: Segments,
     recipe: Recipe,
 ) -> None:
-    for name, value in terms.items():
-        found, section = float(value.detach()), run.about.section
+    for name, found in terms.items():
         if math.isfinite(found):
             continue
         if not run.main:
             distributed.wait()  # for the first process, which says so, to end all
+        section = run.about.section
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         batch = [{"index": index, **segments.describe(index)} for index in indices]
         report = {"step": step, "term": name, "value": str(found), "learning_rate": rate}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import networks
+from . import networks, triton_networks
 from .codebook import Codebook
 from .errors import UserError
 
@@ -111,7 +111,8 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Audio (B, 1, T) to latents (B, latent_dim, T / hop); T is a multiple of the hop.
 
-    `blocks` is what it computes; on a CPU `networks` does, to rounding the same.
+    `blocks` is what it computes; on a CPU `networks` does, on an NVIDIA GPU `triton_networks`, to
+    rounding the same.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -132,7 +133,11 @@ class Encoder(nn.Module):
                 f"encoder: audio of shape {tuple(audio.shape)}; it takes (batch, 1, samples), "
                 f"samples a multiple of {hop}: pad the end with zeros."
             )
-        return networks.run(self._network, audio) if _on_cpu(audio) else self.blocks(audio)
+        if _on_cpu(audio):
+            return networks.run(self._network, audio)
+        if _on_gpu(audio, self.architecture):
+            return triton_networks.run(self.blocks, ResidualBlock, audio)
+        return self.blocks(audio)
 
 
 class DecoderStage(nn.Module):
@@ -181,12 +186,18 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         if _on_cpu(latents):
             return networks.run(self._network, latents)
+        if _on_gpu(latents, self.architecture):
+            return triton_networks.run(self, ResidualBlock, latents)
         return self.out(self.blocks(latents))
 
 
 def _on_cpu(x: Tensor) -> bool:
     exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     return x.device.type == "cpu" and exact
+
+
+def _on_gpu(x: Tensor, architecture: Architecture) -> bool:
+    return triton_networks.fits(x, architecture.width, architecture.latent_dim)
 
 
 class VQVAE(nn.Module):

@@ -283,3 +283,13 @@ def test_processes_hold_the_codebook_of_the_whole_batch(tmp_path: Path) -> None:
     whole.update(latents, whole.quantise(latents)[0])
     for name, buffer in whole.state_dict().items():
         torch.testing.assert_close(first[0][name], buffer)
+
+
+@pytest.mark.parametrize(("count", "total"), [(5, 3), (5, 159), (5, 160), (64, 10_000)])
+def test_rows_drawn_are_all_different_while_there_are_enough(count, total):
+    drawn = module._different(count, total, torch.Generator().manual_seed(0))
+    again = module._different(count, total, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+    assert len(drawn) == count
+    assert len(set(drawn.tolist())) == min(count, total)
+    assert 0 <= drawn.min() <= drawn.max() < total
