@@ -230,6 +230,19 @@ def test_separating_is_measured_by_the_command():
     assert abs(found.figures["difference"]) < 100
 
 
+def test_the_experiment_runs_in_a_clone_and_its_scores_are_compared(monkeypatch):
+    ran = []
+    monkeypatch.setattr(commands, "_run", lambda *arguments, **options: ran.append(arguments))
+    try:
+        found = commands.repro(QUICK)
+    except row.Skipped as reason:
+        pytest.skip(str(reason))
+    ((arguments, clone),) = ran
+    assert arguments == ["-m", "dvc", "repro", "--force"]
+    assert clone != ROOT
+    assert found.figures["change of the lowest score"] == 0
+
+
 @pytest.mark.usefixtures("_here")
 def test_precisions_are_compared_by_their_scores(monkeypatch):
     monkeypatch.setattr(timing, "cores", lambda: 1)  # it changes the current folder
