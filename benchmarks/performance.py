@@ -89,6 +89,12 @@ def line(name: str, row: Row, result: Result) -> str:
     ]
     goals = [_goal(goal, result) for goal in row.goals]
     parts = [*sides, *_others(row, result, besides=()), *goals, result.note]
+    for side, points in result.details.get("points", {}).items():
+        parts.append(
+            f"{side} " + ", ".join(f"{x:,.0f}: {_seconds(seconds)}" for x, seconds, _ in points)
+        )
+    for side, times in result.details.get("parts", {}).items():
+        parts.append(f"{side}: " + ", ".join(f"{p} {_seconds(t)}" for p, t in times.items()))
     return f"{name}: {row.what}: " + "; ".join(part for part in parts if part)
 
 
@@ -210,7 +216,7 @@ def _growth(found: Mapping[str, Result]) -> str:
         title = f"{what[0].upper()}{what[1:]}, against {size}"
         path = f"{PICTURES.name}/{picture}.svg"
         texts.append(f"{title}:\n\n![{title}]({path})\n\n{_table(lines)}")
-    return "\n\n".join(texts)
+    return "\n\n".join([GROWN, *texts])
 
 
 def draw(name: str, result: Result, path: Path) -> None:
@@ -260,7 +266,6 @@ def _where(found: Mapping[str, Result]) -> str:
         codes.setdefault(_code(result.code), []).append(f"`{name}`")
     total = sum(result.took for result in found.values())
     lines = [f"- {machine}: {', '.join(names)}" for machine, names in machines.items()]
-    lines += ["", "The code, by the digest of what was measured:", ""]
     lines += [f"- {code}: {', '.join(names)}" for code, names in codes.items()]
     lines += ["", f"All rows together took {total / 60:.1f} minutes."]
     return "\n".join(lines)
@@ -281,8 +286,8 @@ def _machine(machine: Mapping[str, Any]) -> str:
 def _code(code: Mapping[str, Any]) -> str:
     if not code:
         return "not said"
-    changed = ", changed" if code["changed"] else ""
-    return f"`{code['digest']}` (commit {code['commit'] or 'unknown'}{changed})"
+    changed = ", with changes to jukesep/" if code["changed"] else ""
+    return f"commit {code['commit'] or 'unknown'}{changed}"
 
 
 def _seconds(value: float) -> str:
@@ -308,7 +313,8 @@ demo's has width 32, depth 4 and 512 codes.
 
 READING = """
 - **Time**: both sides run in turns in one process, the first turn is not counted, and the medians
-  are compared: other programs on the machine slow both.
+  are compared: other programs on the machine slow both. Steps and separations on one core count the
+  processor's time, everything else the clock's.
 - **Memory**: the peak of a process that runs one side alone, above what it had after the imports;
   for whole commands the peak of the process.
 - **speed**: the textbook's time over jukesep's. **memory**: jukesep's peak over the textbook's.
@@ -325,7 +331,12 @@ row; a row on all cores has a limit of all cores. Chunks of a song are computed 
 context, which counts as nothing too.
 """.strip()
 
+GROWN = """
+Each point is measured in a process of its own, which runs one side alone. Its time is the
+processor's, on one core; the evaluation's is the clock's, on all its cores.
+""".strip()
+
 BREAKDOWN = """
 A step of stage 1 of the paper's model, 1 x 65,536 samples, one core, float32. The parts are run
-and timed apart; "rest" is what the whole step takes beside them.
+and timed apart, by the processor's time; "rest" is what the whole step takes beside them.
 """.strip()

@@ -96,7 +96,7 @@ def _train(folder: Path, stem: str) -> dict[str, float]:
 
 ROWS = {
     "bf16-sdr": Row(
-        "bf16: SDR of validation songs, against fp32",
+        "SDR of validation songs, trained or separated in bf16, against fp32",
         measure,
         (
             Goal("loss by training in bf16", 0.05, " dB", at_least=False, digits=3),

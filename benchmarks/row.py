@@ -22,7 +22,7 @@ class Skipped(Exception):
 class Options:
     """What a measurement may take."""
 
-    seconds: float = 10.0
+    seconds: float = 8.0
     """About so long the sides of a row run in turns."""
     songs: int = 4
     """Songs of four minutes that `prepare` reads."""

@@ -327,7 +327,7 @@ def test_rows_are_kept_one_by_one_and_not_measured_twice(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert command.main([]) == 1
     printed = capsys.readouterr()
-    assert "one: first: jukesep 10.00 s; speed at least 2 x: 3.00 x, **met**" in printed.out
+    assert "one: first: jukesep 8.00 s; speed at least 2 x: 3.00 x, **met**" in printed.out
     assert "two: not measured here: no such thing here" in printed.out
     assert "broken: failed: broken" in printed.err
     kept = row.load(rows)
