@@ -78,13 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 result = measure(every[name], Options(options.seconds, options.songs))
             except Exception as error:  # one row that fails is no reason to lose the others
-                print(f"{name}: failed: {error}", file=sys.stderr)
+                progress.write(f"{name}: failed: {error}", file=sys.stderr)
                 failed = True
             else:
                 result.took = round(time.perf_counter() - start, 1)
                 result.machine, result.code = here, codes[name]
                 result.save(name)
-                print(performance.line(name, every[name], result), flush=True)
+                progress.write(performance.line(name, every[name], result))
             progress.update(expected[name])
     found = load(every)
     performance.write(every, found)

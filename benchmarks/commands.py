@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -166,7 +165,7 @@ def start(options: Options) -> Result:
         raise Skipped(
             f"there is no {command.name} beside this Python: the package is not installed"
         )
-    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, env=_environment())
     runs = timing.interleaved(
         {
             "python": lambda: run([sys.executable, "-c", ""]),
@@ -209,29 +208,27 @@ def _totals(root: Path) -> dict[str, float]:
     return found
 
 
-@contextmanager
-def _environment() -> Iterator[dict[str, str]]:
-    yield {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+def _environment() -> dict[str, str]:
+    """This environment's programs are found first, and Python keeps what it compiles."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    return environment
 
 
 def _run(arguments: list[str], folder: Path, shown: bool = False) -> None:
-    """Python with these arguments, in a folder; this environment's programs are found first.
+    """Python with these arguments, in a folder.
 
     A clone finds its own code: what runs with `-m` looks in its folder first.
     """
-    with _environment() as environment:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=sys.stderr if shown else subprocess.PIPE,
-            stderr=None if shown else subprocess.PIPE,
-            text=True,
-        )
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=_environment(),
+        stdout=sys.stderr if shown else subprocess.PIPE,
+        stderr=None if shown else subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         raise UserError(f"`python {' '.join(arguments)}` failed:\n{done.stderr or ''}")
 

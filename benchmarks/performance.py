@@ -338,5 +338,6 @@ processor's, on one core; the evaluation's is the clock's, on all its cores.
 
 BREAKDOWN = """
 A step of stage 1 of the paper's model, 1 x 65,536 samples, one core, float32. The parts are run
-and timed apart, by the processor's time; "rest" is what the whole step takes beside them.
+and timed apart, by the processor's time; "rest" is what the whole step takes
+beside them, less than nothing where a part takes longer by itself than within the step.
 """.strip()

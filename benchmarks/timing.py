@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -44,13 +45,23 @@ def fresh(count: int, function: Callable[P, T], *args: P.args, **options: P.kwar
 
 
 def _hold(count: int) -> None:
-    """Keep this process to `count` cores, before anything asks how many there are."""
+    """Keep this process to `count` cores, before anything asks how many there are.
+
+    It ends with the one that started it, also where that was killed.
+    """
+    threading.Thread(target=_follow, daemon=True).start()
     if not count:
         return
     with suppress(AttributeError):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     # Who asks gets the machine's number, whatever the process may use.
     os.cpu_count = lambda: count
+
+
+def _follow() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def interleaved(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 import types
 from pathlib import Path
@@ -64,6 +66,32 @@ def test_a_fresh_process_is_held_to_its_cores():
 def test_a_killed_process_is_a_message():
     with pytest.raises(UserError, match="killed"):
         timing.fresh(0, os.abort)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks through /proc")
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    said = tmp_path / "pid"
+    inner = f"import os, time; open({str(said)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"from benchmarks import timing; timing.fresh(0, exec, {inner!r})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+        _wait_for(lambda: said.exists() and said.read_text())
+        parent.kill()
+    status = Path(f"/proc/{said.read_text()}/status")
+
+    def ended():
+        try:
+            return "State:\tZ" in status.read_text()
+        except OSError:
+            return True
+
+    _wait_for(ended)
+
+
+def _wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures through /proc")
