@@ -56,8 +56,10 @@ class Goal:
         """Met, or by how much the figure falls short of the goal."""
         if self.met(value):
             return "met"
-        short = abs(value / self.bound - 1) if self.bound else value
-        return f"{100 * short:.0f} % {'below' if self.at_least else 'above'}"
+        side = "below" if self.at_least else "above"
+        if not self.bound:
+            return f"{self.text(abs(value))} {side}"
+        return f"{100 * abs(value / self.bound - 1):.0f} % {side}"
 
 
 @dataclass

@@ -144,6 +144,7 @@ def test_the_arithmetic_is_that_of_the_shapes(architecture):
         (Goal("difference", 50, " MB", at_least=False), 50, True, "met"),
         (Goal("difference", 50, " MB", at_least=False), 75, False, "50 % above"),
         (Goal("difference", 50, " MB", at_least=False), -3, True, "met"),
+        (Goal("change", 0, " dB"), -0.125, False, "0.12 dB below"),
     ],
 )
 def test_a_goal_says_by_how_much_it_is_missed(goal, value, met, verdict):
