@@ -108,16 +108,14 @@ def _rows(rows: Mapping[str, Row], found: Mapping[str, Result]) -> str:
             why = f"not measured here: {result.skipped}" if result else "not measured yet"
             lines.append([f"`{name}`", row.what, "", "", "", "", why, ""])
             continue
-        *before, ours = [*(_side(*side) for side in result.sides.items()), ""][:2] or [""]
-        if len(result.sides) == 1:
-            before, ours = [], _side(*next(iter(result.sides.items())))
+        before, ours = ["", "", *(_side(*side) for side in result.sides.items())][-2:]
         ratios = [
             f"{result.figures[figure]:.2f} x" if figure in result.figures else ""
             for figure in ("speed", "memory")
         ]
         goals = "; ".join(_goal(goal, result) for goal in row.goals)
         also = "; ".join([*_others(row, result), *([result.note] if result.note else [])])
-        lines.append([f"`{name}`", row.what, *(before or [""]), ours, *ratios, goals, also])
+        lines.append([f"`{name}`", row.what, before, ours, *ratios, goals, also])
     head = ["row", "what", "textbook", "jukesep", "speed", "memory", "goal", "also"]
     return _table([head, *lines])
 
