@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from benchmarks import textbook
-from benchmarks.measurements import BATCH, SEGMENT, processor
+from benchmarks.machine import processor
+from benchmarks.measurements import BATCH, SEGMENT
 from jukesep import audio, devices, losses, training
 from jukesep.codebook import Codebook
 from jukesep.files import write_text

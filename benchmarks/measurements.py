@@ -1,10 +1,9 @@
-"""What `benchmarks.paper_scale` measures: kept in a file, and laid out in docs/performance.md."""
+"""What `benchmarks.paper_scale` measures: kept in a file, and laid out in docs/paper_scale.md."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jukesep.errors import UserError
 from jukesep.files import write_text
 
 RESULTS = Path("benchmarks/results/paper_scale.json")
-PAGE = Path("docs/performance.md")
+PAGE = Path("docs/paper_scale.md")
 STAGES = ("stage1", "stage2")
 
 # The paper's: samples of a segment, segments and number of steps, weights of encoder and decoder.
@@ -56,16 +55,6 @@ class Measurement:
         return self.device, self.threads, self.stage, self.segment, self.batch
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def hours(seconds: float) -> float:
     """The paper's steps of one stage, in hours, from the seconds of a step."""
     return seconds * STEPS / 3600
@@ -98,7 +87,7 @@ def line(one: Measurement) -> str:
 
 
 def page(measurements: Iterable[Measurement]) -> str:
-    """docs/performance.md: the paper's size, what it comes to, other sizes, machines."""
+    """docs/paper_scale.md: the paper's size, what it comes to, other sizes, machines."""
     ordered = _ordered(measurements)
     paper = [one for one in ordered if (one.segment, one.batch) == (SEGMENT, BATCH)]
     others = [one for one in ordered if one not in paper]

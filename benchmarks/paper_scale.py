@@ -1,13 +1,13 @@
 """Does the paper's training fit here, and how long would it take? Both stages at exactly its size.
 
     uv run python -m benchmarks.paper_scale                  # on the GPU, if there is one
-    uv run python -m benchmarks.paper_scale --device cpu     # minutes; memory: docs/performance.md
+    uv run python -m benchmarks.paper_scale --device cpu     # minutes; memory: docs/paper_scale.md
     uv run python -m benchmarks.paper_scale --segment 65536 131072 --batch 1 4    # other sizes
 
 Trains a few steps of scale=paper with the pipeline's own training, on songs of the band in a
 temporary folder. Each stage has a process of its own, so that the peak of memory is the stage's.
 What was measured before, on other devices and at other sizes, stays in the file;
-docs/performance.md is written from all of it.
+docs/paper_scale.md is written from all of it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from jukesep.errors import UserError, reported
 from jukesep.files import write_text
 from jukesep.params import Params
 
+from .machine import processor
 from .measurements import (
     BATCH,
     PAGE,
@@ -43,7 +44,6 @@ from .measurements import (
     line,
     load,
     page,
-    processor,
     save,
 )
 

@@ -1,4 +1,4 @@
-"""The model and its losses as a textbook writes them: the yardstick of `benchmarks.speed`.
+"""The model and its losses as a textbook writes them: the benchmarks' yardstick.
 
 The same mathematics as jukesep's, from the same weights, in the plainest PyTorch, and with what the
 published code computes besides: each layer a convolution; the distance matrix in full, its squares

@@ -230,7 +230,8 @@ def _scratch_memory(batch: int, size: int, dtype: torch.dtype) -> Tensor:
     if kept is None or len(kept) < batch * size or kept.dtype != dtype:
         _scratch.memory = None  # before the new memory is taken
         # Not numpy's, whose memory begins between two lines of the cache.
-        _scratch.memory = kept = torch.empty(batch * size, dtype=dtype)
+        with torch.inference_mode(False):  # a training may need it later
+            _scratch.memory = kept = torch.empty(batch * size, dtype=dtype)
     return kept[: batch * size].view(batch, size)
 
 

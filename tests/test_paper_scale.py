@@ -31,7 +31,7 @@ def _noise_songs(parameters, folder):
 
 def test_paper_scale_measures_both_stages(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(paper_scale.prepare, "prepare", _noise_songs)
-    kept, page = tmp_path / "paper_scale.json", tmp_path / "performance.md"
+    kept, page = tmp_path / "paper_scale.json", tmp_path / "paper_scale.md"
     measurements.save(kept, [_measurement()])
     paper_scale.main(
         [
@@ -116,7 +116,7 @@ def _measurement(**changes):
     return dataclasses.replace(one, **changes)
 
 
-def test_the_performance_page_projects_and_says_what_is_not_measured():
+def test_the_page_projects_and_says_what_is_not_measured():
     cpu = [_measurement(), _measurement(stage="stage2", seconds=18.0)]
     small = _measurement(stage="stage2", segment=65_536, seconds=2.0)
     assert measurements.page([]).count("Not measured yet.") == 2
@@ -134,7 +134,7 @@ def test_the_performance_page_projects_and_says_what_is_not_measured():
     assert "On a GPU nothing has been measured" not in page
 
 
-def test_the_committed_performance_page_is_of_the_committed_measurements():
+def test_the_committed_page_of_the_papers_size_is_of_the_committed_measurements():
     found = measurements.load(ROOT / measurements.RESULTS)
     assert (ROOT / measurements.PAGE).read_text(encoding="utf-8") == measurements.page(found)
     paper = [one for one in found if one.segment * one.batch == 4 * 393_216]
