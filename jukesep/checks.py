@@ -312,8 +312,8 @@ def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
     else:
         before = marks(files)
         found, findings = _read_samples(song)
-        if known and not findings:
-            known.put(name, before, asdict(found), given)
+        if known and before and not findings:
+            known.put(name, files, asdict(found), given, before)
     song.digests = found.digests
     findings += [_silent(song, part) for part, peak in found.peaks.items() if peak <= SILENCE]
     if found.residual is not None and found.residual > RESIDUAL:

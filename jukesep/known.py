@@ -28,9 +28,11 @@ class Known:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._before = {}  # it is there to save time: one that is damaged is as good as none
+            found = None
+        # It is there to save time: one that is damaged is as good as none.
+        self._before: dict[str, Any] = found if isinstance(found, dict) else {}
         self._now: dict[str, Any] = {}
 
     def get(self, name: str, files: Iterable[Path], given: object = None) -> Any:
@@ -47,13 +49,22 @@ class Known:
         self._now[name] = entry
         return entry.get("facts")
 
-    def put(self, name: str, before: Marks | None, facts: object, given: object = None) -> None:
-        """Keep facts that rest on files as they were when `marks` saw them, and on `given`.
+    def put(
+        self,
+        name: str,
+        files: Iterable[Path],
+        facts: object,
+        given: object = None,
+        before: Marks | None = None,
+    ) -> None:
+        """Keep facts that rest on files, and on `given`.
 
-        Nothing is kept if a file was not there, or has changed since: while it was read.
+        Where they were found by reading: `before` is what `marks` said of the files (or of those
+        that were read) until then, and nothing is kept if it is otherwise now.
         """
-        if before is not None and before == marks(map(Path, before)):
-            self._now[name] = {"given": _key(given), "files": before, "facts": facts}
+        now = marks(files)
+        if now is not None and (before is None or before.items() <= now.items()):
+            self._now[name] = {"given": _key(given), "files": now, "facts": facts}
 
     @property
     def files(self) -> set[Path]:

@@ -167,7 +167,7 @@ def decode(root: Path, target: Path, sample_rate: int, known: Known | None = Non
         except UserError as error:
             return Finding(f"{path.parent.name}/{path.name}", str(error))
         if known and before:
-            known.put(name, before | (marks(files[1:]) or {}), {}, how)
+            known.put(name, files, {}, how, before)
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

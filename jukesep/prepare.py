@@ -18,7 +18,7 @@ from . import audio, musdb, pretrained
 from .checks import Checked, Finding, Layout, check_root
 from .errors import UserError
 from .files import write_text
-from .known import Known, code, marks
+from .known import Known, code
 from .params import Params
 from .progress import bar
 from .songs import MIXTURE, SPLITS, STEMS, Manifest, Song
@@ -66,12 +66,15 @@ def _prepare(params: Params, folder: Path, kept: Path, known: Known) -> Manifest
         for song in checked
     ]
     songs = _with_validation(params, songs)
-    rate = checked[0].headers[MIXTURE].sample_rate
-    if rate != params.model.sample_rate:
-        digests = [song.digests for song in checked]
-        songs = _resampled(songs, digests, rate, params.model.sample_rate, kept / "songs", known)
-    if songs[0].folder.is_relative_to(kept):
-        songs = [_linked(song, kept, folder) for song in songs]
+    rate, new_rate = checked[0].headers[MIXTURE].sample_rate, params.model.sample_rate
+    if rate != new_rate:
+        copies = _resampled(checked, rate, new_rate, kept / "songs", known)
+        songs = [
+            _linked(replace(song, folder=copy, samples=samples), folder / "songs" / song.split)
+            for song, (copy, samples) in zip(songs, copies, strict=True)
+        ]
+    elif root.is_relative_to(kept):
+        songs = [_linked(s, folder / s.folder.relative_to(kept).parent) for s in songs]
     if params.data.train_on_validation:
         songs += [replace(song, split="train") for song in songs if song.split == "valid"]
     if not any(song.split == "pretrain" for song in songs):
@@ -95,6 +98,7 @@ def _source(
     if data.source == "band":
         root = kept / "band"
         groups = _render(params, root, known)
+        _delete_others(root, known.files)
         return root, Layout({**both, "pretrain": (MIXTURE,)}, shortest=shortest), groups
     assert data.root is not None
     root = Path(data.root)
@@ -102,6 +106,7 @@ def _source(
         raise UserError(f"data.root: {root}: no such folder. Give the folder of the songs.")
     if data.source == "musdb18":
         musdb.decode(root, kept / "musdb18", params.model.sample_rate, known)
+        _delete_others(kept / "musdb18", known.files)
         return kept / "musdb18", Layout(both, shortest=shortest), {}
     if data.source == "musdb18hq":
         musdb.fetch(root, data.accept_licence)
@@ -161,49 +166,40 @@ def _with_validation(params: Params, songs: list[Song]) -> list[Song]:
 
 
 def _resampled(
-    songs: list[Song],
-    digests: list[dict[str, str]],
-    rate: int,
-    new_rate: int,
-    folder: Path,
-    known: Known,
-) -> list[Song]:
+    songs: list[Checked], rate: int, new_rate: int, folder: Path, known: Known
+) -> list[tuple[Path, int]]:
     """Copies of the songs at another rate, as float: the mixture stays the sum of the stems.
 
-    `digests` are those of each song's samples; a copy that is there of the same ones stays.
+    Their folders, and the samples that each has. A copy that is there of the same samples stays.
     """
     how: dict[str, Any] = {"rates": [rate, new_rate], "code": code(__file__, audio.__file__)}
     how |= {name: version(name) for name in ("soundfile", "torch", "torchaudio")}
 
-    def files(song: Song, of: dict[str, str]) -> list[Path]:
-        return [folder / song.split / song.name / f"{part}.wav" for part in of]
+    def target(song: Checked) -> Path:
+        return folder / song.split / song.name
 
-    def copy(song: Song, of: dict[str, str]) -> int:
-        for part, file in zip(of, files(song, of), strict=True):
-            resampled = audio.resample(audio.read(song.file(part)), rate, new_rate)
+    def entry(song: Checked) -> dict[str, Any]:
+        files = [target(song) / f"{part}.wav" for part in song.parts]
+        return {"name": f"copy {song.file()}", "files": files, "given": [how, song.digests]}
+
+    def copy(song: Checked) -> None:
+        for part, file in zip(song.parts, entry(song)["files"], strict=True):
+            source = song.folder / f"{part}.wav"
+            resampled = audio.resample(audio.read(source), rate, new_rate)
             audio.write(file, resampled, new_rate, "FLOAT")
-        return resampled.shape[1]
+        samples[song.file()] = resampled.shape[1]
 
-    jobs = {song: of for song, of in zip(songs, digests, strict=True)}
-    keys = {
-        song: (f"copy {song.split}/{song.name}", {**how, "samples": of})
-        for song, of in jobs.items()
-    }
-    lengths = {s: known.get(keys[s][0], files(s, of), keys[s][1]) for s, of in jobs.items()}
-    missing = [song for song, samples in lengths.items() if samples is None]
+    samples = {song.file(): known.get(**entry(song)) for song in songs}
+    missing = [song for song in songs if samples[song.file()] is None]
     if missing:
+        # Threads are enough: reading, resampling and writing all leave Python's lock.
         with _one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            # Threads are enough: reading, resampling and writing all leave Python's lock.
-            done = pool.map(copy, missing, [jobs[song] for song in missing])
-            line = bar(done, total=len(missing), desc=f"prepare: to {new_rate} Hz", unit="song")
-            for song, samples in zip(missing, line, strict=True):
-                name, given = keys[song]
-                known.put(name, marks(files(song, jobs[song])), samples, given)
-                lengths[song] = samples
-    return [
-        replace(song, folder=folder / song.split / song.name, samples=samples)
-        for song, samples in lengths.items()
-    ]
+            title = f"prepare: to {new_rate} Hz"
+            for _ in bar(pool.map(copy, missing), total=len(missing), desc=title, unit="song"):
+                pass
+        for song in missing:
+            known.put(**entry(song), facts=samples[song.file()])
+    return [(target(song), samples[song.file()]) for song in songs]
 
 
 @contextmanager
@@ -219,16 +215,16 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _linked(song: Song, kept: Path, folder: Path) -> Song:
-    """A song of what is kept in the stage's output: the same files, or copies of them."""
-    target = folder / song.folder.relative_to(kept)
-    target.mkdir(parents=True, exist_ok=True)
+def _linked(song: Song, split: Path) -> Song:
+    """A song of what is kept as one of the stage's output: the same files, or copies of them."""
+    folder = split / song.name
+    folder.mkdir(parents=True, exist_ok=True)
     for source in sorted(song.folder.glob("*.wav")):
         try:
-            os.link(source, target / source.name)
+            os.link(source, folder / source.name)
         except OSError:  # not all file systems have hard links
-            shutil.copy2(source, target / source.name)
-    return replace(song, folder=target)
+            shutil.copy2(source, folder / source.name)
+    return replace(song, folder=folder)
 
 
 def _delete_others(folder: Path, files: Set[Path]) -> None:

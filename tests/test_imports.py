@@ -16,7 +16,7 @@ TORCH_FREE = (
     "jukesep.scores", "jukesep.evaluation", "jukesep.published", "jukesep.results",
     "jukesep.results_page", "jukesep.figures", "jukesep.report", "jukesep.find_songs",
     "jukesep.score_table", "jukesep.checks", "jukesep.musdb", "jukesep.status", "jukesep.identity",
-    "jukesep.launch", "jukesep.signals",
+    "jukesep.launch", "jukesep.signals", "jukesep.known",
 )  # fmt: skip
 CODE = """
 import sys

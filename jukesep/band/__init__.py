@@ -20,16 +20,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 
 from .. import progress as show
 from ..audio import write
 from ..errors import UserError
-from ..known import Known, code, marks
+from ..known import Known, code
 from ..songs import MIXTURE, STEMS
 from .composer import compose
 from .plan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
-from .voice import sing
 
 SAMPLE_RATE = 44_100
 # Whose numbers the samples come from.
@@ -99,6 +97,8 @@ def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
     """Add one layer to the stem `out` (2, samples) at its gain and place."""
     length = out.shape[1]
     if layer.role == "voice":
+        from .voice import sing
+
         audio = sing(layer.notes, SINGERS[layer.program], length, SAMPLE_RATE, rng)
     else:
         audio = _synthesise(layer.program, layer.role == "kit", layer.notes, length)
@@ -128,6 +128,8 @@ def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
 
 def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> None:
     """The snare wires, which the soundfont's snares lack: decaying noise at every stroke."""
+    from scipy import signal  # seconds, which songs that are there already need not wait for
+
     peak = np.abs(audio).max()
     size = int(0.25 * SAMPLE_RATE)
     decay = np.exp(-np.arange(size) / (rng.uniform(0.04, 0.09) * SAMPLE_RATE))
@@ -144,6 +146,8 @@ def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) ->
 
     Made at half the rate: rooms swallow treble, and it is less work.
     """
+    from scipy import signal
+
     size, length = int(decay * SAMPLE_RATE / 2), audio.shape[1]
     fade = np.exp(-6.9 * np.arange(size) / size).astype(np.float32)
     response = rng.standard_normal((2, size), dtype=np.float32) * fade
@@ -243,10 +247,12 @@ def render_corpus(
     def rendered(task: Task) -> None:
         if known:
             folder, split, *_ = task
-            known.put(f"band {folder}", marks(_files(folder, split)), {}, [how, *task[1:]])
+            known.put(f"band {folder}", _files(folder, split), {}, [how, *task[1:]])
         bar.update()
 
-    with show.bar(total=len(tasks), desc="band", unit="song", disable=not (progress and tasks)) as bar:
+    with show.bar(
+        total=len(tasks), desc="band", unit="song", disable=not (progress and tasks)
+    ) as bar:
         if workers <= 1 or len(tasks) <= 1:
             for task in tasks:
                 rendered(_render(task))
