@@ -54,6 +54,23 @@ def test_nothing_is_imported_before_it_is_needed():
     assert done.returncode == 0, done.stderr
 
 
+LAYER = """
+import sys
+import torch
+from jukesep.vqvae import Architecture, Encoder
+
+Encoder(Architecture(width=4, depth=1))(torch.zeros(1, 1, 64)).sum().backward()
+slow = {"scipy.linalg", "scipy.signal", "torch._dynamo", "pandas"} & set(sys.modules)
+assert not slow, f"a step of a training imports {slow}"
+import scipy.linalg.cython_blas
+"""
+
+
+def test_a_step_does_not_wait_for_what_it_does_not_need():
+    done = subprocess.run([sys.executable, "-c", LAYER], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_other_names_are_not_public():
     with pytest.raises(AttributeError, match="'jukesep' has no attribute 'sdr_v5'"):
         jukesep.sdr_v5  # noqa: B018
