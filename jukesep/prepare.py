@@ -188,6 +188,7 @@ def _resampled(
             resampled = audio.resample(audio.read(source), rate, new_rate)
             audio.write(file, resampled, new_rate, "FLOAT")
         samples[song.file()] = resampled.shape[1]
+        known.put(**entry(song), facts=resampled.shape[1])
 
     samples = {song.file(): known.get(**entry(song)) for song in songs}
     missing = [song for song in songs if samples[song.file()] is None]
@@ -197,8 +198,6 @@ def _resampled(
             title = f"prepare: to {new_rate} Hz"
             for _ in bar(pool.map(copy, missing), total=len(missing), desc=title, unit="song"):
                 pass
-        for song in missing:
-            known.put(**entry(song), facts=samples[song.file()])
     return [(target(song), samples[song.file()]) for song in songs]
 
 
