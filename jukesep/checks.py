@@ -1,30 +1,36 @@
 """What is wrong with a folder of songs: every fault at once, each with its file and a remedy.
 
-Headers first, of all files; then all samples, once, a block at a time. Errors stop the stage
-`prepare`; warnings are printed and kept. This module does not import torch.
+Headers first, of all files; then all samples, once, a block at a time, unless they are known from
+an earlier run. Errors stop the stage `prepare`; warnings are printed and kept. This module does not
+import torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import audio
-from .audio import Audio, AudioInfo
+from .audio import AudioInfo
 from .errors import UserError
+from .known import Known, code, marks
 from .progress import bar
 
-BLOCK = 1 << 17  # samples read at a time: the five stereo files of a song are 5 MB
 SILENCE = 2.0**-15  # one step of 16 bit
 RESIDUAL = -50.0  # dB of the mixture: 16-bit files of a plain sum stay far below it
+_CODE = code(__file__, audio.__file__)
 UNKNOWN_LENGTH = 0xFFFFFFFF  # what a writer into a pipe puts, and the mark of a 64-bit length
 
 
@@ -79,10 +85,23 @@ class Checked:
         return f"{self.split}/{self.name}" + (f"/{part}.wav" if part else "")
 
 
-def check_root(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding]]:
+@dataclass(frozen=True)
+class Samples:
+    """What a song's samples are: for each part a digest and the highest level, full scale 1; the
+    level of what the stems leave of the mixture, in dB of it (None: nothing, or not to be told)."""
+
+    digests: dict[str, str]
+    peaks: dict[str, float]
+    residual: float | None
+
+
+def check_root(
+    root: Path, layout: Layout, known: Known | None = None
+) -> tuple[list[Checked], list[Finding]]:
     """The songs below `root`, in order of split and name, and the warnings.
 
-    Reads every sample. UserError naming every fault if there is one.
+    Reads every sample, but of songs that are `known` from an earlier run and unchanged. UserError
+    naming every fault if there is one.
     """
     songs, findings = _find_songs(root, layout)
     for song in songs:
@@ -93,7 +112,7 @@ def check_root(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding]
         findings += _compare(song, layout, rate)
     # Threads are enough: reading, hashing and numpy all leave Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reads = pool.map(_check_samples, songs)
+        reads = pool.map(partial(_check_samples, known=known), songs)
         for found in bar(reads, total=len(songs), desc="prepare: check", unit="song"):
             findings += found
     raise_errors(root, findings)
@@ -284,47 +303,82 @@ def _wav_fault(path: Path) -> str | None:
     return "truncated or corrupt: it ends before any samples. Copy it again." if size else None
 
 
-def _check_samples(song: Checked) -> list[Finding]:
-    """Read all samples of a song once, and set its digests."""
-    headers = song.headers
-    findings = []
-    hashes = {part: hashlib.blake2b(digest_size=16) for part in headers}
-    peaks = dict.fromkeys(headers, 0.0)
+def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
+    """Set a song's digests, and say what its samples show; reads them once, if they are unknown."""
+    files = [song.folder / f"{part}.wav" for part in song.headers]
+    name, given = f"samples {song.folder}", [_CODE, song.parts]
+    if known and (facts := known.get(name, files, given)):
+        found, findings = Samples(**facts), list[Finding]()
+    else:
+        before = marks(files)
+        found, findings = _read_samples(song)
+        if known and before and not findings:
+            known.put(name, files, asdict(found), given, before)
+    song.digests = found.digests
+    findings += [_silent(song, part) for part, peak in found.peaks.items() if peak <= SILENCE]
+    if found.residual is not None and found.residual > RESIDUAL:
+        level = f"{found.residual:.1f} dB"
+        text = (
+            f"not the sum of its stems: the residual is {level} of the mixture. Mix without "
+            "mastering if you can; scores suffer from what no stem holds."
+        )
+        findings.append(Finding(song.file(song.parts[0]), text, warning=True))
+    return findings
+
+
+def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
+    """What the samples of a song are, from one pass over all its files, and why if one fails."""
+    headers, findings = song.headers, list[Finding]()
     shapes = {(h.channels, h.samples, h.sample_rate) for h in headers.values()}
     summed = len(song.parts) > 1 and set(headers) == set(song.parts) and len(shapes) == 1
+    hashes = {part: hashlib.blake2b(digest_size=16) for part in headers}
+    peaks = dict.fromkeys(headers, 0.0)
     energy = residual = 0.0
-    for start in range(0, max((h.samples for h in headers.values()), default=0), BLOCK):
-        blocks: dict[str, Audio] = {}
-        for part in [part for part in hashes if headers[part].samples > start]:
-            path = song.folder / f"{part}.wav"
+    reads = {
+        part: audio.raw_blocks(song.folder / f"{part}.wav", samples=header.samples)
+        for part, header in headers.items()
+    }
+    while reads:
+        blocks = {}
+        for part, read in list(reads.items()):
             try:
-                block = audio.read(path, start, min(BLOCK, headers[part].samples - start))
+                block = next(read, None)
             except UserError as error:
+                path = song.folder / f"{part}.wav"
                 findings.append(Finding(song.file(part), _without_path(error, path)))
-                del hashes[part]
-                summed = False
+                del hashes[part], peaks[part]
+                block, summed = None, False
+            if block is None:
+                del reads[part]
                 continue
-            hashes[part].update(np.ascontiguousarray(block.T).data)
-            peaks[part] = max(peaks[part], float(np.abs(block).max()))
             blocks[part] = block
-        if summed:
-            mixture = blocks[song.parts[0]]
-            rest = mixture - np.sum([blocks[stem] for stem in song.parts[1:]], axis=0)
-            energy += float(np.square(mixture, dtype=np.float64).sum())
-            residual += float(np.square(rest, dtype=np.float64).sum())
-    song.digests = {part: found.hexdigest() for part, found in hashes.items()}
-    for part in hashes:
-        if peaks[part] <= SILENCE:
-            findings.append(_silent(song, part))
-    if summed and energy and residual:
-        level = 10 * np.log10(residual / energy)
-        if level > RESIDUAL:
-            text = (
-                f"not the sum of its stems: the residual is {level:.1f} dB of the mixture. Mix "
-                "without mastering if you can; scores suffer from what no stem holds."
-            )
-            findings.append(Finding(song.file(song.parts[0]), text, warning=True))
-    return findings
+            step = audio.STEP if block.dtype == np.int16 else np.float32(1)
+            hashes[part].update(np.multiply(block, step, dtype=np.float32).data)
+            highest = max(float(block.max()), -float(block.min()))
+            peaks[part] = max(peaks[part], highest * float(step))
+        if summed and blocks:
+            mixture, *stems = (blocks[part] for part in song.parts)
+            of_mixture, of_rest = _energies(mixture, stems)
+            energy, residual = energy + of_mixture, residual + of_rest
+    digests = {part: found.hexdigest() for part, found in hashes.items()}
+    level = 10 * math.log10(residual / energy) if summed and energy and residual else None
+    return Samples(digests, peaks, level), findings
+
+
+def _energies(mixture: NDArray[Any], stems: list[NDArray[Any]]) -> tuple[float, float]:
+    """Of a mixture, and of what remains of it without its stems."""
+    if all(block.dtype == np.int16 for block in (mixture, *stems)):
+        # Exact, as it is in float: five such numbers have fewer than 24 bits.
+        rest, step = mixture.astype(np.int32), float(audio.STEP)
+        for stem in stems:
+            rest -= stem
+    else:
+        mixture, *stems = (
+            block * audio.STEP if block.dtype == np.int16 else block for block in (mixture, *stems)
+        )
+        rest, step = mixture - np.sum(stems, axis=0), 1.0
+    of_rest = float(np.square(rest, dtype=np.float64).sum()) if rest.any() else 0.0
+    return float(np.square(mixture, dtype=np.float64).sum()) * step**2, of_rest * step**2
 
 
 def _silent(song: Checked, part: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,7 +57,6 @@ def separate(
     if not header.samples:
         raise UserError(f"{song}: holds no samples.")
     folder = output / song.stem
-    mixture = audio.read(song)
 
     from . import devices
     from .progress import bar
@@ -68,16 +67,14 @@ def separate(
     there = [str(path) for path in targets.values() if path.exists()]
     if there and not overwrite:
         raise UserError(f"{', '.join(there)}: there already. Pass --overwrite to replace.")
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)  # A mistake in OUTPUT shows before the work.
-    samples = -(-mixture.shape[1] * separator.sample_rate // header.sample_rate)
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with bar(total=samples * len(targets), desc=song.name, bar_format=form) as line:
-        stems = separator(mixture, header.sample_rate, chunk, lambda _, done: line.update(done))
-    with _writing(folder):
-        for stem, path in targets.items():
-            audio.write(path, stems[stem], header.sample_rate, "FLOAT")
-            typer.echo(path)
+    seconds = header.samples / header.sample_rate
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    with _made(folder), bar(total=seconds, desc=song.name, bar_format=form) as line:
+        separator.separate_file(
+            song, targets, chunk, lambda done: line.update(min(done, seconds - line.n))
+        )
+    for path in targets.values():
+        typer.echo(path)
 
 
 @app.command()
@@ -167,6 +164,20 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path}: there already. Pass --overwrite to replace a file.")
     with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder to write to, made first: a mistake shows before the work. Not left behind empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+    finally:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
 
 
 @contextmanager

@@ -7,7 +7,10 @@ another folder with the same source, and would compile it again, seconds long.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,26 @@ from platformdirs import user_cache_path
 
 # Sums may be reordered and fused, for speed; NaN and infinity stay what they are.
 _FAST = {"reassoc", "contract", "nsz"}
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """A module that an import would find is not there for a while."""
+    absent = object()
+    found: Any = sys.modules.get(module, absent)
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if found is not absent:
+            sys.modules[module] = found
+
+
+# numba asks SciPy for BLAS, for products of matrices in compiled code. There are none here, and to
+# import SciPy's linear algebra is a third of what a process waits for its first compiled function.
+with _hidden("scipy.linalg.cython_blas"):
+    import_module("numba.np.arraymath")
 
 
 class ByContent(caching.InTreeCacheLocator):

@@ -15,8 +15,10 @@ import os
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import yaml
@@ -24,6 +26,7 @@ import yaml
 from . import audio
 from .checks import Finding, Layout, raise_errors, wrong_root
 from .errors import UserError
+from .known import Known, code, marks
 from .progress import bar
 from .songs import MIXTURE, STEMS
 
@@ -133,11 +136,12 @@ def _is_part(name: str) -> bool:
     )
 
 
-def decode(root: Path, target: Path, sample_rate: int) -> None:
+def decode(root: Path, target: Path, sample_rate: int, known: Known | None = None) -> None:
     """MUSDB18's .stem.mp4 files below `root` as wav files in MUSDB18-HQ's layout below `target`.
 
     Decoded by stempeg, as musdb does it: to 16 bit, kept as such at their own rate, resampled to
-    float at another. UserError naming every file that cannot be decoded.
+    float at another. Songs that are `known` from an earlier run and unchanged stay. UserError
+    naming every file that cannot be decoded.
     """
     stempeg = decoder()
     files = [path for split in SPLITS for path in sorted((root / split).glob(f"*{STEM_FILE}"))]
@@ -149,12 +153,21 @@ def decode(root: Path, target: Path, sample_rate: int) -> None:
             f"{hint or wrong_root(root)}"
         )
 
+    how: dict[str, Any] = {"rate": sample_rate, "code": code(__file__, audio.__file__)}
+    how |= {name: version(name) for name in ("stempeg", "torch", "torchaudio")}
+
     def one(path: Path) -> Finding | None:
         folder = target / path.parent.name / path.name.removesuffix(STEM_FILE)
+        files = [path, *(folder / f"{part}.wav" for part in PARTS)]
+        name, before = f"decoded {folder}", marks([path])
+        if known and known.get(name, files, how) is not None:
+            return None
         try:
             _decode_song(stempeg, path, folder, sample_rate)
         except UserError as error:
             return Finding(f"{path.parent.name}/{path.name}", str(error))
+        if known and before:
+            known.put(name, files, {}, how, before)
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

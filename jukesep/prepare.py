@@ -6,33 +6,55 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from . import audio, musdb, pretrained
 from .checks import Checked, Finding, Layout, check_root
 from .errors import UserError
 from .files import write_text
+from .known import Known, code
 from .params import Params
 from .progress import bar
 from .songs import MIXTURE, SPLITS, STEMS, Manifest, Song
 
 PARTS = (MIXTURE, *STEMS)
+KEPT = "cache"  # beside the output: songs rendered, decoded, resampled, and what is known of files
 SHOWN = 20  # warnings that are printed; checks.json has all
 
 
 def prepare(params: Params, folder: Path) -> Manifest:
     """Write manifest.json, checks.json and the audio that the manifest names to `folder`.
 
-    Songs at the model's rate stay where they are. UserError, before any work, if the pretrained
-    weights could not be had later on; and one with every fault of the songs.
+    Songs at the model's rate stay where they are. What was made or read for the last run is kept
+    beside `folder`, in cache/, and made or read again only if it has changed since, or what it
+    comes from (`known` says how that is told).
+
+    UserError, before any work, if the pretrained weights could not be had later on; and one with
+    every fault of the songs.
     """
     pretrained.check(params.weights, params.inits)
     shutil.rmtree(folder, ignore_errors=True)  # songs of an earlier run are not this run's
-    root, layout, groups = _source(params, folder)
-    checked, warnings = check_root(root, layout)
+    kept = folder.parent.resolve() / KEPT
+    known = Known(kept / "known.json")
+    try:
+        manifest = _prepare(params, folder, kept, known)
+    except BaseException:
+        known.save(all_asked=False)
+        raise
+    known.save()
+    _delete_others(kept, {known.path, *known.files})
+    return manifest
+
+
+def _prepare(params: Params, folder: Path, kept: Path, known: Known) -> Manifest:
+    root, layout, groups = _source(params, kept, known)
+    checked, warnings = check_root(root, layout, known)
     songs = [
         Song(
             name=song.name,
@@ -44,8 +66,15 @@ def prepare(params: Params, folder: Path) -> Manifest:
         for song in checked
     ]
     songs = _with_validation(params, songs)
-    if checked[0].headers[MIXTURE].sample_rate != params.model.sample_rate:
-        songs = _resampled(songs, folder / "songs", params.model.sample_rate)
+    rate, new_rate = checked[0].headers[MIXTURE].sample_rate, params.model.sample_rate
+    if rate != new_rate:
+        copies = _resampled(checked, rate, new_rate, kept / "songs", known)
+        songs = [
+            _linked(replace(song, folder=copy, samples=samples), folder / "songs" / song.split)
+            for song, (copy, samples) in zip(songs, copies, strict=True)
+        ]
+    elif root.is_relative_to(kept):
+        songs = [_linked(s, folder / s.folder.relative_to(kept).parent) for s in songs]
     if params.data.train_on_validation:
         songs += [replace(song, split="train") for song in songs if song.split == "valid"]
     if not any(song.split == "pretrain" for song in songs):
@@ -59,22 +88,26 @@ def prepare(params: Params, folder: Path) -> Manifest:
     return manifest
 
 
-def _source(params: Params, folder: Path) -> tuple[Path, Layout, dict[tuple[str, str], str]]:
+def _source(
+    params: Params, kept: Path, known: Known
+) -> tuple[Path, Layout, dict[tuple[str, str], str]]:
     """Where the songs lie, what has to be there, and the groups of songs that have one."""
     shortest = longest_segment(params) / params.model.sample_rate
     both = dict.fromkeys(("train", "test"), PARTS)
     data = params.data
     if data.source == "band":
-        root = folder / "band"
-        groups = _render(params, root)
+        root = kept / "band"
+        groups = _render(params, root, known)
+        _delete_others(root, known.files)
         return root, Layout({**both, "pretrain": (MIXTURE,)}, shortest=shortest), groups
     assert data.root is not None
     root = Path(data.root)
     if not root.is_dir():
         raise UserError(f"data.root: {root}: no such folder. Give the folder of the songs.")
     if data.source == "musdb18":
-        musdb.decode(root, folder / "musdb18", params.model.sample_rate)
-        return folder / "musdb18", Layout(both, shortest=shortest), {}
+        musdb.decode(root, kept / "musdb18", params.model.sample_rate, known)
+        _delete_others(kept / "musdb18", known.files)
+        return kept / "musdb18", Layout(both, shortest=shortest), {}
     if data.source == "musdb18hq":
         musdb.fetch(root, data.accept_licence)
         return root, musdb.layout(shortest), {}
@@ -90,13 +123,20 @@ def longest_segment(params: Params) -> int:
     return max(recipe.segment for recipe in recipes)
 
 
-def _render(params: Params, root: Path) -> dict[tuple[str, str], str]:
+def _render(params: Params, root: Path, known: Known) -> dict[tuple[str, str], str]:
     """The band's songs below `root`; the group of each (split, name)."""
-    from .band import render_corpus  # scipy.signal takes seconds that other data need not wait
+    from .band import render_corpus
 
     band = params.band
     counts = {"train": band.train + band.valid, "test": band.test, "pretrain": band.pretrain}
-    rendered = render_corpus(root, counts=counts, seconds=band.seconds, seed=band.seed)
+    rendered = render_corpus(
+        root,
+        counts=counts,
+        seconds=band.seconds,
+        seed=band.seed,
+        workers=os.cpu_count() or 1,
+        known=known,
+    )
     return {(song["split"], song["name"]): song["group"] for song in rendered}
 
 
@@ -125,23 +165,75 @@ def _with_validation(params: Params, songs: list[Song]) -> list[Song]:
     ]
 
 
-def _resampled(songs: list[Song], folder: Path, sample_rate: int) -> list[Song]:
-    """Copies of the songs at another rate, as float: the mixture stays the sum of the stems."""
+def _resampled(
+    songs: list[Checked], rate: int, new_rate: int, folder: Path, known: Known
+) -> list[tuple[Path, int]]:
+    """Copies of the songs at another rate, as float: the mixture stays the sum of the stems.
 
-    def copy(song: Song) -> Song:
-        target = folder / song.split / song.name
-        for part in (MIXTURE,) if song.split == "pretrain" else PARTS:
-            source = song.file(part)
-            resampled = audio.resample(
-                audio.read(source), audio.info(source).sample_rate, sample_rate
-            )
-            audio.write(target / f"{part}.wav", resampled, sample_rate, "FLOAT")
-        return replace(song, folder=target, samples=resampled.shape[1])
+    Their folders, and the samples that each has. A copy that is there of the same samples stays.
+    """
+    how: dict[str, Any] = {"rates": [rate, new_rate], "code": code(__file__, audio.__file__)}
+    how |= {name: version(name) for name in ("soundfile", "torch", "torchaudio")}
 
-    # Threads are enough: reading, resampling and writing all leave Python's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(copy, songs)
-        return list(bar(done, total=len(songs), desc=f"prepare: to {sample_rate} Hz", unit="song"))
+    def target(song: Checked) -> Path:
+        return folder / song.split / song.name
+
+    def entry(song: Checked) -> dict[str, Any]:
+        files = [target(song) / f"{part}.wav" for part in song.parts]
+        return {"name": f"copy {song.file()}", "files": files, "given": [how, song.digests]}
+
+    def copy(song: Checked) -> None:
+        for part, file in zip(song.parts, entry(song)["files"], strict=True):
+            source = song.folder / f"{part}.wav"
+            resampled = audio.resample(audio.read(source), rate, new_rate)
+            audio.write(file, resampled, new_rate, "FLOAT")
+        samples[song.file()] = resampled.shape[1]
+        known.put(**entry(song), facts=resampled.shape[1])
+
+    samples = {song.file(): known.get(**entry(song)) for song in songs}
+    missing = [song for song in songs if samples[song.file()] is None]
+    if missing:
+        # Threads are enough: reading, resampling and writing all leave Python's lock.
+        with _one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            title = f"prepare: to {new_rate} Hz"
+            for _ in bar(pool.map(copy, missing), total=len(missing), desc=title, unit="song"):
+                pass
+    return [(target(song), samples[song.file()]) for song in songs]
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Songs share the cores; PyTorch's own threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _linked(song: Song, split: Path) -> Song:
+    """A song of what is kept as one of the stage's output: the same files, or copies of them."""
+    folder = split / song.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted(song.folder.glob("*.wav")):
+        try:
+            os.link(source, folder / source.name)
+        except OSError:  # not all file systems have hard links
+            shutil.copy2(source, folder / source.name)
+    return replace(song, folder=folder)
+
+
+def _delete_others(folder: Path, files: Set[Path]) -> None:
+    """Delete all below a folder but these files, and the folders that are empty then."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.rmdir()
+        elif path not in files:
+            path.unlink()
 
 
 def _save_checks(path: Path, songs: list[Checked], warnings: list[Finding]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -38,24 +41,47 @@ def apply_chunked(
     depends on `chunk`. With bottleneck "bypass" the latents are decoded as they are, not quantised.
     `progress` is called with the samples finished by each chunk.
     """
-    hop = vqvae.architecture.hop
-    context = vqvae.context() if chunking == "exact" else 0
-    samples = rows.shape[-1]
-    padded = F.pad(rows, (0, -samples % hop)).unsqueeze(1)
-    end = padded.shape[-1]
-    chunk = max(chunk // hop, 1) * hop
-    output = torch.empty_like(rows)
-    for start in range(0, samples, chunk):
-        left, right = max(start - context, 0), min(start + chunk + context, end)
-        stop = min(start + chunk, samples)
-        latents = vqvae.encode(padded[..., left:right])
-        if bottleneck == "quantise":
-            _, latents = vqvae.quantise(latents)
-        result = vqvae.decode(latents)[:, 0]
-        output[:, start:stop] = result[:, start - left : stop - left]
+    hop, context = vqvae.architecture.hop, vqvae.context() if chunking == "exact" else 0
+    output, done = torch.empty_like(rows), 0
+    for window, kept in windows([rows], max(chunk // hop, 1) * hop, context):
+        result = _apply(vqvae, window, bottleneck)[:, kept]
+        output[:, done : done + result.shape[-1]] = result
+        done += result.shape[-1]
         if progress:
-            progress(stop - start)
+            progress(result.shape[-1])
     return output
+
+
+def windows(
+    blocks: Iterable[torch.Tensor], chunk: int, context: int
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Cut audio that comes in blocks (rows, any number of samples) into chunks with their context.
+
+    Yields each chunk of `chunk` samples (the last may be shorter) with up to `context` of its
+    neighbours' on either side, and where in that window the chunk lies. Holds one window at a time.
+    """
+    held: list[torch.Tensor] = []  # from `before` samples ahead of the chunk on
+    before = count = 0
+    for block in chain(blocks, [None]):
+        if block is not None:
+            held.append(block)
+            count += block.shape[-1]
+        while count >= before + chunk + context or (block is None and count > before):
+            # A song that came whole is not copied.
+            whole = held[0] if len(held) == 1 else torch.cat(held, dim=-1)
+            yield whole[..., : before + chunk + context], slice(before, min(before + chunk, count))
+            first = max(before + chunk - context, 0)
+            held, before = [whole[..., first:]], before + chunk - first
+            count = held[0].shape[-1]
+
+
+def _apply(vqvae: VQVAE, rows: torch.Tensor, bottleneck: Bottleneck = "quantise") -> torch.Tensor:
+    """decode(quantise(encode(rows))), (rows, samples) to the same."""
+    padded = F.pad(rows, (0, -rows.shape[-1] % vqvae.architecture.hop)).unsqueeze(1)
+    latents = vqvae.encode(padded)
+    if bottleneck == "quantise":
+        _, latents = vqvae.quantise(latents)
+    return vqvae.decode(latents)[:, 0, : rows.shape[-1]]
 
 
 class Separator:
@@ -101,6 +127,51 @@ class Separator:
             output = audio.resample(output, self.sample_rate, sample_rate)
             stems[stem] = output[:, :samples]
         return stems
+
+    @torch.inference_mode()
+    def separate_file(
+        self,
+        song: str | Path,
+        targets: Mapping[str, Path],
+        chunk: int = CHUNK,
+        progress: Callable[[float], object] | None = None,
+    ) -> None:
+        """Separate a file into a 32-bit float wav file for each stem of `targets`, all or none.
+
+        The stems have the song's rate, channels and length. They hold what a call with the whole
+        song returns, but song and stems are never in memory whole: it is read, separated and
+        written chunk by chunk. `progress` is called with the seconds of the song that are
+        finished, chunk by chunk. UserError if the file cannot be read.
+        """
+        models = {stem: self.models[stem] for stem in targets}
+        hop = math.lcm(*(model.architecture.hop for model in models.values()))
+        context = math.ceil(max(model.context() for model in models.values()) / hop) * hop
+        header, read, written = audio.info(song), 0, 0
+        there = audio.Resampler(header.sample_rate, self.sample_rate)
+        back = {stem: audio.Resampler(self.sample_rate, header.sample_rate) for stem in models}
+
+        def rows() -> Iterator[torch.Tensor]:
+            nonlocal read
+            for block in audio.blocks(song):
+                read += block.shape[1]
+                yield torch.from_numpy(there.feed(block))
+            yield torch.from_numpy(there.end())
+
+        with ExitStack() as files:
+            form = header.sample_rate, header.channels, header.samples
+            put = {s: files.enter_context(audio.writing(targets[s], *form)) for s in models}
+            for window, kept in windows(rows(), max(chunk // hop, 1) * hop, context):
+                for stem, model in models.items():
+                    device = next(model.parameters()).device
+                    output = _apply(model, window.to(device))[:, kept].cpu().numpy()
+                    block = back[stem].feed(output)
+                    put[stem](block)
+                written += block.shape[1]
+                if progress:
+                    progress((kept.stop - kept.start) / self.sample_rate)
+            for stem in models:
+                # There and back again can be a sample or two longer.
+                put[stem](back[stem].end()[:, : read - written])
 
 
 def load_model(stage1: str | Path, stage2: str | Path) -> VQVAE:

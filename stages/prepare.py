@@ -1,7 +1,7 @@
 """Stage `prepare`: the songs of the experiment, checked, at the model's sample rate.
 
-Writes data/prepared/manifest.json; for the band also its songs (band/, 44.1 kHz), and for
-songs whose rate is not the model's a copy that is (songs/).
+Writes data/prepared/manifest.json, and the songs that do not lie elsewhere at the model's rate.
+Keeps in data/cache what it made and read, for its next run.
 """
 
 from pathlib import Path

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.io import wavfile
 
-from jukesep import audio
+from jukesep import audio, checks
 from jukesep.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -133,3 +136,59 @@ def test_blocks_are_what_libsndfile_reads(tmp_path, monkeypatch, subtype):
     np.testing.assert_array_equal(audio.read(path, 37), expected[:, 37:])
     with pytest.raises(UserError, match="ends at sample 1037"):
         list(audio.blocks(path, 37, 1001))
+
+
+# --- piece by piece ---------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    pieces=st.lists(st.integers(0, 30_000), min_size=1, max_size=6),
+    channels=st.integers(1, 2),
+    rates=st.tuples(*[st.sampled_from([8000, 11025, 22050, 44100, 48000])] * 2),
+)
+def test_resampling_block_by_block_is_resampling_the_whole(pieces, channels, rates):
+    whole = np.random.default_rng(0).normal(size=(channels, sum(pieces))).astype(np.float32)
+    resampler = audio.Resampler(*rates)
+    blocks = np.split(whole, np.cumsum(pieces)[:-1], axis=1)
+    found = [resampler.feed(block) for block in blocks] + [resampler.end()]
+    expected = audio.resample(whole, *rates)
+    np.testing.assert_array_equal(np.concatenate(found, axis=1), expected)
+
+
+def test_resampling_is_torchaudio_s():
+    noise = RNG.normal(size=(2, 3000)).astype(np.float32)
+    expected = torchaudio.functional.resample(
+        torch.from_numpy(noise), 44100, 11025, lowpass_filter_width=32
+    )
+    np.testing.assert_array_equal(audio.resample(noise, 44100, 11025), expected.numpy())
+
+
+@pytest.mark.parametrize("pieces", [[], [1001], [1, 0, 700, 300]])
+def test_float_wav_files_are_scipy_s(tmp_path, pieces):
+    samples = RNG.normal(size=(2, sum(pieces))).astype(np.float32)
+    with audio.writing(tmp_path / "a.wav", 11025, 2, 77) as put:
+        for block in np.split(samples, np.cumsum(pieces)[:-1], axis=1):
+            put(block)
+    wavfile.write(tmp_path / "b.wav", 11025, samples.T)
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+def test_a_float_wav_file_may_be_longer_than_riff_can_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "RIFF_LIMIT", 4000)
+    samples = RNG.normal(size=(2, 501)).astype(np.float32)
+    path = tmp_path / "train/a/mixture.wav"
+    audio.write(path, samples, 44100, "FLOAT")
+    assert path.read_bytes()[:4] == b"RF64"
+    np.testing.assert_array_equal(audio.read(path), samples)
+    assert audio.info(path) == audio.AudioInfo(44100, 2, 501, "FLOAT")
+    assert checks.read_headers(path.parent, ["mixture"]) == ({"mixture": audio.info(path)}, [])
+
+
+def test_pieces_of_other_channels_are_refused(tmp_path):
+    with (
+        pytest.raises(ValueError, match="1 channels given, 2 were announced"),
+        audio.writing(tmp_path / "a.wav", 8000, 2, 10) as put,
+    ):
+        put(np.zeros((1, 10), np.float32))
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from folders import RATE, write_musdb18hq, write_song
 
-from jukesep import checks, musdb
+from jukesep import audio, checks, musdb
 from jukesep.checks import Layout, check_root
 from jukesep.errors import UserError
 from jukesep.songs import MIXTURE, STEMS
@@ -165,7 +165,7 @@ def test_samples_are_read_blockwise_and_digests_tell_them_apart(tmp_path, monkey
     for split in ("train", "test"):
         write_song(tmp_path / split / f"{split} song", samples=10_007)
     songs, _ = check_root(tmp_path, Layout(BOTH))
-    monkeypatch.setattr(checks, "BLOCK", 1000)
+    monkeypatch.setattr(audio, "BLOCK", 1000)
     again, _ = check_root(tmp_path, Layout(BOTH))
     assert [song.digests for song in songs] == [song.digests for song in again]
     assert songs[0].digests == songs[1].digests

@@ -16,7 +16,7 @@ TORCH_FREE = (
     "jukesep.scores", "jukesep.evaluation", "jukesep.published", "jukesep.results",
     "jukesep.results_page", "jukesep.figures", "jukesep.report", "jukesep.find_songs",
     "jukesep.score_table", "jukesep.checks", "jukesep.musdb", "jukesep.status", "jukesep.identity",
-    "jukesep.launch", "jukesep.signals",
+    "jukesep.launch", "jukesep.signals", "jukesep.known",
 )  # fmt: skip
 CODE = """
 import sys
@@ -51,6 +51,23 @@ def test_nothing_is_imported_before_it_is_needed():
     command = [sys.executable, "-c", CODE, *TORCH_FREE]
     env = os.environ | {"PATH": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+LAYER = """
+import sys
+import torch
+from jukesep.vqvae import Architecture, Encoder
+
+Encoder(Architecture(width=4, depth=1))(torch.zeros(1, 1, 64)).sum().backward()
+slow = {"scipy.linalg", "scipy.signal", "torch._dynamo", "pandas"} & set(sys.modules)
+assert not slow, f"a step of a training imports {slow}"
+import scipy.linalg.cython_blas
+"""
+
+
+def test_a_step_does_not_wait_for_what_it_does_not_need():
+    done = subprocess.run([sys.executable, "-c", LAYER], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -571,7 +571,7 @@ def test_plots_open_in_a_browser(project: Project, tmp_path: Path):
 
 
 def test_separate_uses_the_models_of_the_pipeline(project: Project, tmp_path: Path):
-    song = next(project.path("data/prepared/band/test").iterdir()) / "mixture.wav"
+    song = next(project.path("data/prepared/songs/test").iterdir()) / "mixture.wav"
     said = project(f"uv run jukesep separate {shlex.quote(str(song))} -o {tmp_path}")
     for stem in STEMS:
         path = tmp_path / f"mixture/{stem}.wav"

@@ -1,6 +1,7 @@
 """Songs of each source become a manifest: in place or resampled, split, checked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 import yaml
 from folders import RATE, write_musdb18hq, write_song
 
-from jukesep import audio, musdb, params
+from jukesep import audio, band, musdb, params
 from jukesep.errors import UserError
 from jukesep.prepare import longest_segment, prepare
 from jukesep.songs import MIXTURE, STEMS, Manifest
@@ -200,3 +201,163 @@ def test_the_papers_command_composes(tmp_path):
     data = params.load(path).data
     assert (data.source, data.root, data.depends_on) == ("musdb18hq", "/abs/path", "/abs/path")
     assert yaml.safe_load(path.read_text())["scale"] == "paper"
+
+
+# --- once more --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Songs at another rate than the model's, and the parameters to prepare them."""
+    root = tmp_path / "songs"
+    for number, name in enumerate(("train/a", "train/b", "test/c")):
+        write_song(root / name, samples=RATE, seed=number)
+    return root, _params(tmp_path, "data=folder", f"data.root={root}", "data.valid_songs=1")
+
+
+def _content(prepared):
+    return {
+        path.relative_to(prepared): path.read_bytes()
+        for path in prepared.rglob("*")
+        if path.is_file()
+    }
+
+
+def _work(monkeypatch):
+    """What is read for its samples, and what is resampled, from now on."""
+    read, resampled = [], []
+    blocks, resample = audio.raw_blocks, audio.resample
+
+    def reading(path, *given, **named):
+        read.append(str(path))
+        return blocks(path, *given, **named)
+
+    def resampling(*given):
+        resampled.append(given)
+        return resample(*given)
+
+    monkeypatch.setattr(audio, "raw_blocks", reading)
+    monkeypatch.setattr(audio, "resample", resampling)
+    return read, resampled
+
+
+def test_songs_that_have_not_changed_are_not_read_again(tmp_path, folder, monkeypatch):
+    _, settings = folder
+    prepared = tmp_path / "data/prepared"
+    prepare(settings, prepared)
+    first = _content(prepared)
+    read, resampled = _work(monkeypatch)
+    prepare(settings, prepared)
+    assert not read
+    assert not resampled
+    assert _content(prepared) == first
+    # DVC deletes the output, and may have made the files of its own.
+    for path in prepared.rglob("*.wav"):
+        path.write_bytes(path.read_bytes())
+    prepare(settings, prepared)
+    assert _content(prepared) == first
+
+
+def _spoil(path):
+    """Another sample, in place."""
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("songs/train/a/bass.wav", _spoil),
+        ("songs/train/a", lambda path: write_song(path, samples=RATE + 9, seed=5)),
+        ("data/cache/songs/train/a/bass.wav", _spoil),
+        ("data/cache/songs/train/a/bass.wav", lambda path: path.write_bytes(b"")),
+        ("data/cache/songs/train/a/bass.wav", lambda path: path.unlink()),
+        ("data/prepared/songs/train/a/bass.wav", _spoil),
+        ("data/cache/known.json", lambda path: path.write_text("{")),
+    ],
+)
+def test_what_has_changed_is_made_again(tmp_path, folder, where, change):
+    _, settings = folder
+    prepare(settings, tmp_path / "data/prepared")
+    change(tmp_path / where)
+    prepare(settings, tmp_path / "data/prepared")
+    prepare(settings, tmp_path / "afresh/prepared")
+    assert _content(tmp_path / "data/prepared") == _content(tmp_path / "afresh/prepared")
+
+
+def test_only_what_has_changed_is_made_again(tmp_path, folder, monkeypatch):
+    root, settings = folder
+    prepare(settings, tmp_path / "data/prepared")
+    _spoil(root / "train/b/bass.wav")
+    read, resampled = _work(monkeypatch)
+    prepare(settings, tmp_path / "data/prepared")
+    # For its digest and for its copy.
+    assert sorted(read) == sorted(2 * [str(root / f"train/b/{part}.wav") for part in PARTS])
+    assert len(resampled) == len(PARTS)
+
+
+def test_copies_stay_when_other_songs_are_set_apart(tmp_path, folder, monkeypatch):
+    root, settings = folder
+    prepare(settings, tmp_path / "data/prepared")
+    write_song(root / "valid/d", samples=RATE)
+    _, resampled = _work(monkeypatch)
+    manifest = prepare(settings, tmp_path / "data/prepared")
+    assert _names(manifest, "train") == ["a", "b"]
+    assert len(resampled) == len(PARTS)
+
+
+def test_what_no_run_needs_any_more_is_deleted(tmp_path, folder):
+    root, settings = folder
+    prepare(settings, tmp_path / "data/prepared")
+    shutil.move(root / "train/b", root / "train/d")
+    prepare(settings, tmp_path / "data/prepared")
+    found = {path.name for path in (tmp_path / "data/cache/songs").glob("*/*")}
+    assert found == {"a", "c", "d"}
+
+
+def test_a_fault_does_not_cost_what_was_read_before(tmp_path, folder, monkeypatch):
+    root, settings = folder
+    content = (root / "train/b/bass.wav").read_bytes()
+    (root / "train/b/bass.wav").write_bytes(content[:1000])
+    with pytest.raises(UserError, match="truncated"):
+        prepare(settings, tmp_path / "data/prepared")
+    (root / "train/b/bass.wav").write_bytes(content)
+    read, _ = _work(monkeypatch)
+    prepare(settings, tmp_path / "data/prepared")
+    checked = [path for path in read if "/train/a/" in path]
+    assert len(checked) == len(PARTS)  # for its copies alone
+
+
+@pytest.mark.parametrize("rate", [11025, 44100])
+def test_the_band_is_rendered_once(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr("jukesep.prepare.os.cpu_count", lambda: 1)
+    counts = ["band.seconds=2"]
+    counts += [f"band.{name}=1" for name in ("train", "valid", "test", "pretrain")]
+    settings = _params(tmp_path, *counts, f"model.sample_rate={rate}")
+    rendered, render = [], band.render_song
+
+    def rendering(folder, **given):
+        rendered.append(folder.name)
+        render(folder, **given)
+
+    monkeypatch.setattr(band, "render_song", rendering)
+    prepared = tmp_path / "data/prepared"
+    prepare(settings, prepared)
+    first = _content(prepared)
+    assert len(rendered) == 4
+    assert (prepared / "band").exists() == (rate == 44100)
+    prepare(settings, prepared)
+    assert len(rendered) == 4
+    song = next((tmp_path / "data/cache/band/test").iterdir())
+    _spoil(song / "bass.wav")
+    prepare(settings, prepared)
+    assert rendered[4:] == [song.name]
+    assert _content(prepared) == first
+    # Other songs: nothing is left of these.
+    other = _params(tmp_path, *counts, f"model.sample_rate={rate}", "band.seed=7")
+    prepare(other, prepared)
+    found = {path.name for path in (tmp_path / "data/cache/band").glob("*/*")}
+    assert found == set(rendered[5:])
+    assert len(Manifest.load(prepared / "manifest.json").songs) == 4

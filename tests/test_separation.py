@@ -1,14 +1,18 @@
 """Chunked separation equals whole-song separation."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jukesep.audio import AudioInfo, info, read, write
 from jukesep.errors import UserError
 from jukesep.jukebox import save_encoder, save_jukebox
-from jukesep.separation import Separator, apply_chunked, load_model, load_separator
+from jukesep.separation import Separator, apply_chunked, load_model, load_separator, windows
 from jukesep.vqvae import VQVAE, Architecture
 
 
@@ -97,3 +101,68 @@ def test_channels_do_not_hear_each_other():
 def test_no_models_is_an_error_that_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match="dvc repro"):
         load_separator(tmp_path)
+
+
+# --- from file to files -----------------------------------------------------------------------
+
+
+def _write(path, channels, samples, rate, subtype="FLOAT"):
+    audio = np.random.default_rng(samples).uniform(-0.5, 0.5, (channels, samples))
+    write(path, audio.astype(np.float32), rate, subtype)
+    return read(path)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    samples=st.integers(1, 100_000),
+    channels=st.integers(1, 2),
+    rate=st.sampled_from([8000, 11025, 44100]),
+    chunk=st.integers(2000, 30_000),
+    block=st.integers(500, 40_000),
+)
+def test_a_file_becomes_what_its_samples_become(samples, channels, rate, chunk, block):
+    separator = Separator({"drums": MODEL, "vocals": _model(1)}, sample_rate=8000)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jukesep.audio.BLOCK", block)
+        song = Path(folder) / "song.wav"
+        mixture = _write(song, channels, samples, rate)
+        targets = {stem: Path(folder) / "stems" / f"{stem}.wav" for stem in separator.stems}
+        told = []
+        separator.separate_file(song, targets, chunk, told.append)
+        expected = separator(mixture, rate, chunk)
+        for stem, path in targets.items():
+            assert info(path) == AudioInfo(rate, channels, samples, "FLOAT")
+            np.testing.assert_array_equal(read(path), expected[stem])
+    assert sum(told) == pytest.approx(-(-samples * 8000 // rate) / 8000)
+
+
+def test_a_song_that_ends_in_a_fault_leaves_no_stem(tmp_path, monkeypatch):
+    song = tmp_path / "song.wav"
+    mixture = _write(song, 1, 3000, 8000)
+    mixture[0, 2900] = np.nan
+    write(song, mixture, 8000, "FLOAT")
+    separator = Separator({"drums": MODEL}, sample_rate=8000)
+    told = []
+    monkeypatch.setattr("jukesep.audio.BLOCK", 500)
+    with pytest.raises(UserError, match="NaN"):
+        separator.separate_file(song, {"drums": tmp_path / "drums.wav"}, 400, told.append)
+    assert told
+    assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=12),
+    chunk=st.integers(1, 50),
+    context=st.integers(0, 60),
+)
+def test_windows_are_chunks_with_what_is_around_them(lengths, chunk, context):
+    song = torch.arange(sum(lengths)).expand(2, -1)
+    starts = np.cumsum([0, *lengths])[:-1]
+    blocks = [song[:, a : a + n] for a, n in zip(starts, lengths, strict=True)]
+    for start, (window, kept) in zip(
+        range(0, song.shape[1], chunk), windows(blocks, chunk, context), strict=True
+    ):
+        stop = min(start + chunk, song.shape[1])
+        assert torch.equal(window[:, kept], song[:, start:stop])
+        assert torch.equal(window, song[:, max(start - context, 0) : start + chunk + context])

@@ -15,22 +15,26 @@ import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 
 from .. import progress as show
 from ..audio import write
 from ..errors import UserError
+from ..known import Known, code
 from ..songs import MIXTURE, STEMS
 from .composer import compose
 from .plan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
-from .voice import sing
 
 SAMPLE_RATE = 44_100
+# Whose numbers the samples come from.
+LIBRARIES = ("numpy", "pretty-midi", "scipy", "soundfile", "symusic")
 Audio = NDArray[np.float32]
+Task = tuple[Path, str, int, int, float]
+"""Folder, split, index, seed, seconds."""
 
 
 @cache
@@ -93,6 +97,8 @@ def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
     """Add one layer to the stem `out` (2, samples) at its gain and place."""
     length = out.shape[1]
     if layer.role == "voice":
+        from .voice import sing
+
         audio = sing(layer.notes, SINGERS[layer.program], length, SAMPLE_RATE, rng)
     else:
         audio = _synthesise(layer.program, layer.role == "kit", layer.notes, length)
@@ -122,6 +128,8 @@ def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
 
 def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> None:
     """The snare wires, which the soundfont's snares lack: decaying noise at every stroke."""
+    from scipy import signal  # seconds, which songs that are there already need not wait for
+
     peak = np.abs(audio).max()
     size = int(0.25 * SAMPLE_RATE)
     decay = np.exp(-np.arange(size) / (rng.uniform(0.04, 0.09) * SAMPLE_RATE))
@@ -138,6 +146,8 @@ def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) ->
 
     Made at half the rate: rooms swallow treble, and it is less work.
     """
+    from scipy import signal
+
     size, length = int(decay * SAMPLE_RATE / 2), audio.shape[1]
     fade = np.exp(-6.9 * np.arange(size) / size).astype(np.float32)
     response = rng.standard_normal((2, size), dtype=np.float32) * fade
@@ -207,11 +217,13 @@ def render_corpus(
     seed: int,
     workers: int = 2,
     progress: bool = True,
+    known: Known | None = None,
 ) -> list[dict[str, str]]:
     """Render `counts[split]` songs per split to `root`/<split>/<name>; pretrain: mixtures only.
 
     Returns name, split and group per song, in order of split and index. What the files hold does
     not depend on `workers`. With more than one, call it under `if __name__ == "__main__"`.
+    Songs that are `known` from an earlier run and unchanged stay.
     """
     unknown = set(counts) - set(SPLITS)
     if unknown:
@@ -224,22 +236,42 @@ def render_corpus(
         (root / song["split"] / song["name"], split, index, seed, seconds)
         for song, (split, index) in zip(songs, jobs, strict=True)
     ]
-    with show.bar(total=len(tasks), desc="band", unit="song", disable=not progress) as bar:
+    here = Path(__file__).parent
+    how = {"code": code(*here.glob("*.py"), here.parent / "audio.py")}
+    how |= {name: version(name) for name in LIBRARIES}
+    if known:
+        tasks = [
+            t for t in tasks if known.get(f"band {t[0]}", _files(t[0], t[1]), [how, *t[1:]]) is None
+        ]
+
+    def rendered(task: Task) -> None:
+        if known:
+            folder, split, *_ = task
+            known.put(f"band {folder}", _files(folder, split), {}, [how, *task[1:]])
+        bar.update()
+
+    with show.bar(
+        total=len(tasks), desc="band", unit="song", disable=not (progress and tasks)
+    ) as bar:
         if workers <= 1 or len(tasks) <= 1:
             for task in tasks:
-                _render(*task)
-                bar.update()
+                rendered(_render(task))
         else:
             # spawn: forking a process that has threads (torch's, symusic's) can hang.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-                for done in as_completed([pool.submit(_render, *task) for task in tasks]):
-                    done.result()
-                    bar.update()
+                for done in as_completed([pool.submit(_render, task) for task in tasks]):
+                    rendered(done.result())
     return songs
 
 
-def _render(folder: Path, split: str, index: int, seed: int, seconds: float) -> None:
+def _render(task: Task) -> Task:
+    folder, split, index, seed, seconds = task
     render_song(
         folder, split=split, index=index, seed=seed, seconds=seconds, stems=split != "pretrain"
     )
+    return task
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    return [folder / f"{part}.wav" for part in (MIXTURE, *(() if split == "pretrain" else STEMS))]
