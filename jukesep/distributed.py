@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import networks
 from .errors import UserError
 
 
@@ -50,8 +49,6 @@ def group(device: torch.device) -> Iterator[torch.device]:
             "Several processes cannot share an MPS device: set device=cpu, or run one process."
         )
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    # Their number changes no result.
-    networks.CORES = max(1, (os.cpu_count() or 1) // here)
     if device.type == "cuda":
         if here > torch.cuda.device_count():
             raise UserError(

@@ -2,7 +2,7 @@
 
 A program is a table with a row for each layer, in the order in which they run, and the columns
 below. Parameters lie in one vector, activations in another, the memory, each as a matrix
-(time steps, channels). PLACES are where one begins in the memory (-1: nowhere):
+(time steps, channels). These columns are places, where one begins in the memory (-1: nowhere):
 
     SOURCE   the layer's input
     TARGET   its output
@@ -119,16 +119,23 @@ def _strides(layer: Array, back: bool) -> tuple[int, int]:
     return (by_output, by_input) if back else (by_input, by_output)
 
 
+@inlined
+def _weight_row(
+    w: Array, values: Array, strides: tuple[int, int], k: int, i: int, height: int, width: int
+) -> tuple[Array, Array]:
+    """w[k, i], its rows widened, and the values[k + (i, j) . strides] that belong there."""
+    down, right = strides
+    row = w[(k * height + i) * _widened(width, w) :]
+    return row[:width], values[k + i * down :: right]
+
+
 @compiled
 def _pack(values: Array, strides: tuple[int, int], taps: int, height: int, width: int) -> Array:
     """w[k, i, j] = values[k + (i, j) . strides], the rows of w widened with zeros."""
-    widened = _widened(width, values)
-    w = np.zeros(taps * height * widened, values.dtype)
-    down, right = strides
+    w = np.zeros(taps * height * _widened(width, values), values.dtype)
     for k in range(taps):
         for i in range(height):
-            row = w[(k * height + i) * widened :][:width]
-            source = values[k + i * down :: right]
+            row, source = _weight_row(w, values, strides, k, i, height, width)
             for j in range(width):
                 row[j] = source[j]
     return w
@@ -139,12 +146,9 @@ def _unpack_sum(
     values: Array, w: Array, strides: tuple[int, int], taps: int, height: int, width: int
 ) -> None:
     """values[k + (i, j) . strides] += w[k, i, j]."""
-    widened = _widened(width, values)
-    down, right = strides
     for k in range(taps):
         for i in range(height):
-            row = w[(k * height + i) * widened :][:width]
-            to = values[k + i * down :: right]
+            row, to = _weight_row(w, values, strides, k, i, height, width)
             for j in range(width):
                 to[j] += row[j]
 

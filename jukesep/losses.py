@@ -93,7 +93,7 @@ class _SpectralDistance(torch.autograd.Function):
                 *items[i], MULTISPECTRAL_STFTS, gradients[i].numpy() if needed else None
             )
 
-        networks._each(len(items), work)
+        networks.each(len(items), work)
         ctx.gradients = gradients
         return values
 

@@ -5,8 +5,9 @@ gradients by hand and two tensors kept for each residual block. `kernels` has th
 convolutions are made for wider layers: in these they spend most of their time around the
 arithmetic, and a layer's call costs as much as its work.)
 
-The items of a batch are computed side by side, on all cores; the result does not depend on their
-number.
+The items of a batch are computed side by side, and where there are fewer than threads, several
+threads share one. There are as many as PyTorch uses for an operation (the parameter `threads`); the
+result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from . import kernels
 
 TILE = 256  # time steps worked on at a time
 NOWHERE = -1
-SKEW = 144  # numbers
-CORES = os.cpu_count() or 1
+SKEW = 144  # numbers between two places of the memory
 
 
 class Plan(NamedTuple):
@@ -197,7 +197,7 @@ class _Run(torch.autograd.Function):
             v, m, s, g = arrays
             rows[i] = kernels.backward(plan.program, v, m[i], TILE, s[i], needed, g[i], turns[i])
 
-        _share(batch, work)
+        each(batch, work, shared=True)
         network.give_memory(memory)
         grad_x = None
         if needed:
@@ -214,7 +214,11 @@ def _forward(plan: Plan, x: Tensor, values: Tensor, memory: np.ndarray) -> Tenso
     memory[:, : x[0].numel()] = x.detach().transpose(1, 2).flatten(1).numpy()
     numbers = values.numpy()
     turns = _turns(batch)
-    _share(batch, lambda i: kernels.forward(plan.program, numbers, memory[i], TILE, turns[i]))
+
+    def work(i: int) -> None:
+        kernels.forward(plan.program, numbers, memory[i], TILE, turns[i])
+
+    each(batch, work, shared=True)
     place, channels, steps = plan.output
     # A copy: a view would hold on to the whole memory.
     y = torch.from_numpy(memory[:, place : place + channels * steps].copy())
@@ -239,37 +243,34 @@ def _as_vector(parameters: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
 
 
-def _each(count: int, work: Callable[[int], object]) -> None:
-    """work(0), work(1), ... side by side."""
-    if count > 1 and CORES > 1:
-        list(_pool().map(work, range(count)))
-    else:
-        for index in range(count):
+def each(count: int, work: Callable[[int], object], shared: bool = False) -> None:
+    """work(0), work(1), ... side by side, in as many threads as PyTorch uses for an operation.
+
+    With `shared`, where there are more threads than that, several call work with the same number.
+    """
+    threads = torch.get_num_threads()
+    todo = [*range(count), *(index % count for index in range(count, threads if shared else 0))]
+    left = iter(todo)  # each number goes to one thread
+
+    def run() -> None:
+        for index in left:
             work(index)
+
+    others = min(threads, len(todo)) - 1
+    helping = [_pool(others).submit(run) for _ in range(others)]
+    run()
+    for future in helping:
+        if not future.cancel():  # for one that has not begun there is nothing left to do
+            future.result()
 
 
 def _turns(batch: int) -> np.ndarray:
     return np.zeros((batch, kernels.TURNS), np.int64)
 
 
-def _share(count: int, work: Callable[[int], object]) -> None:
-    """work(0), work(1), ... by all cores: several threads do one of them, if there are too few."""
-    if CORES == 1:
-        return _each(count, work)
-    pool = _pool()
-    needed = [pool.submit(work, index) for index in range(1, count)]
-    helping = [pool.submit(work, index % count) for index in range(count, CORES)]
-    work(0)
-    for future in needed:
-        future.result()
-    for future in helping:
-        if not future.cancel():  # one that has not begun finds nothing left to do
-            future.result()
-
-
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(CORES, thread_name_prefix="networks")
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="networks")
 
 
 # A forked process has none of its parent's threads, and would wait for them for ever.

@@ -25,6 +25,7 @@ from .songs import MIXTURE, SPLITS, STEMS, Manifest, Song
 
 PARTS = (MIXTURE, *STEMS)
 KEPT = "cache"  # beside the output: songs rendered, decoded, resampled, and what is known of files
+MADE = ("band", "musdb18", "songs")  # folders of it
 SHOWN = 20  # warnings that are printed; checks.json has all
 
 
@@ -48,7 +49,8 @@ def prepare(params: Params, folder: Path) -> Manifest:
         known.save(all_asked=False)
         raise
     known.save()
-    _delete_others(kept, {known.path, *known.files})
+    for name in MADE:
+        _delete_others(kept / name, known.files)
     return manifest
 
 

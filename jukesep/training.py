@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import devices, distributed, networks
+from . import devices, distributed
 from .errors import Interrupted, UserError
 from .optimiser import Adam, as_one
 from .params import Recipe
@@ -264,7 +264,7 @@ def _batches(
         # On a CPU one is enough to keep ahead, and the memory of more would be for nothing.
         num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_begin_reading,
+        worker_init_fn=begin_reading,
         pin_memory=device.type == "cuda",
     )
     for batch in _loaded(loader):
@@ -275,11 +275,6 @@ def _batches(
             yield torch.from_numpy(given), torch.from_numpy(target)
         else:
             yield task.prepare(batch.to(device, non_blocking=True))
-
-
-def _begin_reading(_: int) -> None:
-    begin_reading()
-    networks.CORES = 1  # the training itself has use for the others
 
 
 def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -15,10 +15,12 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .kernels import BLOCK, DOUBLING, HALVING, SAME
+from .networks import Network
 
 # A power of two that the tensor cores take, and whose weights' gradients fit the registers.
 WIDTHS = (16, 32, 64)
@@ -86,47 +88,25 @@ class Layer(NamedTuple):
         return self.kind == "block"
 
 
-def run(module: nn.Module, block: type[nn.Module], x: Tensor) -> Tensor:
-    """What the layers of `module` compute: x (B, channels, T), the output alike, channels-last.
+KINDS = {SAME: "same", HALVING: "halving", DOUBLING: "doubling", BLOCK: "block"}
 
-    Relies on the modules being registered in the order in which they run. `block` is the class of
-    the residual blocks. Sound, of one channel, comes out in float32, other things in autocast's
-    type.
+
+def run(network: Network, x: Tensor) -> Tensor:
+    """The network's output of x (B, channels, T), alike, channels-last.
+
+    Sound, of one channel, comes out in float32, other things in autocast's type.
     """
-    layers, convolutions = _layers(module, block)
-    weights = [weight for one in convolutions for weight in (one.weight, one.bias)]
+    layers = [
+        Layer(KINDS[kind], dilation, 4 if kind == BLOCK else 2)
+        for kind, _, _, dilation in network.layers
+    ]
     number = _number(x)
     with _on(x):
         training = torch.is_grad_enabled()  # which it never is where autograd calls
         y: Tensor = _Network.apply(
-            x.transpose(1, 2).contiguous(), number, layers, training, *weights
+            x.transpose(1, 2).contiguous(), number, layers, training, *network.parameters()
         )
     return y.transpose(1, 2)
-
-
-_known: WeakKeyDictionary[nn.Module, tuple[list[Layer], list[Any]]] = WeakKeyDictionary()
-
-
-def _layers(module: nn.Module, block: type[nn.Module]) -> tuple[list[Layer], list[Any]]:
-    """Of a module the layers, and the convolutions that they are made of, in order."""
-    if module in _known:
-        return _known[module]
-    layers: list[Layer] = []
-    convolutions: list[Any] = []
-    inside: set[nn.Module] = set()
-    for part in module.modules():
-        if isinstance(part, block):
-            inner: list[Any] = list(part.children())
-            inside.update(inner)
-            convolutions += inner
-            layers.append(Layer("block", inner[0].dilation[0], 4))
-        elif part not in inside and isinstance(part, nn.Conv1d | nn.ConvTranspose1d):
-            convolutions.append(part)
-            halving = "halving" if part.stride == (2,) else "same"
-            kind = "doubling" if isinstance(part, nn.ConvTranspose1d) else halving
-            layers.append(Layer(kind, 1, 2))
-    _known[module] = layers, convolutions
-    return _known[module]
 
 
 def _number(x: Tensor) -> torch.dtype:

@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         if _on_cpu(audio):
             return networks.run(self._network, audio)
         if _on_gpu(audio, self.architecture):
-            return triton_networks.run(self.blocks, ResidualBlock, audio)
+            return triton_networks.run(self._network, audio)
         return self.blocks(audio)
 
 
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         if _on_cpu(latents):
             return networks.run(self._network, latents)
         if _on_gpu(latents, self.architecture):
-            return triton_networks.run(self, ResidualBlock, latents)
+            return triton_networks.run(self._network, latents)
         return self.out(self.blocks(latents))
 
 

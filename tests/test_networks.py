@@ -61,23 +61,24 @@ def _input(kind, architecture, batch, latents):
     growth=st.integers(1, 7),
     latents=st.integers(1, 20),
     tile=st.integers(1, 40),
-    cores=st.integers(1, 2),
+    threads=st.integers(1, 2),
 )
 def test_values_and_gradients_at_every_size(
-    kind, batch, width, latent_dim, depth, downs, growth, latents, tile, cores
+    kind, batch, width, latent_dim, depth, downs, growth, latents, tile, threads
 ):
     """Tiles of any size, dilations longer than the song: in float64, to its rounding."""
     architecture = Architecture(width, depth, tuple(downs), latent_dim, 4, growth)
     network = _network(kind, architecture)
     x = _input(kind, architecture, batch, latents)
     slope = torch.randn_like(_Definition(network)(x))
-    before, networks.TILE, networks.CORES = (networks.TILE, networks.CORES), tile, cores
+    before, networks.TILE = networks.TILE, tile
+    torch.set_num_threads(threads)
     try:
         compiled = _gradients(network, network, x, slope)
         with torch.no_grad():
             untrained = network(x)
     finally:
-        networks.TILE, networks.CORES = before
+        networks.TILE = before
     defined = _gradients(_Definition(network), network, x, slope)
     for ours, theirs in zip(compiled, defined, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -111,24 +112,23 @@ def test_float32_is_as_near_to_the_exact_values_as_the_definition(kind):
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_the_number_of_cores_changes_no_bit(monkeypatch, kind, batch):
+def test_the_number_of_threads_changes_no_bit(kind, batch):
     """Of a length that several threads share."""
     architecture = Architecture(width=8, depth=2)
     network = _network(kind, architecture).float()
     x = _input(kind, architecture, batch, 700).float()
     slope = torch.randn_like(network(x))
     results = []
-    for cores in (1, 2, 5):
-        monkeypatch.setattr(networks, "CORES", cores)
-        networks._pool.cache_clear()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
         results.append(_gradients(network, network, x, slope))
-    networks._pool.cache_clear()
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_layers_that_threads_share_are_the_definition(kind):
+    torch.set_num_threads(3)
     architecture = Architecture(width=6, depth=4, dilation_growth=5)
     network = _network(kind, architecture)
     x = _input(kind, architecture, 2, 700)
@@ -136,6 +136,24 @@ def test_layers_that_threads_share_are_the_definition(kind):
     defined = _gradients(_Definition(network), network, x, slope)
     for ours, theirs in zip(_gradients(network, network, x, slope), defined, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_each_number_is_worked_on_and_shared_where_there_are_more_threads(threads, count):
+    torch.set_num_threads(threads)
+    alone, shared = [], []
+    networks.each(count, alone.append)
+    networks.each(count, shared.append, shared=True)
+    assert sorted(alone) == list(range(count))
+    assert set(shared) == set(range(count))
+    assert len(shared) == max(count, threads)
+
+
+def test_an_error_of_one_is_raised():
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        networks.each(4, lambda index: 1 // (index - 3))
 
 
 def test_two_forwards_before_their_backwards():
@@ -218,9 +236,9 @@ def test_blocks_are_found_whatever_they_hold():
     assert len(found) == len(set(map(id, found)))
 
 
-def test_a_forked_process_computes_too(monkeypatch):
+def test_a_forked_process_computes_too():
     """As the process that prepares batches does, after its parent has computed."""
-    monkeypatch.setattr(networks, "CORES", 2)
+    torch.set_num_threads(2)
     network = Encoder(Architecture(width=4, depth=1)).requires_grad_(False)
     x = torch.randn(2, 1, 80)
     expected = network(x)

@@ -317,6 +317,14 @@ def test_what_no_run_needs_any_more_is_deleted(tmp_path, folder):
     assert found == {"a", "c", "d"}
 
 
+def test_a_file_of_the_user_s_beside_what_is_kept_stays(tmp_path, folder):
+    mine = tmp_path / "data/cache/mine/notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    prepare(folder[1], tmp_path / "data/prepared")
+    assert mine.read_text() == "mine"
+
+
 def test_a_fault_does_not_cost_what_was_read_before(tmp_path, folder, monkeypatch):
     root, settings = folder
     content = (root / "train/b/bass.wav").read_bytes()

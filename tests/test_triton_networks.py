@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jukesep import triton_networks
 from jukesep.codebook import Codebook
-from jukesep.vqvae import VQVAE, Architecture, ResidualBlock
+from jukesep.vqvae import VQVAE, Architecture
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available()
@@ -75,8 +75,8 @@ def _compared(architecture, length, precision="fp32", batch=2):
     audio = torch.randn(batch, 1, length * architecture.hop, device=DEVICE)
     weights = torch.randn_like(audio)
     with context:
-        latents = triton_networks.run(vqvae.encoder.blocks, ResidualBlock, audio)
-        sound = triton_networks.run(vqvae.decoder, ResidualBlock, latents)
+        latents = triton_networks.run(vqvae.encoder._network, audio)
+        sound = triton_networks.run(vqvae.decoder._network, latents)
     (sound.float() * weights).mean().backward()
     wanted = exact.encoder.blocks(audio.double())
     decoded = exact.decoder.out(exact.decoder.blocks(wanted))
@@ -129,10 +129,10 @@ def test_without_gradients_nothing_is_kept(where, monkeypatch):
     forward = triton_kernels.forward
     monkeypatch.setattr(triton_kernels, "forward", lambda *a: kept.append(a[-1]) or forward(*a))
     architecture = Architecture(width=16, depth=1, downs=(1,), latent_dim=16, codes=32)
-    blocks, audio = VQVAE(architecture).to(DEVICE).encoder.blocks, torch.zeros(1, 1, 8)
+    encoder, audio = VQVAE(architecture).to(DEVICE).encoder, torch.zeros(1, 1, 8)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
-            latents = triton_networks.run(blocks, ResidualBlock, audio.to(DEVICE))
+            latents = triton_networks.run(encoder._network, audio.to(DEVICE))
         assert latents.requires_grad == gradients
     assert kept[0] is not None
     assert kept[1] is None
