@@ -66,7 +66,10 @@ def set_precision(precision: Precision, device: torch.device) -> None:
 def autocast(
     precision: Precision, device: torch.device
 ) -> Callable[[], AbstractContextManager[object]]:
-    """What a model is run under; bf16 computes in 8 bits what bears it, PyTorch decides what.
+    """What a model is run under; bf16 computes in 8 bits what bears it.
+
+    On a GPU PyTorch decides what that is. On a CPU it is the factors of the networks' products, if
+    the processor multiplies bfloat16.
 
     Weights, averages and the optimiser stay float32; so does the codebook's search.
     """

@@ -22,7 +22,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from . import tiles
@@ -43,6 +44,7 @@ _REGISTER = tiles.REGISTER
 _WIDE, _MIDDLE, _ = (vectors for _, vectors in tiles.SHAPES)
 _wide, _middle, _narrow = tiles.STRIPS
 _wide_active, _middle_active, _narrow_active = tiles.ACTIVE_STRIPS
+_wide_rounded, _middle_rounded, _narrow_rounded = tiles.ROUNDED_STRIPS
 
 PARTS = 4
 PART = 512
@@ -50,6 +52,8 @@ PART = 512
 TURNS = 32
 """Numbers that the threads of a call count with; of two, each on a line of its own."""
 DONE: Any = np.int64(16)
+LANES = tiles.LANES
+"""Pairs in a vector."""
 PATIENCE = 200
 """Looks whether others are done, before the core is left to them."""
 
@@ -103,6 +107,136 @@ def _product(
         done += vectors * lanes
 
 
+@compiled
+def _rounded_product(
+    bias: Array,
+    start: Rows,
+    a: Rows,
+    right: int,
+    b: Rows,
+    c: Rows,
+    depth: int,
+    height: int,
+    width: int,
+) -> None:
+    """`_product` of pairs of bfloat16, `depth` of them, summed in float32."""
+    (s, s0, s_down), (g, g0, g_down), (y, y0, y_down) = start, b, c
+    done = 0
+    while done < width:
+        left = (width - done) // LANES
+        vectors = _WIDE if left >= _WIDE else _MIDDLE if left >= _MIDDLE else 1
+        initial, before = (bias, done), (s, s0 + done, s_down)
+        factor, to = (g, g0 + done, g_down), (y, y0 + done, y_down)
+        if vectors == _WIDE:
+            _wide_rounded(initial, before, a, right, factor, to, depth, height)
+        elif vectors == _MIDDLE:
+            _middle_rounded(initial, before, a, right, factor, to, depth, height)
+        else:
+            _narrow_rounded(initial, before, a, right, factor, to, depth, height)
+        done += vectors * LANES
+
+
+@compiled
+def _round(x: Rows, height: int, width: int, active: bool) -> Array:
+    """The rows of x in pairs along the row, one row after the other; of a ReLU if active.
+
+    A zero makes the last pair whole.
+    """
+    values, first, down = x
+    count, whole = (width + 1) // 2, width // (2 * LANES) * LANES
+    pairs = np.empty(height * count, np.uint32)
+    rest, made = np.zeros(2 * LANES, values.dtype), np.empty(LANES, np.uint32)
+    for t in range(height):
+        to, place = t * count, first + t * down
+        for i in range(0, whole, LANES):
+            here = place + 2 * i
+            if active:
+                tiles.round_chunk_active(pairs, to + i, values, here, here + LANES, True)
+            else:
+                tiles.round_chunk(pairs, to + i, values, here, here + LANES, True)
+        if count > whole:
+            for i in range(width - 2 * whole):
+                rest[i] = values[place + 2 * whole + i]
+            if active:
+                tiles.round_chunk_active(made, ZERO, rest, ZERO, LANES, True)
+            else:
+                tiles.round_chunk(made, ZERO, rest, ZERO, LANES, True)
+            for i in range(count - whole):
+                pairs[to + whole + i] = made[i]
+    return pairs
+
+
+@compiled
+def _round_down(x: Rows, height: int, width: int, active: bool) -> Array:
+    """The rows of x in pairs down the columns: of the rows 2 t and 2 t + 1; of a ReLU if active.
+
+    Rows of zeros and numbers beyond the width make pairs and lines whole.
+    """
+    values, first, down = x
+    wide = (width + LANES - 1) // LANES * LANES
+    pairs = np.empty((height + 1) // 2 * wide, np.uint32)
+    rest = np.zeros(2 * LANES, values.dtype)
+    for t in range(0, height, 2):
+        to, one = t // 2 * wide, first + t * down
+        for i in range(0, wide, LANES):
+            n = min(width - i, LANES)
+            if t + 1 < height and n == LANES:
+                if active:
+                    tiles.round_chunk_active(pairs, to + i, values, one + i, one + down + i, False)
+                else:
+                    tiles.round_chunk(pairs, to + i, values, one + i, one + down + i, False)
+            else:
+                rest[:] = 0
+                for j in range(n):
+                    rest[j] = values[one + i + j]
+                    if t + 1 < height:
+                        rest[LANES + j] = values[one + down + i + j]
+                if active:
+                    tiles.round_chunk_active(pairs, to + i, rest, ZERO, LANES, False)
+                else:
+                    tiles.round_chunk(pairs, to + i, rest, ZERO, LANES, False)
+    return pairs
+
+
+# What is called from the layers: numba takes the kind that fits the last argument's array.
+
+
+def _multiply(*_: Any) -> None:
+    """C = bias + S + A @ B, or relu(A) @ B. A's columns lie side by side; B is packed."""
+
+
+@overload(_multiply)
+def _multiply_by(bias, start, a, active, c, depth, height, width, b):  # type: ignore[no-untyped-def]
+    def exact(bias, start, a, active, c, depth, height, width, b):  # type: ignore[no-untyped-def]
+        _product(bias, start, a, ONE, active, b, c, depth, height, width)
+
+    def rounded(bias, start, a, active, c, depth, height, width, b):  # type: ignore[no-untyped-def]
+        pairs = (depth + ONE) // 2
+        factor = (_round(a, height, depth, active), ZERO, pairs)
+        _rounded_product(bias, start, factor, ONE, b, c, pairs, height, width)
+
+    return rounded if isinstance(b.types[0].dtype, types.Integer) else exact
+
+
+def _multiply_down(*_: Any) -> None:
+    """C += A.T @ B, or relu(A).T @ B, of `depth` rows."""
+
+
+@overload(_multiply_down)
+def _multiply_down_by(none, a, active, b, c, depth, height, width, factor):  # type: ignore[no-untyped-def]
+    def exact(none, a, active, b, c, depth, height, width, factor):  # type: ignore[no-untyped-def]
+        values, first, down = a
+        _product(none, c, (values, first, ONE), down, active, b, c, depth, height, width)
+
+    def rounded(none, a, active, b, c, depth, height, width, factor):  # type: ignore[no-untyped-def]
+        left, row = _round_down(a, depth, height, active), (height + LANES - ONE) // LANES * LANES
+        right = (_round_down(b, depth, width, False), ZERO, width)
+        pairs = (depth + ONE) // 2
+        _rounded_product(none, c, (left, ZERO, ONE), row, right, c, pairs, height, width)
+
+    return rounded if isinstance(factor.dtype, types.Integer) else exact
+
+
 @inlined
 def _widened(channels: int, like: Array) -> int:
     line = LINE // like.itemsize
@@ -139,6 +273,39 @@ def _pack(values: Array, strides: tuple[int, int], taps: int, height: int, width
             for j in range(width):
                 row[j] = source[j]
     return w
+
+
+@compiled
+def _pack_rounded(
+    values: Array, strides: tuple[int, int], taps: int, height: int, width: int
+) -> Array:
+    """`_pack` in pairs, of the rows 2 i and 2 i + 1; a tap's begin where its rows would."""
+    w, wide = _pack(values, strides, taps, height, width), _widened(width, values)
+    pairs = np.zeros(len(w), np.uint32)
+    for k in range(taps):
+        tap = _round_down((w, k * height * wide, wide), height, wide, False)
+        pairs[k * height * wide :][: len(tap)] = tap
+    return pairs
+
+
+def _packed(*_: Any) -> Any:
+    """`_pack`, or `_pack_rounded` where the last argument is of integers."""
+    raise NotImplementedError
+
+
+@overload(_packed)
+def _packed_as(values, strides, taps, height, width, factor):  # type: ignore[no-untyped-def]
+    if isinstance(factor.dtype, types.Integer):
+
+        def chosen(values, strides, taps, height, width, factor):  # type: ignore[no-untyped-def]
+            return _pack_rounded(values, strides, taps, height, width)
+
+    else:
+
+        def chosen(values, strides, taps, height, width, factor):  # type: ignore[no-untyped-def]
+            return _pack(values, strides, taps, height, width)
+
+    return chosen
 
 
 @compiled
@@ -340,9 +507,9 @@ def _convolve(
                 if taps[k, 0] == phase and high > low:
                     to = (result, low * width, width)
                     source = (reads * (start + low) + taps[k, 1]) * columns
-                    _product(
-                        *(none, to, (x, source, reads * columns), ONE, False),
-                        *((w, k * columns * width, width), to, columns, high - low, width),
+                    _multiply(
+                        *(none, to, (x, source, reads * columns), False, to),
+                        *(columns, high - low, width, (w, k * columns * width, width)),
                     )
             place = (writes * start + phase) * rows
             _copy((y, place, writes * rows), (result, ZERO, width), n, rows)
@@ -350,7 +517,7 @@ def _convolve(
 
 @inlined
 def _convolve_gradient(
-    x: Array, g: Array, grads: Array, layer: Array, span: tuple[int, int, int]
+    x: Array, g: Array, grads: Array, layer: Array, span: tuple[int, int, int], factor: Array
 ) -> None:
     """Adds to the gradients of weight and bias what the span of y's gradient g makes them."""
     reads, writes = _rates(layer[KIND], False)
@@ -372,9 +539,9 @@ def _convolve_gradient(
                 if taps[k, 0] == phase and high > low:
                     to = (w, k * columns * width, width)
                     source = (reads * (start + low) + taps[k, 1]) * columns
-                    _product(
-                        *(none, to, (x, source, ONE), reads * columns, False),
-                        *((wide, low * width, width), to, high - low, columns, width),
+                    _multiply_down(
+                        *(none, (x, source, reads * columns), False, (wide, low * width, width)),
+                        *(to, high - low, columns, width, factor),
                     )
     _unpack_sum(grads, w, _strides(layer, False), len(taps), columns, rows)
 
@@ -448,9 +615,9 @@ def _dilated(
             before, initial = part, none
             if k == 1:
                 before, initial = (none, ZERO, ZERO), bias
-            _product(
-                *(initial, before, (source, (start + low + offset) * channels, channels), ONE),
-                *(active, (w, k * channels * width, width), part, channels, high - low, width),
+            _multiply(
+                *(initial, before, (source, (start + low + offset) * channels, channels), active),
+                *(part, channels, high - low, width, (w, k * channels * width, width)),
             )
 
 
@@ -463,6 +630,7 @@ def _block(
     layer: Array,
     tile: int,
     turn: tuple[Array, int, int],
+    factor: Array,
 ) -> int:
     """y = x + c + V @ relu(h), h = b + the sum of W[k] @ relu(x)[t + (k - 1) dilation].
 
@@ -470,9 +638,9 @@ def _block(
     """
     channels, steps = layer[ROWS], layer[STEPS]
     width = _widened(channels, x)
-    w = _pack(values, _strides(layer, False), 3, channels, channels)
+    w = _packed(values, _strides(layer, False), 3, channels, channels, factor)
     inner = values[3 * channels * channels :]
-    v = _pack(inner[channels:], (ONE, channels), 1, channels, channels)
+    v = _packed(inner[channels:], (ONE, channels), ONE, channels, channels, factor)
     b, c, none = np.zeros(width, x.dtype), np.zeros(width, x.dtype), np.zeros(width, x.dtype)
     b[:channels] = inner[:channels]
     c[:channels] = inner[channels + channels * channels :][:channels]
@@ -490,7 +658,7 @@ def _block(
                 if kept.size:
                     h = (kept, here, channels)
             _dilated(x, True, w, b, none, h, layer, 1, start, n)
-            _product(c, before, h, ONE, True, (v, ZERO, width), to, channels, n, width)
+            _multiply(c, before, h, True, to, channels, n, width, (v, ZERO, width))
             if not whole:
                 _copy((y, here, channels), (x, here, channels), n, channels)
                 _add((y, here, channels), to, n, channels)
@@ -512,11 +680,12 @@ def _block_inner(
     tile: int,
     inner: Array,
     turn: tuple[Array, int, int],
+    factor: Array,
 ) -> int:
     """From y's gradient g that of h, to `inner`; adds to those of W, b, V and c."""
     channels, steps = layer[ROWS], layer[STEPS]
     width, square = _widened(channels, g), channels * channels
-    v = _pack(values[3 * square + channels :], (channels, ONE), 1, channels, channels)
+    v = _packed(values[3 * square + channels :], (channels, ONE), ONE, channels, channels, factor)
     none = np.zeros(width, g.dtype)
     outer, sums = np.zeros(tile * width, g.dtype), np.empty(tile * width, g.dtype)
     dw, dv = np.empty(3 * channels * width, g.dtype), np.empty(channels * width, g.dtype)
@@ -536,12 +705,13 @@ def _block_inner(
                 slope, dh = (outer, ZERO, width), (sums, ZERO, width)
             _sum_rows(c, slope, n)
             to = (dv, ZERO, width)
-            _product(*(none, to, (kept, here, ONE), channels, True, slope, to, n, channels, width))
-            _product(
-                *(none, (none, ZERO, ZERO), slope, ONE, False),
-                *((v, ZERO, width), dh, channels, n, width),
+            gate = (kept, here, channels)
+            _multiply_down(none, gate, True, slope, to, n, channels, width, factor)
+            _multiply(
+                *(none, (none, ZERO, ZERO), slope, False, dh),
+                *(channels, n, width, (v, ZERO, width)),
             )
-            _mask(dh, (kept, here, channels), n, channels)
+            _mask(dh, gate, n, channels)
             _sum_rows(b, dh, n)
             if not whole:
                 _copy((inner, here, channels), dh, n, channels)
@@ -551,9 +721,11 @@ def _block_inner(
                 low, high = _within(offset, ONE, steps, start, n)
                 if high > low:
                     to = (dw, k * channels * width, width)
-                    _product(
-                        *(none, to, (x, (start + low + offset) * channels, ONE), channels, True),
-                        *((result, result0 + low * down, down), to, high - low, channels, width),
+                    rows = (x, (start + low + offset) * channels, channels)
+                    slopes = (result, result0 + low * down, down)
+                    _multiply_down(
+                        *(none, rows, True, slopes, to),
+                        *(high - low, channels, width, factor),
                     )
         _unpack_sum(own, dw, _strides(layer, False), 3, channels, channels)
         _unpack_sum(own[3 * square + channels :], dv, (ONE, channels), 1, channels, channels)
@@ -571,11 +743,12 @@ def _block_outer(
     tile: int,
     inner: Array,
     turn: tuple[Array, int, int],
+    factor: Array,
 ) -> int:
     """y's gradient g becomes x's, when `inner` is as `_block_inner` leaves it."""
     channels, steps = layer[ROWS], layer[STEPS]
     width = _widened(channels, g)
-    w = _pack(values, _strides(layer, True), 3, channels, channels)
+    w = _packed(values, _strides(layer, True), 3, channels, channels, factor)
     none, sums = np.zeros(width, g.dtype), np.empty(tile * width, g.dtype)
     through = (sums, ZERO, width)
     turns, ticket, first = turn
@@ -593,8 +766,13 @@ def _block_outer(
 
 
 @compiled
-def forward(program: Array, values: Array, memory: Array, tile: int, turns: Array) -> None:
+def forward(
+    program: Array, values: Array, memory: Array, tile: int, turns: Array, factor: Array
+) -> None:
     """Run the layers: each reads its source in the memory and writes its target.
+
+    `factor`, an empty array, says of what the products' factors are: the numbers that there are,
+    or, uint32, pairs of bfloat16.
 
     `turns` (TURNS,) are zeros, the same ones for all threads of the call.
     """
@@ -612,10 +790,10 @@ def forward(program: Array, values: Array, memory: Array, tile: int, turns: Arra
             _wait(turns, first)
             if layer[KIND] == BLOCK:
                 kept = _place(memory, layer[KEPT], rows * steps)
-                ticket = _block(x, y, kept, own, layer, width, (turns, ticket, first))
+                ticket = _block(x, y, kept, own, layer, width, (turns, ticket, first), factor)
             else:
                 taps = 3 if layer[KIND] == SAME else 4
-                w = _pack(own, _strides(layer, False), taps, layer[COLUMNS], rows)
+                w = _packed(own, _strides(layer, False), taps, layer[COLUMNS], rows, factor)
                 bias = own[taps * layer[COLUMNS] * rows :][:rows]
                 while ticket < first + parts:
                     begin, end = _part(ticket, first, parts, steps)
@@ -644,12 +822,13 @@ def backward(
     grad_x: bool,
     grads: Array,
     turns: Array,
+    factor: Array,
 ) -> int:
     """The gradients, after a `forward` whose memory still holds all sources and what was kept.
 
     `spare` (3, size) has the output's gradient at the start of its first row; if `grad_x` is set,
     the input's is at the start of the row that is returned. Adds to `grads` (PARTS, parameters),
-    whose sum over the parts is laid out as `values`. `turns` are as in `forward`.
+    whose sum over the parts is laid out as `values`. `turns` and `factor` are as in `forward`.
     """
     ticket, first = _take(turns), 0
     here, there = 0, 1
@@ -666,11 +845,13 @@ def backward(
             if ticket < first + parts:
                 _wait(turns, first)
                 kept, turn = _place(memory, layer[KEPT], rows * steps), (turns, ticket, first)
-                ticket = _block_inner(g, x, kept, own, grads, layer, width, spare[2], turn)
+                ticket = _block_inner(g, x, kept, own, grads, layer, width, spare[2], turn, factor)
             first += parts
             if ticket < first + parts:
                 _wait(turns, first)
-                ticket = _block_outer(g, x, own, layer, width, spare[2], (turns, ticket, first))
+                ticket = _block_outer(
+                    g, x, own, layer, width, spare[2], (turns, ticket, first), factor
+                )
             first += parts
             continue
         more = number > 0 or grad_x
@@ -678,14 +859,14 @@ def backward(
         if ticket < first + parts:
             _wait(turns, first)
             taps = 3 if layer[KIND] == SAME else 4
-            w = _pack(own, _strides(layer, True), taps, rows, columns)
+            w = _packed(own, _strides(layer, True), taps, rows, columns, factor)
             while ticket < first + parts:
                 begin, end = _part(ticket, first, parts, steps)
                 span, part = (begin, end, width), grads[ticket - first, layer[PARAMETERS] :]
                 if _narrows(layer):
                     _to_one_gradient(x, g, part, layer, span)
                 else:
-                    _convolve_gradient(x, g, part, layer, span)
+                    _convolve_gradient(x, g, part, layer, span, factor)
                 if more:
                     _convolve(g, w, values[:0], layer, True, span, gx)
                 _finish(turns)

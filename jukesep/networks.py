@@ -5,6 +5,9 @@ gradients by hand and two tensors kept for each residual block. `kernels` has th
 convolutions are made for wider layers: in these they spend most of their time around the
 arithmetic, and a layer's call costs as much as its work.)
 
+Under autocast to bfloat16 the factors of the products are rounded to it, and summed in float32,
+where the processor has instructions for that; activations and weights stay what they are.
+
 The items of a batch are computed side by side, and where there are fewer than threads, several
 threads share one. There are as many as PyTorch uses for an operation (the parameter `threads`); the
 result does not depend on their number.
@@ -23,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import kernels
+from . import kernels, tiles
 
 TILE = 256  # time steps worked on at a time
 NOWHERE = -1
@@ -155,7 +158,7 @@ def run(network: Network, x: Tensor) -> Tensor:
     plan = network.plan(x.shape[2], training=False)
     values = _as_vector(parameters)
     memory = _scratch_memory(x.shape[0], plan.memory, values.dtype)
-    return _forward(plan, x, values, memory.numpy())
+    return _forward(plan, x, values, memory.numpy(), _factor(x))
 
 
 class _Run(torch.autograd.Function):
@@ -167,7 +170,8 @@ class _Run(torch.autograd.Function):
         ctx.shapes = [parameter.shape for parameter in parameters]
         values = _as_vector(parameters)
         memory = network.take_memory(x.shape[0], ctx.plan.memory, x.dtype)
-        y = _forward(ctx.plan, x, values, memory.numpy())
+        ctx.factor = _factor(x)
+        y = _forward(ctx.plan, x, values, memory.numpy(), ctx.factor)
         ctx.kept = network, memory, values
         ctx.input = x.shape[1:]
         return y
@@ -195,7 +199,9 @@ class _Run(torch.autograd.Function):
 
         def work(i: int) -> None:
             v, m, s, g = arrays
-            rows[i] = kernels.backward(plan.program, v, m[i], TILE, s[i], needed, g[i], turns[i])
+            rows[i] = kernels.backward(
+                plan.program, v, m[i], TILE, s[i], needed, g[i], turns[i], ctx.factor
+            )
 
         each(batch, work, shared=True)
         network.give_memory(memory)
@@ -208,7 +214,17 @@ class _Run(torch.autograd.Function):
         return grad_x, None, *(part.view(s) for part, s in zip(parts, ctx.shapes, strict=True))
 
 
-def _forward(plan: Plan, x: Tensor, values: Tensor, memory: np.ndarray) -> Tensor:
+def _factor(x: Tensor) -> np.ndarray:
+    """What `kernels` multiplies: pairs of bfloat16 where autocast says so and they are known."""
+    rounded = tiles.ROUNDS and x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    if rounded and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+        return np.empty(0, np.uint32)
+    return np.empty(0, np.float32 if x.dtype == torch.float32 else np.float64)
+
+
+def _forward(
+    plan: Plan, x: Tensor, values: Tensor, memory: np.ndarray, factor: np.ndarray
+) -> Tensor:
     """The output, after the program has run in the memory (B, plan.memory)."""
     batch = len(memory)
     memory[:, : x[0].numel()] = x.detach().transpose(1, 2).flatten(1).numpy()
@@ -216,7 +232,7 @@ def _forward(plan: Plan, x: Tensor, values: Tensor, memory: np.ndarray) -> Tenso
     turns = _turns(batch)
 
     def work(i: int) -> None:
-        kernels.forward(plan.program, numbers, memory[i], TILE, turns[i])
+        kernels.forward(plan.program, numbers, memory[i], TILE, turns[i], factor)
 
     each(batch, work, shared=True)
     place, channels, steps = plan.output

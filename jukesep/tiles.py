@@ -29,6 +29,13 @@ NAMES = (
 )
 INDEX = ir.IntType(64)
 BYTE_LANE = ir.IntType(32)
+PAIR = ir.IntType(32)
+ROUNDS = _WIDE and _FEATURES.get("avx512bf16", False)
+"""Whether the processor multiplies bfloat16; each product of a pair is added in float32."""
+DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
+ROUND = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+LANES = 16
+"""Pairs that `round_chunk` makes."""
 
 
 @intrinsic
@@ -55,8 +62,24 @@ else:
     let_others_run = types.ExternalFunction("sched_yield", types.int32())
 
 
-def _tile(rows: int, vectors: int, active: bool) -> Any:
-    """`tile` for numba, of that many rows and vectors."""
+class _Brain(ir.Type):
+    """bfloat16, which llvmlite has no type for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Brain)
+
+    def __hash__(self) -> int:
+        return hash(_Brain)
+
+
+def _tile(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
+    """`tile` for numba, of that many rows and vectors.
+
+    `rounded`: a and b are of pairs of bfloat16, neighbours along the depth, and n counts pairs.
+    """
 
     @intrinsic
     def tile(  # type: ignore[no-untyped-def]
@@ -84,10 +107,13 @@ def _tile(rows: int, vectors: int, active: bool) -> Any:
         )
 
         def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            number = context.get_value_type(a.dtype)
-            size = a.dtype.bitwidth // 8
+            number = context.get_value_type(c.dtype)
+            size = c.dtype.bitwidth // 8
             lanes = REGISTER // size
             vector = ir.VectorType(number, lanes)
+            # What a factor is while it is moved: itself, or a pair as an integer.
+            moved = ir.VectorType(PAIR, lanes) if rounded else vector
+            pairs = ir.VectorType(_Brain(), 2 * lanes) if rounded else vector
             arg = dict(zip(NAMES, args, strict=True))
             kinds = dict(zip(NAMES, signature.args, strict=True))
 
@@ -98,9 +124,9 @@ def _tile(rows: int, vectors: int, active: bool) -> Any:
             def row(base: Any, down: Any, index: int) -> Any:
                 return builder.gep(base, [builder.mul(down, INDEX(index))])
 
-            def at(base: Any, index: int) -> Any:
+            def at(base: Any, index: int, kind: Any = vector) -> Any:
                 place = builder.gep(base, [INDEX(index * lanes)])
-                return builder.bitcast(place, vector.as_pointer())
+                return builder.bitcast(place, kind.as_pointer())
 
             def load(place: Any) -> Any:
                 value = builder.load(place)
@@ -108,15 +134,15 @@ def _tile(rows: int, vectors: int, active: bool) -> Any:
                 return value
 
             def spread(value: Any) -> Any:
-                none = ir.Constant(vector, ir.Undefined)
+                none = ir.Constant(moved, ir.Undefined)
                 one = builder.insert_element(none, value, BYTE_LANE(0))
                 first = ir.Constant(ir.VectorType(BYTE_LANE, lanes), [0] * lanes)
                 return builder.shuffle_vector(one, none, first)
 
             fused = cgutils.get_or_insert_function(
                 builder.module,
-                ir.FunctionType(vector, [vector] * 3),
-                f"llvm.fma.v{lanes}f{8 * size}",
+                ir.FunctionType(vector, [vector, pairs, pairs] if rounded else [vector] * 3),
+                DOT if rounded else f"llvm.fma.v{lanes}f{8 * size}",
             )
             zero = ir.Constant(vector, [0.0] * lanes)
             bias_base = pointer("bias", arg["bias0"])
@@ -133,7 +159,7 @@ def _tile(rows: int, vectors: int, active: bool) -> Any:
             step.add_incoming(INDEX(0), before)
             sums = [builder.phi(vector) for _ in range(rows * vectors)]
             b_row = builder.gep(b_base, [builder.mul(step, arg["b_down"])])
-            b_now = [load(at(b_row, v)) for v in range(vectors)]
+            b_now = [builder.bitcast(load(at(b_row, v, moved)), pairs) for v in range(vectors)]
             a_place = builder.mul(step, arg["a_right"])
             new = []
             for i in range(rows):
@@ -141,8 +167,11 @@ def _tile(rows: int, vectors: int, active: bool) -> Any:
                 if active:  # NaN stays NaN, and it is one instruction
                     below = builder.fcmp_ordered(">", zero, factor)
                     factor = builder.select(below, zero, factor)
+                factor = builder.bitcast(factor, pairs)
                 for v in range(vectors):
-                    new.append(builder.call(fused, [factor, b_now[v], sums[i * vectors + v]]))
+                    total = sums[i * vectors + v]
+                    given = [total, factor, b_now[v]] if rounded else [factor, b_now[v], total]
+                    new.append(builder.call(fused, given))
             following = builder.add(step, INDEX(1))
             step.add_incoming(following, loop)
             for i, (total, value) in enumerate(zip(sums, new, strict=True)):
@@ -165,9 +194,57 @@ def _tile(rows: int, vectors: int, active: bool) -> Any:
     return tile
 
 
-def _strip(rows: int, vectors: int, active: bool) -> Any:
+def _round(active: bool) -> Any:
+    """`round_chunk` for numba."""
+
+    @intrinsic
+    def round_chunk(typing, pairs, p0, x, x0, second0, along):  # type: ignore[no-untyped-def]
+        """pairs[p0:][:16] = x[x0:][:16] and x[second0:][:16] in bfloat16; of a ReLU if active.
+
+        Each pair takes its two from one after the other if `along`, else one from either.
+        """
+        signature = types.void(pairs, p0, x, x0, second0, along)
+
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            def pointer(array: int, place: int) -> Any:
+                kind = signature.args[array]
+                made = cgutils.create_struct_proxy(kind)(context, builder, args[array])
+                return builder.gep(made.data, [args[place]])
+
+            half = ir.VectorType(ir.FloatType(), LANES)
+            zero, values = ir.Constant(half, [0.0] * LANES), []
+            for place in (3, 4):
+                value = builder.load(builder.bitcast(pointer(2, place), half.as_pointer()))
+                value.align = 4
+                if active:
+                    below = builder.fcmp_ordered(">", zero, value)
+                    value = builder.select(below, zero, value)
+                values.append(value)
+            made = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(ir.VectorType(_Brain(), 2 * LANES), [half] * 2),
+                ROUND,
+            )
+            halves = ir.VectorType(ir.IntType(16), 2 * LANES)
+            found = builder.bitcast(builder.call(made, [values[1], values[0]]), halves)
+            order = [lane + LANES * odd for lane in range(LANES) for odd in range(2)]
+            mixed = builder.shuffle_vector(
+                found, found, ir.Constant(ir.VectorType(BYTE_LANE, 2 * LANES), order)
+            )
+            found = builder.select(args[5], found, mixed)
+            to = builder.bitcast(pointer(0, 1), halves.as_pointer())
+            builder.store(found, to).align = 4
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return round_chunk
+
+
+def _strip(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
     """All rows of a strip of the result, `vectors` wide."""
-    tile, single = _tile(rows, vectors, active), _tile(1, vectors, active)
+    tile = _tile(rows, vectors, active, rounded)
+    single = _tile(1, vectors, active, rounded)
 
     @njit(nogil=True, error_model="numpy")
     def strip(bias, start, a, right, b, c, n, height):  # type: ignore[no-untyped-def]
@@ -188,3 +265,5 @@ def _strip(rows: int, vectors: int, active: bool) -> Any:
 
 STRIPS = [_strip(rows, vectors, False) for rows, vectors in SHAPES]
 ACTIVE_STRIPS = [_strip(rows, vectors, True) for rows, vectors in SHAPES]
+ROUNDED_STRIPS = [_strip(rows, vectors, False, True) for rows, vectors in SHAPES]
+round_chunk, round_chunk_active = _round(False), _round(True)

@@ -192,8 +192,7 @@ class Decoder(nn.Module):
 
 
 def _on_cpu(x: Tensor) -> bool:
-    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and exact
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _on_gpu(x: Tensor, architecture: Architecture) -> bool:

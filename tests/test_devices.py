@@ -73,7 +73,7 @@ def test_a_model_computes_what_its_definition_does(computed):
     for found, wanted in ((latents, exact), (output, decoded)):
         error = (found.detach().cpu().double() - wanted).abs().max()
         assert error < TOLERANCE[precision] * wanted.abs().max()
-    if precision == "bf16":
+    if precision == "bf16" and device.type == "cuda":  # on a CPU activations stay float32
         assert latents.dtype == torch.bfloat16
     for weight in vqvae.parameters():
         assert weight.dtype == torch.float32

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jukesep import networks
+from jukesep import networks, tiles
 from jukesep.vqvae import Architecture, Decoder, Encoder
 
 
@@ -246,3 +246,94 @@ def test_a_forked_process_computes_too():
         pytest.skip("this system does not fork")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         assert torch.equal(pool.submit(network, x).result(timeout=60), expected)
+
+
+class _Rounded(torch.autograd.Function):
+    """A convolution's product, whose factors are bfloat16's, forward and back, summed exactly.
+
+    One of three taps to a single channel is exact, and so is its weight's gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, layer):
+        ctx.layer, ctx.exact = layer, (x, weight)
+        ctx.rounded = _bfloat16(x), _bfloat16(weight)
+        return _convolved(layer, *(ctx.exact if _narrows(layer) else ctx.rounded))
+
+    @staticmethod
+    def backward(ctx, slope):
+        def gradients(given, slope):
+            with torch.enable_grad():
+                factors = [factor.detach().requires_grad_(True) for factor in given]
+                return torch.autograd.grad(_convolved(ctx.layer, *factors), factors, slope)
+
+        x, weight = gradients(ctx.rounded, _bfloat16(slope))
+        if _narrows(ctx.layer):
+            weight = gradients(ctx.exact, slope)[1]
+        return x, weight, None
+
+
+def _narrows(layer):
+    return layer.kernel_size == (3,) and layer.out_channels == 1
+
+
+def _bfloat16(x):
+    return x.float().bfloat16().to(x.dtype)
+
+
+def _convolved(layer, x, weight):
+    kind = nn.functional.conv_transpose1d
+    if isinstance(layer, nn.Conv1d):
+        kind = nn.functional.conv1d
+    return kind(x, weight, None, layer.stride, layer.padding, dilation=layer.dilation)
+
+
+def _rounded_definition(network):
+    """The network with each convolution's product as `_Rounded`."""
+    network = copy.deepcopy(network)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+            layer.forward = lambda x, layer=layer: (
+                _Rounded.apply(x, layer.weight, layer) + layer.bias[:, None]
+            )
+    return network
+
+
+@pytest.mark.skipif(not tiles.ROUNDS, reason="this processor does not multiply bfloat16")
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("width", "latent_dim", "latents"), [(32, 64, 300), (64, 64, 40), (7, 5, 33), (18, 1, 260)]
+)
+def test_bf16_rounds_the_factors_and_nothing_else(kind, width, latent_dim, latents):
+    """Sums, activations and gradients are float32: what is far nearer to that than float32 is."""
+    architecture = Architecture(width, 1, (2,), latent_dim, 4)
+    network = _network(kind, architecture)
+    x = _input(kind, architecture, 2, latents)
+    slope = torch.randn_like(network(x))
+    definition = _rounded_definition(network)
+    rounded = _gradients(_Definition(definition), definition, x, slope)
+    network.float()
+    exact = _gradients(network, network, x.float(), slope.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _gradients(network, network, x.float(), slope.float())
+        with torch.no_grad():
+            untrained = network(x.float())
+    assert torch.equal(untrained, found[0])
+    assert all(one.dtype == torch.float32 for one in found)
+    apart = 0
+    for one, two, three in zip(found, rounded, exact, strict=True):
+        distance, rounding = (one - two).norm(), (three - two).norm()
+        # A sum that falls on the other side of a half is rounded the other way.
+        assert distance <= 0.3 * rounding + 1e-6 * two.norm()
+        apart += bool(rounding > 1e-4 * two.norm())
+    assert apart > len(found) / 2
+
+
+def test_bf16_is_float32_where_the_processor_has_no_products_of_it(monkeypatch):
+    monkeypatch.setattr(tiles, "ROUNDS", False)
+    architecture = Architecture(4, 1, (2,), 4, 4)
+    network = _network("encoder", architecture).float()
+    x = _input("encoder", architecture, 1, 9).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x)
+    assert torch.equal(found, network(x))
