@@ -6,8 +6,13 @@ wait for torch.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# Read when torch is first imported. Its threads wait for each other without leaving their cores,
+# and on a machine that does something else too, a small product then takes forty times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from .errors import UserError

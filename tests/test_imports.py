@@ -71,6 +71,15 @@ def test_a_step_does_not_wait_for_what_it_does_not_need():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_threads_of_torch_leave_their_cores_to_others(given, found):
+    code = "import jukesep, os, sys; assert os.environ['OMP_WAIT_POLICY'] == sys.argv[1]"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    subprocess.run([sys.executable, "-c", code, found], cwd=ROOT, env=env | given, check=True)
+
+
 def test_other_names_are_not_public():
     with pytest.raises(AttributeError, match="'jukesep' has no attribute 'sdr_v5'"):
         jukesep.sdr_v5  # noqa: B018
