@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -30,6 +31,8 @@ from jukesep.songs import MIXTURE, STEMS
 RATE = 44_100
 SONG_SECONDS = 240
 MINUTE, HOUR = 60, 3600
+STAGE = re.compile(r"Running stage '([a-z0-9]+)")
+BAR = re.compile(r"^([^|]+?): +\d+%\|.*\[(?:(\d+):)?(\d+):(\d+)<")
 
 
 def prepare(options: Options, seconds: float = SONG_SECONDS) -> Result:
@@ -182,7 +185,11 @@ def start(options: Options) -> Result:
 
 
 def repro(options: Options) -> Result:
-    """`dvc repro` in a fresh clone of what is committed; its scores against the committed ones."""
+    """`dvc repro` in a fresh clone of what is committed; its scores against the committed ones.
+
+    And how long its stages take, by kind, and for how much of it they show progress: the rest is
+    Python and PyTorch starting, reading and writing, and DVC's own work.
+    """
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "clone"
         try:
@@ -190,14 +197,53 @@ def repro(options: Options) -> Result:
         except (OSError, subprocess.CalledProcessError) as error:
             raise Skipped("this is not a git repository, or git is not installed") from error
         committed = _totals(clone)
-        taken = _timed(partial(_run, ["-m", "dvc", "repro", "--force"], clone, shown=True))
+        lines: list[tuple[float, str]] = []
+        taken = _timed(partial(_follow, ["-m", "dvc", "repro", "--force"], clone, lines))
         found = _totals(clone)
     worst = min(found[key] - committed[key] for key in committed)
     return Result(
         {"jukesep": {"seconds": taken}},
         {"minutes": taken / 60, "change of the lowest score": worst},
         note="in a fresh clone, all stages run",
+        details={"stages": _stages(lines, taken)},
     )
+
+
+def _follow(arguments: list[str], folder: Path, lines: list[tuple[float, str]]) -> None:
+    """Python with these arguments, as `_run`; its lines, and the second at which each came."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**_environment(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,  # in which a carriage return ends a line too
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((time.perf_counter() - start, line))
+            sys.stderr.write(line)
+    if process.returncode:
+        raise UserError(f"`python {' '.join(arguments)}` failed; above is why.")
+
+
+def _stages(lines: Sequence[tuple[float, str]], end: float) -> dict[str, dict[str, float]]:
+    """Kind of stage -> how many ran, their seconds, and those that their progress bars took."""
+    found: dict[str, dict[str, float]] = {}
+    begun = [(at, match[1]) for at, line in lines if (match := STAGE.search(line))]
+    for (start, kind), stop in zip(begun, [*(at for at, _ in begun[1:]), end], strict=True):
+        stage = found.setdefault(kind, {"runs": 0, "seconds": 0.0, "progress": 0.0})
+        stage["runs"] += 1
+        stage["seconds"] += stop - start
+        bars: dict[str, float] = {}  # the last that each says
+        for at, line in lines:
+            if start <= at < stop and (match := BAR.search(line)):
+                title, *parts = match.groups()
+                hours, minutes, seconds = (int(part or 0) for part in parts)
+                bars[title] = 3600 * hours + 60 * minutes + seconds
+        stage["progress"] += sum(bars.values())
+    return found
 
 
 def _totals(root: Path) -> dict[str, float]:
@@ -216,7 +262,7 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _run(arguments: list[str], folder: Path, shown: bool = False) -> None:
+def _run(arguments: list[str], folder: Path) -> None:
     """Python with these arguments, in a folder.
 
     A clone finds its own code: what runs with `-m` looks in its folder first.
@@ -225,12 +271,11 @@ def _run(arguments: list[str], folder: Path, shown: bool = False) -> None:
         [sys.executable, *arguments],
         cwd=folder,
         env=_environment(),
-        stdout=sys.stderr if shown else subprocess.PIPE,
-        stderr=None if shown else subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise UserError(f"`python {' '.join(arguments)}` failed:\n{done.stderr or ''}")
+        raise UserError(f"`python {' '.join(arguments)}` failed:\n{done.stderr}")
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -261,7 +261,12 @@ def test_separating_is_measured_by_the_command():
 
 def test_the_experiment_runs_in_a_clone_and_its_scores_are_compared(monkeypatch):
     ran = []
-    monkeypatch.setattr(commands, "_run", lambda *arguments, **options: ran.append(arguments))
+
+    def follow(arguments, clone, lines):
+        ran.append((arguments, clone))
+        lines += LINES
+
+    monkeypatch.setattr(commands, "_follow", follow)
     try:
         found = commands.repro(QUICK)
     except row.Skipped as reason:
@@ -270,6 +275,38 @@ def test_the_experiment_runs_in_a_clone_and_its_scores_are_compared(monkeypatch)
     assert arguments == ["-m", "dvc", "repro", "--force"]
     assert clone != ROOT
     assert found.figures["change of the lowest score"] == 0
+    assert set(found.details["stages"]) == {"prepare", "stage1"}
+
+
+LINES = [
+    (1.0, "Running stage 'prepare':\n"),
+    (9.0, "band: 100%|##########| 196/196 [00:06<00:00, 5.69song/s]\n"),
+    (10.0, "prepare: check:  50%|#####     | 98/196 [00:01<00:01, 80.5song/s]\n"),
+    (11.0, "prepare: check: 100%|##########| 196/196 [00:02<00:00, 80.5song/s]\n"),
+    (12.0, "Running stage 'stage1@drums-pretrained':\n"),
+    (13.0, "stage1 drums: 100%|##########| 160/160 [1:00:05<00:00, 29.0step/s, loss=0.3]\n"),
+    (20.0, "Running stage 'stage1@bass-pretrained':\n"),
+]
+
+
+def test_the_time_of_the_demo_is_told_by_kind_of_stage():
+    assert commands._stages(LINES, 25.0) == {
+        "prepare": {"runs": 1, "seconds": 11.0, "progress": 8.0},
+        "stage1": {"runs": 2, "seconds": 13.0, "progress": 3605.0},
+    }
+    stages = {"prepare": {"runs": 1, "seconds": 11.0, "progress": 8.0}}
+    page = performance.page({}, {"repro": Result({}, {}, details={"stages": stages})})
+    assert "| prepare | 1 | 11 | 8 | 3.0 |" in page
+    assert "| all | 1 | 11 | 8 | 3.0 |" in page
+
+
+def test_a_command_is_followed_line_by_line_and_named_when_it_fails(tmp_path, capfd):
+    lines = []
+    commands._follow(["-c", "print('one'); print('a\\rb')"], tmp_path, lines)
+    assert [line for _, line in lines] == ["one\n", "a\n", "b\n"]
+    with pytest.raises(UserError, match="failed; above is why"):
+        commands._follow(["-c", "raise SystemExit('no')"], tmp_path, lines)
+    assert "no" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("_here")
