@@ -38,9 +38,13 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int) -> None:
     if old:
         subprocess.run(["dvc", "exp", "remove", *old], check=True)
     # A task of an earlier try that failed would be taken for this one's.
-    tasks = [line.split()[0] for line in _tasks() if not missing.keys().isdisjoint(line.split())]
+    tasks = [line for line in _tasks() if not missing.keys().isdisjoint(line.split())]
+    # One whose worker has died with the machine is listed as running until it is ended.
+    if running := [line.split()[0] for line in tasks if line.endswith("Running")]:
+        subprocess.run(["dvc", "queue", "kill", *running], check=True)
     if tasks:
-        subprocess.run(["dvc", "queue", "remove", *tasks], check=True)
+        ids = [line.split()[0] for line in tasks]
+        subprocess.run(["dvc", "queue", "remove", *ids], check=True)
     for name, overrides in missing.items():
         options = [word for override in overrides for word in ("-S", override)]
         subprocess.run(["dvc", "exp", "run", "--queue", "--name", name, *options], check=True)
