@@ -194,10 +194,11 @@ def main() -> None:
     )
     parser.add_argument("--page", action="store_true", help="measure nothing")
     if not parser.parse_args().page:
+        measured = measure()
         with atomic(SCORES) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
-            for row in measure():
+            for row in measured:
                 writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row])
     write_text(PAGE, stems_page.page(stems_page.read(SCORES)))
     print(PAGE)

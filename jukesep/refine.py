@@ -7,8 +7,8 @@ short-time spectrum out among them, frame by frame:
 - ``masks``        by soft masks ``|E_k|^p / sum_j |E_j|^p``, each channel for itself.
 - ``consistency``  keeps the estimates, and shares out only what they lack to sum to the mixture.
 
-After each of them the stems sum to the mixture, and where it is silent they are. `shifted` is of
-another kind: it runs a model several times.
+After each of them the stems sum to the mixture; by the first two they are silent where it is. `shifted`
+is of another kind: it runs a model several times.
 
 Mixture and stems are tensors (channels, samples) at the models' sample rate, on one device.
 """
@@ -47,7 +47,7 @@ class Refinement(ABC):
     def __init__(
         self, sample_rate: int, power: float | None = None, n_fft: int | None = None
     ) -> None:
-        """`n_fft` is the length of a frame in samples; None takes about WINDOW seconds."""
+        """`n_fft`: samples of a frame, a multiple of OVERLAP; None takes about WINDOW seconds."""
         self.n_fft = n_fft or 2 ** round(math.log2(WINDOW * sample_rate))
         self.hop = self.n_fft // OVERLAP
         self.power = self.power if power is None else power

@@ -104,6 +104,16 @@ def test_silence_is_no_division_by_zero(kind):
 
 
 @KINDS
+def test_equal_channels_have_equal_stems(kind):
+    """Their covariance has no inverse."""
+    mixture, _, stems = _song(4000, channels=1)
+    alone = _stack(kind(RATE, n_fft=N_FFT)(mixture, stems))
+    twice = {stem: x.repeat(2, 1) for stem, x in stems.items()}
+    refined = _stack(kind(RATE, n_fft=N_FFT)(mixture.repeat(2, 1), twice))
+    torch.testing.assert_close(refined, alone.repeat(1, 2, 1), atol=1e-4, rtol=1e-3)
+
+
+@KINDS
 def test_loudness_does_not_matter(kind):
     mixture, _, stems = _song(3000)
     loud = _stack(kind(RATE)(mixture, stems))
