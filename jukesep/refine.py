@@ -7,8 +7,8 @@ short-time spectrum out among them, frame by frame:
 - ``masks``        by soft masks ``|E_k|^p / sum_j |E_j|^p``, each channel for itself.
 - ``consistency``  keeps the estimates, and shares out only what they lack to sum to the mixture.
 
-After each of them the stems sum to the mixture; by the first two they are silent where it is. `shifted`
-is of another kind: it runs a model several times.
+After each of them the stems sum to the mixture; after the first two they are silent where it is.
+`shifted` is of another kind: it runs a model several times.
 
 Mixture and stems are tensors (channels, samples) at the models' sample rate, on one device.
 """
