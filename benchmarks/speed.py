@@ -22,7 +22,8 @@ from benchmarks.row import Goal, Options, Result, Row, Skipped
 from benchmarks.timing import Step
 from jukesep import devices, losses
 from jukesep.codebook import Codebook, straight_through
-from jukesep.separation import Separator, apply_chunked
+from jukesep.separation import apply_chunked
+from jukesep.separator import Separator
 from jukesep.songs import STEMS
 from jukesep.vqvae import VQVAE, Architecture, Encoder
 
@@ -257,7 +258,7 @@ def song(precision: Precision, seconds: float, options: Options) -> Result:
     if precision == "bf16":
         needs_bf16()
     models = {stem: model(PAPER, 1, 4096)[0] for stem in STEMS}
-    separator = Separator(models, PAPER_RATE)
+    separator = Separator(models, PAPER_RATE, "none").to(CPU, precision)
     mixture = 0.1 * torch.randn(2, round(seconds * PAPER_RATE)).numpy()
     product = arithmetic.gemm(KINDS[precision])
     with devices.autocast(precision, CPU)():

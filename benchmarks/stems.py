@@ -26,7 +26,8 @@ from jukesep.experiment import MANIFEST, RUNS
 from jukesep.files import atomic, write_text
 from jukesep.progress import bar
 from jukesep.refine import REFINEMENTS, Refinement, Wiener, delayed
-from jukesep.separation import Separator, apply_chunked
+from jukesep.separation import apply_chunked
+from jukesep.separator import Separator
 from jukesep.songs import MIXTURE, STEMS, Manifest, Song
 
 from . import stems_page

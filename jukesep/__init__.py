@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .jukebox import load_jukebox
     from .scores import sdr, sdr_mdx, sdr_v4
-    from .separation import load_separator
+    from .separator import load_separator
     from .songs import STEMS
     from .vqvae import VQVAE, Architecture
 
@@ -40,7 +40,7 @@ _MODULES = {
     "Architecture": "vqvae",
     "UserError": "errors",
     "load_jukebox": "jukebox",
-    "load_separator": "separation",
+    "load_separator": "separator",
     "sdr": "scores",
     "sdr_mdx": "scores",
     "sdr_v4": "scores",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .errors import UserError, reported
+
+if TYPE_CHECKING:
+    from .separator import Separator
 
 app = typer.Typer(
     help="Music source separation by transfer learning with Jukebox.",
@@ -30,51 +33,105 @@ class Init(StrEnum):
 
 @app.command()
 def separate(
-    song: Annotated[Path, typer.Argument(help="A wav, flac, mp3, ogg or opus file.")],
+    songs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SONG...",
+            help="Audio files, folders of them, or - for standard input. wav, flac, mp3, ogg, opus "
+            "and aiff are read as they are, all else (m4a, mp4, ...) through ffmpeg where it is.",
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the stems; made if it is missing.")
     ],
     models: Annotated[
-        Path, typer.Option(help="Folder of trainings, as `dvc repro` leaves it.")
+        Path, typer.Option(help="Folder of models, or of trainings as `dvc repro` leaves it.")
     ] = Path("runs"),
-    init: Annotated[Init, typer.Option(help="Which trainings to use.")] = Init.pretrained,
-    chunk: Annotated[
-        int,
+    init: Annotated[
+        Init, typer.Option(help="Which trainings to use, of a folder of trainings.")
+    ] = Init.pretrained,
+    stems: Annotated[
+        str | None, typer.Option(help="Those to write: vocals, or vocals,drums. All by default.")
+    ] = None,
+    residual: Annotated[
+        bool,
         typer.Option(
-            min=1, help="Samples separated at a time: memory, not the result, depends on it."
+            "--residual",
+            help="Write what the mixture is without these stems too: no_vocals, or residual.",
         ),
-    ] = 393_216,
+    ] = False,
+    refine: Annotated[
+        Literal["wiener", "masks", "consistency", "none"] | None,
+        typer.Option(
+            help="How the mixture is shared out among the stems afterwards; none: as in the paper. "
+            "Needs models for all four stems. [default: wiener, with fewer models none]",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["wav", "wav24", "wav16", "flac", "flac16", "ogg", "mp3"],
+        typer.Option("--format", help="wav: 32-bit float; flac: 24 bit."),
+    ] = "wav",
+    clip: Annotated[
+        Literal["rescale", "clamp", "none"],
+        typer.Option(
+            help="What is beyond full scale, where the format has none: all stems of the song are "
+            "lowered, or it is cut off, or left to the format."
+        ),
+    ] = "rescale",
+    filename: Annotated[
+        str, typer.Option(help="Of each stem, below OUTPUT.")
+    ] = "{track}/{stem}.{ext}",
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples separated at a time: memory and speed, not the result, depend on it.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16"],
+        typer.Option(help="bf16 is faster, also on a CPU that multiplies it; tf32 on NVIDIA GPUs."),
+    ] = "fp32",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace stems that are there already.")] = False,
 ) -> None:
-    """Separate SONG into its stems: OUTPUT/<song>/<stem>.wav.
+    """Separate songs into their stems: OUTPUT/<song>/<stem>.wav.
 
-    The stems have the song's sample rate, channels and length, as 32-bit float: nothing clips.
+    The stems have the song's sample rate, channels and length. Stems that are there already are
+    kept. A song that cannot be separated is named, the others go on, and the command fails in the
+    end.
     """
-    from . import audio
+    from . import encode, separate_files
+    from .songs import STEMS
 
-    header = audio.info(song)
-    if not header.samples:
-        raise UserError(f"{song}: holds no samples.")
-    folder = output / song.stem
+    chosen = tuple(one.strip() for one in stems.split(",")) if stems is not None else ()
+    if wrong := [one for one in chosen if one not in STEMS]:
+        raise UserError(f"--stems {stems}: '{wrong[0]}' is none of {', '.join(STEMS)}.")
+    options = separate_files.Options(
+        output, filename, encode.FORMATS[form], clip, chosen, residual, chunk, overwrite
+    )
+    found = separate_files.find(songs)
 
-    from . import devices
-    from .progress import bar
-    from .separation import load_separator
+    from .separator import available, load_separator
 
-    separator = load_separator(models, init.value).to(devices.choose(device))
-    targets = {stem: folder / f"{stem}.wav" for stem in separator.stems}
-    there = [str(path) for path in targets.values() if path.exists()]
-    if there and not overwrite:
-        raise UserError(f"{', '.join(there)}: there already. Pass --overwrite to replace.")
-    seconds = header.samples / header.sample_rate
-    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
-    with _made(folder), bar(total=seconds, desc=song.name, bar_format=form) as line:
-        separator.separate_file(
-            song, targets, chunk, lambda done: line.update(min(done, seconds - line.n))
-        )
-    for path in targets.values():
-        typer.echo(path)
+    there = available(models, init.value)
+    wanted = chosen or there
+    if lacking := [one for one in wanted if one not in there]:
+        raise UserError(f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}.")
+    jobs = separate_files.plan(found, wanted, options)
+
+    def load() -> Separator:
+        from . import devices
+        from .refine import choose
+
+        separator = load_separator(models, init.value)
+        choose(refine, separator.stems, separator.sample_rate)
+        separator.refinement = refine
+        return separator.to(devices.choose(device, threads), precision)
+
+    separate_files.separate(load, jobs, options, typer.echo)
 
 
 @app.command()
@@ -164,20 +221,6 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path}: there already. Pass --overwrite to replace a file.")
     with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder to write to, made first: a mistake shows before the work. Not left behind empty."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            yield
-    finally:
-        with suppress(OSError):
-            for path in new:
-                path.rmdir()
 
 
 @contextmanager

@@ -156,11 +156,12 @@ def test_separate_replaces_only_when_told(project, capsys):
     target = project / "stems/song/vocals.wav"
     target.parent.mkdir(parents=True)
     target.write_text("mine")
-    message = _fails(capsys, "separate", "song.wav", "-o", "stems")
-    assert "vocals.wav" in message
-    assert "--overwrite" in message
+    assert _jukesep("separate", "song.wav", "-o", "stems") == 0
     assert target.read_text() == "mine"
-    assert _files(project / "stems") == ["song/vocals.wav"]
+    assert _files(project / "stems") == ["song/drums.wav", "song/vocals.wav"]
+    assert _jukesep("separate", "song.wav", "-o", "stems") == 0
+    assert "song.wav: separated already; --overwrite replaces." in capsys.readouterr().err
+    assert target.read_text() == "mine"
     assert _jukesep("separate", "song.wav", "-o", "stems", "--overwrite") == 0
     assert soundfile.info(target).frames == 5001
 
@@ -187,7 +188,7 @@ def _nan(path):
         (_cut, "song.wav"),
         (_nan, "NaN"),
         (lambda path: _song(path, samples=0), "no samples"),
-        (lambda path: (path.unlink(), path.mkdir()), "folder"),
+        (lambda path: (path.unlink(), path.mkdir()), "no audio files"),
     ],
 )
 def test_a_song_that_cannot_be_read_leaves_nothing(project, capsys, spoil, named):

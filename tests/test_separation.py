@@ -1,18 +1,17 @@
 """Chunked separation equals whole-song separation."""
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jukesep.audio import AudioInfo, info, read, write
+from jukesep import separation
 from jukesep.errors import UserError
 from jukesep.jukebox import save_encoder, save_jukebox
-from jukesep.separation import Separator, apply_chunked, load_model, load_separator, windows
+from jukesep.separation import apply_chunked, load_model, windows
+from jukesep.separator import Separator, load_separator
+from jukesep.songs import STEMS
 from jukesep.vqvae import VQVAE, Architecture
 
 
@@ -81,12 +80,12 @@ def test_a_separator_keeps_rate_channels_and_length(channels, rate):
     separator = Separator({"drums": MODEL, "vocals": _model(1)}, sample_rate=8000)
     mixture = np.random.default_rng(0).uniform(-1, 1, (channels, 2345)).astype(np.float32)
     told = []
-    stems = separator(mixture, rate, chunk=500, progress=lambda stem, n: told.append((stem, n)))
+    stems = separator(mixture, rate, chunk=500, progress=told.append)
     assert set(stems) == {"drums", "vocals"}
     for audio in stems.values():
         assert audio.shape == mixture.shape
         assert np.isfinite(audio).all()
-    assert {stem for stem, _ in told} == {"drums", "vocals"}
+    assert sum(told) == pytest.approx(-(-2345 * 8000 // rate) / 8000)
 
 
 def test_channels_do_not_hear_each_other():
@@ -103,51 +102,119 @@ def test_no_models_is_an_error_that_says_what_to_run(tmp_path):
         load_separator(tmp_path)
 
 
-# --- from file to files -----------------------------------------------------------------------
+# --- block by block ---------------------------------------------------------------------------
+
+STEMS_MODELS = {stem: _model(seed) for seed, stem in enumerate(STEMS)}
 
 
-def _write(path, channels, samples, rate, subtype="FLOAT"):
-    audio = np.random.default_rng(samples).uniform(-0.5, 0.5, (channels, samples))
-    write(path, audio.astype(np.float32), rate, subtype)
-    return read(path)
-
-
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    samples=st.integers(1, 100_000),
-    channels=st.integers(1, 2),
+    samples=st.integers(1, 90_000),
+    channels=st.integers(1, 6),
     rate=st.sampled_from([8000, 11025, 44100]),
-    chunk=st.integers(2000, 30_000),
-    block=st.integers(500, 40_000),
+    chunk=st.integers(500, 30_000),
+    cuts=st.lists(st.integers(0, 90_000), max_size=6),
+    refinement=st.sampled_from(["none", "masks", None]),
 )
-def test_a_file_becomes_what_its_samples_become(samples, channels, rate, chunk, block):
-    separator = Separator({"drums": MODEL, "vocals": _model(1)}, sample_rate=8000)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jukesep.audio.BLOCK", block)
-        song = Path(folder) / "song.wav"
-        mixture = _write(song, channels, samples, rate)
-        targets = {stem: Path(folder) / "stems" / f"{stem}.wav" for stem in separator.stems}
-        told = []
-        separator.separate_file(song, targets, chunk, told.append)
-        expected = separator(mixture, rate, chunk)
-        for stem, path in targets.items():
-            assert info(path) == AudioInfo(rate, channels, samples, "FLOAT")
-            np.testing.assert_array_equal(read(path), expected[stem])
+def test_a_song_in_blocks_becomes_what_the_whole_becomes(
+    samples, channels, rate, chunk, cuts, refinement
+):
+    separator = Separator(STEMS_MODELS, 8000, refinement)
+    generator = np.random.default_rng(samples)
+    mixture = generator.uniform(-0.5, 0.5, (channels, samples)).astype(np.float32)
+    blocks = np.split(mixture, sorted(min(cut, samples) for cut in cuts), axis=1)
+    told, came, given = [], 0, 0
+    parts = []
+
+    def fed():
+        nonlocal given
+        for block in blocks:
+            given += block.shape[1]
+            yield block
+
+    for part in separator.stream(fed(), rate, chunk, told.append, stems=("vocals", "bass")):
+        assert list(part) == ["vocals", "bass"]
+        came += part["bass"].shape[1]
+        if given < samples:
+            waiting = max(block.shape[1] for block in blocks)
+            assert given - came <= separator.latency(rate, chunk) * rate + waiting
+        parts.append(part)
+    whole = separator(mixture, rate, 10_000)
+    assert set(whole) == set(STEMS)
+    for stem in ("vocals", "bass"):
+        found = np.concatenate([part[stem] for part in parts], axis=1)
+        assert found.shape == whole[stem].shape == mixture.shape
+        np.testing.assert_allclose(found, whole[stem], atol=1e-5)
     assert sum(told) == pytest.approx(-(-samples * 8000 // rate) / 8000)
 
 
-def test_a_song_that_ends_in_a_fault_leaves_no_stem(tmp_path, monkeypatch):
-    song = tmp_path / "song.wav"
-    mixture = _write(song, 1, 3000, 8000)
-    mixture[0, 2900] = np.nan
-    write(song, mixture, 8000, "FLOAT")
-    separator = Separator({"drums": MODEL}, sample_rate=8000)
-    told = []
-    monkeypatch.setattr("jukesep.audio.BLOCK", 500)
-    with pytest.raises(UserError, match="NaN"):
-        separator.separate_file(song, {"drums": tmp_path / "drums.wav"}, 400, told.append)
-    assert told
-    assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
+def test_tensors_are_taken_too():
+    separator = Separator({"drums": MODEL}, 8000)
+    mixture = torch.rand(2, 999) - 0.5
+    np.testing.assert_array_equal(
+        separator(mixture, 8000)["drums"], separator(mixture.numpy(), 8000)["drums"]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sounds=st.lists(st.integers(0, 2999), max_size=3),
+    chunk=st.integers(100, 3000),
+    refinement=st.sampled_from(["none", "wiener", "masks", "consistency"]),
+)
+def test_silence_in_is_silence_out(sounds, chunk, refinement):
+    """Exactly where the models hear nothing else, whatever the chunks."""
+    mixture = np.zeros((2, 3000), np.float32)
+    mixture[1, sounds] = 0.5
+    stems = Separator(STEMS_MODELS, 8000, refinement)(mixture, 8000, chunk)
+    reach = MODEL.context() + (2048 if refinement != "none" else 0)
+    near = np.zeros(3000, bool)
+    for sound in sounds:
+        near[max(sound - reach, 0) : sound + reach + 1] = True
+    for audio in stems.values():
+        assert not audio[:, ~near].any()
+    if sounds:
+        assert any(audio.any() for audio in stems.values())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([], "no audio"),
+        ([np.zeros(5)], r"\(channels, samples\), found \(5,\)"),
+        ([np.zeros((0, 5))], r"found \(0, 5\)"),
+        ([np.zeros((1, 5)), np.zeros((2, 5))], r"found \(2, 5\) after 1 channels"),
+        ([np.full((1, 5), np.nan)], "NaN"),
+    ],
+)
+def test_what_is_no_audio_is_refused(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        list(Separator({"drums": MODEL}, 8000).stream(blocks, 8000))
+
+
+def test_a_song_of_no_samples_has_stems_of_none():
+    stems = Separator({"drums": MODEL}, 8000)(np.zeros((2, 0)), 44100)
+    assert stems["drums"].shape == (2, 0)
+
+
+def test_a_stem_without_a_model_and_a_refinement_of_too_few_are_refused():
+    separator = Separator({"drums": MODEL}, 8000)
+    mixture = np.zeros((1, 5), np.float32)
+    with pytest.raises(UserError, match="stem 'bass': there is no model"):
+        separator(mixture, 8000, stems=("bass",))
+    with pytest.raises(UserError, match="needs a model for each"):
+        Separator({"drums": MODEL}, 8000, "masks")(mixture, 8000)
+
+
+def test_many_channels_take_no_more_memory_at_a_time(monkeypatch):
+    widest = []
+    separator = Separator({"drums": MODEL}, 8000)
+    apply = separation.apply
+    monkeypatch.setattr(
+        "jukesep.separator.apply", lambda m, x: widest.append(x.numel()) or apply(m, x)
+    )
+    separator(np.random.default_rng(0).uniform(-1, 1, (16, 9000)), 8000, 4000)
+    assert max(widest) <= 2 * 4000 + 16 * 2 * MODEL.context() + 16
 
 
 @settings(max_examples=100, deadline=None)

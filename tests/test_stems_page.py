@@ -12,7 +12,7 @@ from benchmarks.stems_page import SONGS, Score, Summary
 from jukesep import audio, scores
 from jukesep.jukebox import save_encoder, save_jukebox
 from jukesep.refine import DEFAULT, REFINEMENTS
-from jukesep.separation import load_separator
+from jukesep.separator import load_separator
 from jukesep.songs import MIXTURE, STEMS, Manifest, Song
 from jukesep.vqvae import VQVAE, Architecture
 

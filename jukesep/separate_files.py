@@ -1,0 +1,319 @@
+"""`jukesep separate`: songs in files to stems in files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import audio, decode, encode
+from .audio import Audio
+from .errors import Interrupted, UserError
+from .files import made
+from .progress import bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from .separator import Separator
+
+STDIN = "-"
+RESIDUAL = "residual"
+FIELDS = ("track", "stem", "ext")
+LONGEST = 255  # bytes of a file's name, on most systems
+
+
+@dataclass(frozen=True)
+class Options:
+    """How songs are separated, and where their stems go."""
+
+    output: Path
+    filename: str = "{track}/{stem}.{ext}"
+    form: encode.Format = encode.FORMATS["wav"]
+    clip: encode.Clip = "rescale"
+    stems: tuple[str, ...] = ()
+    residual: bool = False
+    chunk: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A song, and the files to be written from it; `residual` names what is left of the mixture."""
+
+    song: str
+    track: str
+    targets: dict[str, Path]
+    residual: str | None
+
+
+def find(songs: Iterable[str]) -> list[str]:
+    """The songs that are named: files, `-`, and what a folder holds, below it too, by name.
+
+    UserError for a folder without any, or if there is none of all.
+    """
+    found = []
+    suffixes = decode.READ | decode.DECODED
+    for song in songs:
+        if song != STDIN and Path(song).is_dir():
+            inside = sorted(
+                path
+                for path in Path(song).rglob("*")
+                if path.suffix.lower() in suffixes
+                and not path.name.startswith(".")
+                and path.is_file()
+            )
+            if not inside:
+                raise UserError(
+                    f"{song}: holds no audio files; looked for {', '.join(sorted(suffixes))}."
+                )
+            found += [str(path) for path in inside]
+        else:
+            found.append(song)
+    if not any(song == STDIN or os.path.lexists(song) for song in found):
+        raise UserError(f"{found[0]}: no such file.")
+    return list(dict.fromkeys(found))
+
+
+def plan(songs: Sequence[str], stems: Sequence[str], options: Options) -> list[Job]:
+    """What is to be written from which song.
+
+    UserError for a file name that misses what tells files apart, for two files of one name, and for
+    a file outside of the output folder, or in place of a song.
+    """
+    residual = None
+    if options.residual:
+        residual = f"no_{stems[0]}" if len(stems) == 1 else RESIDUAL
+    names = [*stems, *([residual] if residual else [])]
+    _check_filename(options.filename, len(songs) > 1, len(names) > 1)
+    jobs, owners = [], dict[str, str]()
+    output = options.output.resolve()
+    for song in songs:
+        track = _track(song)
+        targets = {}
+        for name in names:
+            fields = {"track": track, "stem": name, "ext": options.form.suffix}
+            target = options.output / options.filename.format(**fields)
+            if not target.resolve().is_relative_to(output) or target.resolve() == output:
+                raise UserError(f"{target}: is outside of {options.output}. Change --filename.")
+            # Some systems take names for the same that differ in case, or in how accents are put.
+            key = unicodedata.normalize("NFC", str(target.resolve())).casefold()
+            if owners.setdefault(key, song) != song:
+                raise UserError(
+                    f"{owners[key]} and {song}: both would be written to {target}. Separate them "
+                    "into two folders, or rename one."
+                )
+            if song != STDIN and _same(target, Path(song)):
+                raise UserError(f"{target}: is the song itself. Choose another --output.")
+            targets[name] = target
+        jobs.append(Job(song, track, targets, residual))
+    return jobs
+
+
+def separate(
+    load: Callable[[], Separator],
+    jobs: Sequence[Job],
+    options: Options,
+    tell: Callable[[Path], object],
+) -> None:
+    """Separate songs one after the other; a song that cannot be is named, and the next one is.
+
+    Stems that are there are kept, unless `overwrite` is set, and only the others are made. `load`
+    is called if there is anything to do, `tell` with every file that is there at the end of its
+    song. UserError at the end if any song has failed.
+    """
+    failed: list[str] = []
+    todo = []
+    for job in jobs:
+        missing = {n: p for n, p in job.targets.items() if options.overwrite or not p.exists()}
+        if missing:
+            todo.append((job, missing))
+        else:
+            print(f"{job.song}: separated already; --overwrite replaces.", file=sys.stderr)
+            for path in job.targets.values():
+                tell(path)
+    separator: Separator | None = None
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    with _terminated(), bar(total=_seconds(todo), bar_format=form, disable=not todo) as line:
+        for job, missing in todo:
+            line.set_description(_shown(job.track))
+            before, opened = line.n, False
+            try:
+                with ExitStack() as stack:
+                    file = _opened(job.song, stack)
+                    header = audio.info(file)
+                    if not header.samples:
+                        raise UserError(f"{job.song}: holds no samples.")
+                    opened = True
+                    separator = separator or load()
+                    for folder in {path.parent for path in missing.values()}:
+                        stack.enter_context(made(folder))
+                    _separate_one(separator, file, header, job, missing, options, line)
+            except (UserError, OSError) as error:
+                if opened and separator is None:
+                    raise  # it is of the models, and every song's
+                named = _named(error, job, options)
+                if len(jobs) == 1:
+                    raise named from error
+                failed.append(job.song)
+                line.clear()
+                print(f"error: {named}", file=sys.stderr, flush=True)
+                line.update(before - line.n)
+            else:
+                line.update(before + header.samples / header.sample_rate - line.n)
+                for path in job.targets.values():
+                    tell(path)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} songs failed: {', '.join(failed)}.")
+
+
+def _separate_one(
+    separator: Separator,
+    file: Path,
+    header: audio.AudioInfo,
+    job: Job,
+    missing: dict[str, Path],
+    options: Options,
+    line: tqdm,
+) -> None:
+    """Write the missing stems of a song."""
+    rate = header.sample_rate
+    stems = [name for name in job.targets if name != job.residual]
+    wanted = stems if job.residual in missing else [name for name in stems if name in missing]
+    mixture: deque[Audio] = deque()
+
+    def blocks() -> Iterator[Audio]:
+        for block in audio.blocks(file):
+            if job.residual in missing:
+                mixture.append(block)
+            yield block
+
+    chunk = {} if options.chunk is None else {"chunk": options.chunk}
+    shape = rate, header.channels, header.samples
+    with encode.writing(missing, options.form, options.clip, *shape) as put:
+        for found in separator.stream(blocks(), rate, progress=line.update, stems=wanted, **chunk):
+            if job.residual in missing:
+                total = sum(found[stem] for stem in wanted)
+                assert isinstance(total, np.ndarray)
+                found[str(job.residual)] = _taken(mixture, total.shape[1], header.channels) - total
+            put({name: found[name] for name in missing})
+
+
+def _taken(blocks: deque[Audio], samples: int, channels: int) -> Audio:
+    """The first samples of blocks, which lose them."""
+    taken = [np.empty((channels, 0), np.float32)]
+    while samples:
+        block = blocks.popleft()
+        if block.shape[1] > samples:
+            blocks.appendleft(block[:, samples:])
+            block = block[:, :samples]
+        taken.append(block)
+        samples -= block.shape[1]
+    return np.concatenate(taken, axis=1)
+
+
+def _opened(song: str, stack: ExitStack) -> Path:
+    path = stack.enter_context(decode.spooled()) if song == STDIN else Path(song)
+    try:
+        return stack.enter_context(decode.readable(path))
+    except UserError as error:
+        if song != STDIN:
+            raise
+        raise UserError(str(error).replace(str(path), "standard input")) from error
+
+
+def _seconds(todo: Sequence[tuple[Job, object]]) -> float:
+    """Of all songs whose headers can be read; others are told of when their turn comes."""
+    total = 0.0
+    for job, _ in todo:
+        path = Path(job.song)
+        if job.song != STDIN and path.is_file():
+            try:
+                header = audio.info(path)
+            except UserError:
+                continue
+            total += header.samples / header.sample_rate
+    return total
+
+
+def _named(error: Exception, job: Job, options: Options) -> Exception:
+    """The error, or one that says which song and file an error of the system is of."""
+    if isinstance(error, UserError):
+        song = Path(job.song).name
+        return (
+            error if song in str(error) or job.song == STDIN else UserError(f"{job.song}: {error}")
+        )
+    assert isinstance(error, OSError)
+    place = error.filename or options.output
+    return UserError(f"{job.song}: {place}: {error.strerror or error}. Nothing of it was written.")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _track(song: str) -> str:
+    """What a song's files are named after, never a part of a path."""
+    if song == STDIN:
+        return "stdin"
+    name = Path(song).name or Path(song).resolve().name
+    track = Path(name).stem
+    if not track.strip(". "):
+        track = name.strip(". ") or "song"
+    while len(track.encode()) > LONGEST:
+        track = track[:-1]
+    return track
+
+
+def _check_filename(filename: str, songs: bool, names: bool) -> None:
+    known = ", ".join(f"{{{field}}}" for field in FIELDS)
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(filename) if field is not None}
+        if unknown := fields - set(FIELDS):
+            raise UserError(f"--filename {filename!r}: {{{min(unknown)}}} is none of {known}.")
+        filename.format(**dict.fromkeys(FIELDS, "x"))
+    except ValueError as error:
+        raise UserError(f"--filename {filename!r}: may hold {known} ({error}).") from error
+    for field, needed in (("track", songs), ("stem", names)):
+        if needed and field not in fields:
+            raise UserError(
+                f"--filename {filename!r}: needs {{{field}}} to tell {field}s apart, for example "
+                "'{track}/{stem}.{ext}'."
+            )
+
+
+def _shown(track: str) -> str:
+    """A name for a line of a terminal: short, and without what would move its cursor."""
+    plain = "".join(char if char.isprintable() else "?" for char in track)
+    return plain if len(plain) <= 40 else f"{plain[:39]}…"
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends in good order too, without a file that is half written."""
+
+    def end(number: int, _: object) -> None:
+        raise Interrupted("interrupted", 128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
