@@ -1,4 +1,4 @@
-"""The command line: `jukesep separate`, `evaluate`, `status`, `clean`, `compose`."""
+"""The command line, `jukesep ...`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def separate(
         Path, typer.Option("--output", "-o", help="Folder for the stems; made if it is missing.")
     ],
     models: Annotated[
-        Path, typer.Option(help="Folder of models, or of trainings as `dvc repro` leaves it.")
-    ] = Path("runs"),
+        Path, typer.Option(help="Folder of models, or of trainings as runs/ is.")
+    ] = Path("models/separator"),
     init: Annotated[
         Init, typer.Option(help="Which trainings to use, of a folder of trainings.")
     ] = Init.pretrained,
@@ -132,6 +132,56 @@ def separate(
         return separator.to(devices.choose(device, threads), precision)
 
     separate_files.separate(load, jobs, options, typer.echo)
+
+
+@app.command("import")
+def import_(
+    stage1: Annotated[Path, typer.Option(help="Checkpoint of stage 1: a whole VQ-VAE.")],
+    stage2: Annotated[
+        Path, typer.Option(help="Checkpoint of stage 2: E2, alone or in a whole VQ-VAE.")
+    ],
+    stem: Annotated[
+        Literal["drums", "bass", "other", "vocals"], typer.Option(help="What they separate.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of models; made if it is missing.")
+    ],
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Hz, of checkpoints that do not say. [default: 44100]"),
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for the card.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the stem's model in OUTPUT.")] = False,
+) -> None:
+    """Add a pair of checkpoints, the authors' or ours, to a folder of models for `separate`.
+
+    Checkpoints have Jukebox's form. Once for each stem; models of one folder are alike.
+    """
+    from . import models
+
+    if (output / models.CARD).exists():
+        card = models.read_card(output)
+        if stem in card.stems and not overwrite:
+            raise UserError(f"{output}: has a model of {stem}. Pass --overwrite to replace it.")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: is no folder of models, and not empty. Choose another.")
+    with _writing(output):
+        card = models.import_checkpoints(output, stem, stage1, stage2, sample_rate, licence)
+    typer.echo(models.describe(card, output))
+
+
+@app.command()
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder of models.")] = Path("models/separator"),
+    as_json: Annotated[bool, typer.Option("--json", help="The card as it is.")] = False,
+) -> None:
+    """Check a folder of models, and print what is in it."""
+    from . import models
+
+    card = models.read_card(folder)
+    for stem in card.stems:
+        models.load(folder, stem, card)
+    typer.echo(card.model_dump_json(indent=1) if as_json else models.describe(card, folder))
 
 
 @app.command()

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from . import audio, devices, jukebox, refine
+from . import audio, devices, jukebox, models, refine
 from .audio import Audio
 from .errors import UserError
-from .separation import apply, latest, load_model, windows
-from .songs import STEMS
+from .separation import apply, load_model, windows
 from .vqvae import VQVAE
 
+FOLDER = "models/separator"
 CHUNK = 786_432  # samples: twice the reference's, with less context in proportion
 
 
@@ -217,32 +217,37 @@ def _heard(window: torch.Tensor, context: int) -> torch.Tensor:
     return (counts[2 * context + 1 :] > counts[: window.shape[-1]]).float()
 
 
-def available(folder: str | Path = "runs", init: str = "pretrained") -> tuple[str, ...]:
+def available(folder: str | Path = FOLDER, init: str = "pretrained") -> tuple[str, ...]:
     """The stems that `load_separator` finds models for; UserError if there are none."""
-    folder = Path(folder)
-    runs = folder / "stage2"
-    stems = tuple(stem for stem in STEMS if (runs / f"{stem}_{init}/checkpoints").is_dir())
+    if (Path(folder) / models.CARD).exists():
+        return tuple(models.read_card(folder).stems)
+    stems = tuple(models.stems_of_trainings(folder, init))
     if not stems:
         raise UserError(
-            f"{folder}: no models with init '{init}'. Run `dvc repro` (or `dvc pull`) first."
+            f"{folder}: no models: neither {models.CARD}, nor trainings with init '{init}'. Run "
+            "`dvc repro` (or `dvc pull`) first, or `jukesep import` for checkpoints."
         )
     return stems
 
 
 def load_separator(
-    folder: str | Path = "runs", init: str = "pretrained", refinement: str | None = None
+    folder: str | Path = FOLDER, init: str = "pretrained", refinement: str | None = None
 ) -> Separator:
-    """The separator of the stems that `dvc repro` has trained, from its folder of runs.
+    """The separator of a folder of models, as `dvc repro` and `jukesep import` leave it.
 
-    UserError if there is none, or if the models differ in sample rate.
+    Or of a folder of trainings, as runs/ is: of those with this init, the last checkpoints.
+    UserError if there is none, or if the models do not fit.
     """
-    folder = Path(folder)
-    models, rates = {}, {}
-    for stem in available(folder, init):
-        run = f"{stem}_{init}/checkpoints"
-        stage1 = latest(folder / "stage1" / run)
-        models[stem] = load_model(stage1, latest(folder / "stage2" / run))
-        rates[stem] = jukebox.read_hps(stage1).get("sample_rate", 44100)
+    stems = available(folder, init)
+    if (Path(folder) / models.CARD).exists():
+        card = models.read_card(folder)
+        found = {stem: models.load(folder, stem, card) for stem in stems}
+        return Separator(found, card.sample_rate, refinement)
+    paths = models.stems_of_trainings(folder, init)
+    rates = {
+        s: jukebox.read_hps(stage1).get("sample_rate", 44100) for s, (stage1, _) in paths.items()
+    }
     if len(set(rates.values())) > 1:
         raise UserError(f"{folder}: the models differ in sample rate: {rates}.")
-    return Separator(models, next(iter(rates.values())), refinement)
+    found = {stem: load_model(*both) for stem, both in paths.items()}
+    return Separator(found, rates[stems[0]], refinement)

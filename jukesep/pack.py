@@ -1,0 +1,82 @@
+"""Stage `separator`: the trained models as files, for `jukesep separate` and for others."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+
+from . import experiment, models
+from .params import Params
+from .separation import load_model
+from .songs import STEMS
+
+FOLDER = Path("models/separator")
+CODE = ("jukesep", "stages", "conf", "params.yaml")
+PARAMETERS = {
+    *("scale", "seed", "model", "codebook", "losses", "precision"),
+    *("pretrain", "stage1", "stage1_steps", "stage2"),
+}
+LICENCES = {
+    "pretrain": "that of jukesep (MIT): trained from random weights",
+    "jukebox": "non-commercial use only: fine-tuned from OpenAI's Jukebox",
+    "file": "that of the weights they were fine-tuned from; of Jukebox's, non-commercial use only",
+}
+DATA = {
+    "band": "songs that jukesep composes and renders itself",
+    "musdb18hq": "MUSDB18-HQ, for research only",
+    "musdb18": "MUSDB18, for research only",
+    "folder": "a folder of songs",
+}
+
+
+def pack(params: Params) -> None:
+    """Write the models of all stems to `FOLDER`: the pretrained ones, or those of the only init.
+
+    Of stage 2 the last checkpoint: which one scores best on the test songs is no reason.
+    """
+    init = "pretrained" if "pretrained" in params.inits else params.inits[0]
+    step = max(params.stage2.checkpoints)
+    shutil.rmtree(FOLDER, ignore_errors=True)  # of other stems, perhaps
+    for stem in (stem for stem in STEMS if stem in params.stems):
+        vqvae = load_model(
+            experiment.stage1_checkpoint(params, stem, init),
+            experiment.checkpoint("stage2", stem, init, step),
+        )
+        about = {
+            "sample_rate": params.model.sample_rate,
+            "init": init,
+            "step": step,
+            "scores": _scores(stem, init, step, params.evaluate.split),
+            "data": DATA[params.data.source],
+            "licence": LICENCES[params.weights.source if init == "pretrained" else "pretrain"],
+            "commit": _commit(),
+            "parameters": params.model_dump(mode="json", include=PARAMETERS),
+        }
+        models.save(FOLDER, stem, vqvae, about)
+
+
+def _scores(stem: str, init: str, step: int, split: str) -> dict[str, float]:
+    """The mean of the paper's SDR in dB over the songs of each group, as `<split>, <group>`."""
+    path = experiment.RESULTS / "scores" / f"{stem}_{init}.csv"
+    found: dict[str, list[float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if (row["system"], row["step"], row["metric"]) == ("separation", str(step), "sdr"):
+                found.setdefault(f"{split}, {row['group']}", []).append(float(row["value"]))
+    return {group: round(statistics.mean(values), 4) for group, values in found.items()}
+
+
+def _commit() -> str | None:
+    """The last commit that changed code or parameters, where there is a git that tells.
+
+    Not the last of all: the commit of the results would make these files others.
+    """
+    command = ["git", "log", "-1", "--format=%H", "--", *CODE]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
