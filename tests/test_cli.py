@@ -39,6 +39,8 @@ def project(tmp_path, monkeypatch):
     for stem in TRAINED:
         _train(tmp_path / "runs", stem)
     _song(tmp_path / "song.wav")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/separator").symlink_to(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -26,6 +26,22 @@ COVERED = {
     "uv run dvc plots diff": f"{PIPELINE}::test_one_parameter_changed",
     "git restore . && uv run dvc checkout": f"{PIPELINE}::test_one_stem_and_the_way_back",
     "uv run jukesep separate song.wav -o stems": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep separate songs/ more.flac -o stems --format flac": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep separate song.wav -o karaoke --stems vocals --residual": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep separate song.wav -o plain --refine none": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep info models/separator": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep import --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals -o mine": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep separate song.wav -o mine-stems --models mine": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
     "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
     "--data musdb18hq": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "

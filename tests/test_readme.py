@@ -16,7 +16,7 @@ from settings import flat
 from typer.testing import CliRunner
 
 import jukesep
-from jukesep import cli, params
+from jukesep import cli, models, params
 from jukesep.jukebox import save_encoder, save_jukebox
 
 ROOT = Path(__file__).parents[1]
@@ -63,12 +63,11 @@ def _model(seed):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A folder as the README's examples expect it, entered: songs, weights, runs/."""
+    """A folder as the README's examples expect it, entered: songs, weights, models."""
     for seed, stem in enumerate(jukesep.STEMS):
         vqvae, hps = _model(seed), {"sample_rate": RATE}
-        runs = tmp_path / "runs"
-        save_jukebox(vqvae, runs / f"stage1/{stem}_pretrained/checkpoints/8.pt", 8, hps)
-        save_encoder(vqvae.encoder, runs / f"stage2/{stem}_pretrained/checkpoints/6.pt", 6, hps)
+        about = {"init": "pretrained", "step": 6, "data": "noise", "licence": "none"}
+        models.save(tmp_path / "models/separator", stem, vqvae, about | hps)
     save_jukebox(_model(9), tmp_path / "vqvae.pth.tar", 0)
     save_jukebox(_model(3), tmp_path / "stage1.pth.tar", 80_001, {"sr": RATE})
     save_encoder(_model(4).encoder, tmp_path / "stage2.pth.tar", 20_001, {"sr": RATE})
@@ -79,6 +78,9 @@ def trained(tmp_path, monkeypatch):
         soundfile.write(folder / f"{name}.wav", stem, RATE)
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * 11025 + 3, 2))
     soundfile.write(tmp_path / "song.wav", noise, 11025)
+    (tmp_path / "songs").mkdir()
+    soundfile.write(tmp_path / "songs/one.wav", noise, 11025)
+    soundfile.write(tmp_path / "more.flac", noise, 11025)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -91,9 +93,10 @@ def test_the_python_example_runs(trained, capsys):
     mixture, stems = names["mixture"], names["stems"]
     assert tuple(stems) == jukesep.STEMS
     assert all(stem.shape == mixture.shape == (2, 22053) for stem in stems.values())
-    printed = [float(line) for line in capsys.readouterr().out.split()]
+    streamed, *printed = capsys.readouterr().out.splitlines()
+    assert streamed.split()[0] == "22053"
     assert len(printed) == 3
-    assert np.isfinite(printed).all()
+    assert np.isfinite([float(line) for line in printed]).all()
     samples = names["samples"]
     assert samples == 22048
     assert names["latents"].shape == names["quantised"].shape == (1, 4, samples // 8)
@@ -106,7 +109,7 @@ def test_the_jukesep_commands_run(trained):
     shutil.copytree(ROOT / "conf", trained / "conf")
     commands = [words for words in _commands() if words[:3] == ["uv", "run", "jukesep"]]
     named = {words[3] for words in commands}
-    assert named == {"separate", "evaluate", "status", "clean", "compose"}
+    assert named == {"separate", "import", "info", "evaluate", "status", "clean", "compose"}
     for words in commands:
         result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
         assert result.exit_code == 0, (words, result.output)

@@ -30,6 +30,8 @@ def project(tmp_path, monkeypatch):
     for stem in STEMS:
         _model(tmp_path / "runs", stem=stem)
     soundfile.write(tmp_path / "song.wav", _noise(5001), 11025)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/separator").symlink_to(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -195,7 +197,7 @@ def test_a_refinement_needs_all_models(project, capsys):
     assert _jukesep("separate", "song.wav", "-o", "b", "--refine", "masks") == 1
     assert "refinement 'masks': needs a model for each" in capsys.readouterr().err
     assert _jukesep("separate", "song.wav", "-o", "b", "--stems", "bass") == 1
-    assert "runs: has no model for bass" in capsys.readouterr().err
+    assert "models/separator: has no model for bass" in capsys.readouterr().err
 
 
 def test_precision_and_threads_are_those_of_the_models(project):

@@ -108,7 +108,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_plain_scores_are_those_of_the_models(project):
-    separator = load_separator("runs")
+    separator = load_separator("runs", refinement="none")
     song = Manifest.load(Path("data/prepared/manifest.json")).split("valid")[0]
     plain = stems.Option("plain", lambda _, estimates: estimates)
     shifted = plain._replace(name="shifted", shifts=2)
