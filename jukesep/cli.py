@@ -185,6 +185,30 @@ def info(
 
 
 @app.command()
+def listen(
+    folder: Annotated[
+        Path, typer.Argument(help="Stems, as `separate` leaves them: FOLDER/<song>/<stem>.wav.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the page. [default: FOLDER-listen]"),
+    ] = None,
+    mixture: Annotated[
+        Path | None, typer.Option(help="The song itself, if FOLDER holds one. [default: the sum]")
+    ] = None,
+) -> None:
+    """Make a page to listen to separated songs: it opens from disk, without a network.
+
+    The experiment's own page is listen/index.html, which `dvc repro` makes.
+    """
+    from .listen import of_stems
+
+    target = output or folder.resolve().with_name(folder.resolve().name + "-listen")
+    of_stems(folder, target, mixture)
+    typer.echo(target / "index.html")
+
+
+@app.command()
 def evaluate(
     stage1: Annotated[Path, typer.Option(help="Checkpoint of stage 1: a whole VQ-VAE.")],
     stage2: Annotated[

@@ -81,12 +81,22 @@ def score_models(
     sample_rate: int,
     separation: Separation,
     museval: bool = False,
+    keep: Path | None = None,
 ) -> list[Row]:
-    """`score_separation` of every song; songs are scored side by side."""
+    """`score_separation` of every song; songs are scored side by side.
+
+    `keep` is a folder for what was scored in mono, to listen to: <song>/<system>.flac.
+    """
 
     def score(song: Song) -> list[Row]:
+        def kept(system: str, mono: Audio) -> None:
+            if keep is not None:
+                path = keep / song.name / f"{system}.flac"
+                audio.write(path, np.clip(mono, -1, 1), sample_rate, "PCM_16")
+
         return score_separation(
-            song, *_read(song), stem, init, stage1, stage2, sample_rate, separation, museval
+            *(song, *_read(song), stem, init, stage1, stage2, sample_rate, separation, museval),
+            kept=kept,
         )
 
     # A song a core; on a GPU, one at a time.
@@ -109,6 +119,7 @@ def score_separation(
     separation: Separation,
     museval: bool = False,
     progress: Callable[[int], object] | None = None,
+    kept: Callable[[str, Audio], object] | None = None,
 ) -> list[Row]:
     """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
 
@@ -116,7 +127,8 @@ def score_separation(
     it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
     on the stem itself, but for luck. `separation` says how the models are run, the ceiling's too.
     `progress` is called with the samples, a channel each, that a model has finished: for each song
-    1 + (1 + channels) * models times its length.
+    1 + (1 + channels) * models times its length. `kept` is called with what was scored in mono,
+    (1, samples), by name: "ceiling", and the step of each model.
     """
     import torch
 
@@ -131,7 +143,10 @@ def score_separation(
         return output.cpu().numpy()
 
     target = audio.to_mono(references[stem])
-    ceiling = scores.sdr(target, run(stage1, target))
+    reconstruction = run(stage1, target)
+    if kept:
+        kept("ceiling", reconstruction)
+    ceiling = scores.sdr(target, reconstruction)
     rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
     for step, model in stage2.items():
         # One batch: the mono mixture, then the channels.
@@ -140,6 +155,8 @@ def score_separation(
             song.name, stem, references, np.array(channels), sample_rate, extras=museval
         )
         values["sdr"] = scores.sdr(target, mono[None])
+        if kept:
+            kept(str(step), mono[None])
         rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
     return rows
 

@@ -7,6 +7,7 @@ else.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,10 @@ def stage2(params: Params, stem: str, init: str) -> None:
 
 
 def evaluate(params: Params, stem: str, init: str) -> None:
-    """Score the separation at every checkpoint of stage 2: results/scores/<stem>_<init>.csv."""
+    """Score the separation at every checkpoint of stage 2: results/scores/<stem>_<init>.csv.
+
+    What was scored is kept to listen to in results/audio/<stem>_<init>/, if evaluate.audio is set.
+    """
     device = devices.choose(params.device, params.threads)
     first = stage1_checkpoint(params, stem, init)
     models = {
@@ -130,6 +134,9 @@ def evaluate(params: Params, stem: str, init: str) -> None:
         for step in params.stage2.checkpoints
     }
     manifest = Manifest.load(MANIFEST)
+    listening = RESULTS / "audio" / f"{stem}_{init}"
+    shutil.rmtree(listening, ignore_errors=True)
+    listening.mkdir(parents=True)  # empty, if nothing is kept
     rows = evaluation.score_models(
         manifest.split(params.evaluate.split),
         stem,
@@ -139,6 +146,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
         manifest.sample_rate,
         params.separation,
         params.evaluate.museval,
+        listening if params.evaluate.audio else None,
     )
     evaluation.write_scores(RESULTS / "scores" / f"{stem}_{init}.csv", rows)
 

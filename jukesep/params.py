@@ -149,6 +149,7 @@ class Separation(Section):
 class Evaluate(Section):
     split: Literal["valid", "test"]
     museval: bool
+    audio: bool
 
 
 class Params(Section):

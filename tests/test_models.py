@@ -169,7 +169,7 @@ SPOILT = {
     "a huge model": (_edit(lambda c: c["architecture"].update(width=65536)), "bytes, a model of"),
     "too wide": (_edit(lambda c: c["architecture"].update(width=1 << 40)), "architecture.width"),
     "too deep": (_edit(lambda c: c["architecture"].update(depth=10**9)), "architecture.depth"),
-    "another width": (_edit(lambda c: c["architecture"].update(width=5)), "models/drums.safetensors: "),
+    "another width": (_edit(lambda c: c["architecture"].update(width=5)), "drums.safetensors: "),
     "another dilation": (_edit(lambda c: c["architecture"].update(codes="8")), "codes"),
     "no file": (lambda f: (f / "vocals.safetensors").unlink(), "is no file of this folder"),
     "a link out": (_outside, "is no file of this folder"),

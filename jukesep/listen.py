@@ -1,0 +1,281 @@
+"""The listening page: a folder that opens from disk, without a server and without a network.
+
+    listen/
+      index.html            the page; what there is to hear, by name
+      audio/<number>.js     the sounds of a song's stem, and their peaks, loaded when wanted
+      wavesurfer.min.js     draws waveforms (BSD-3-Clause, beside it)
+
+A page that is opened from disk may not fetch files, but may run scripts: so sounds are scripts, of
+FLAC or MP3 in base64. The same songs give the same files. No torch here.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import audio
+from .audio import Audio
+from .errors import UserError
+from .progress import bar
+from .songs import MIXTURE, STEMS, Manifest
+
+HERE = Path(__file__).with_name("listening")
+FOLDER = Path("listen")
+PEAKS = 600  # points of a waveform
+KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", "stem")
+GROUPS = {
+    "seen": "instruments heard in training",
+    "held_out": "instruments never heard in training",
+}
+Container = Literal["flac", "mp3"]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One line of the page: what it is, its score in dB, and how its samples are read."""
+
+    label: str
+    kind: str
+    """One of KINDS: its colour."""
+    read: Callable[[], tuple[Audio, int]]
+    """(channels, samples) and Hz."""
+    score: float | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A song of the page: sounds by what they are of, compared with each other."""
+
+    name: str
+    note: str
+    parts: Mapping[str, Sequence[Sound]]
+
+
+def write_page(
+    folder: Path, title: str, about: str, entries: Sequence[Entry], container: Container
+) -> None:
+    """Write the page and its sounds to a folder, which appears whole; an older one is replaced.
+
+    UserError if a sound cannot be read.
+    """
+    total = sum(len(entry.parts) for entry in entries)
+    with _folder(folder) as new, bar(total=total, desc="listen", unit="part") as line:
+        songs, number, rates = [], 0, {8000}
+        (new / "audio").mkdir()
+        for entry in entries:
+            parts = []
+            for part, sounds in entry.parts.items():
+                length, clips, rows = 0.0, [], []
+                for sound in sounds:
+                    samples, rate = sound.read()
+                    length, rates = max(length, samples.shape[1] / rate), rates | {rate}
+                    clips.append(_encoded(samples, rate, container) | {"peaks": _peaks(samples)})
+                    score = None if sound.score is None else round(sound.score, 2)
+                    row = {"label": sound.label, "kind": sound.kind, "score": score}
+                    rows.append(row | ({"hint": sound.hint} if sound.hint else {}))
+                name = f"audio/{number:04}.js"
+                call = f"jukesep.sounds({json.dumps(name)},{_json(clips)});\n"
+                (new / name).write_text(call, encoding="utf-8")
+                parts.append({"name": part, "file": name, "seconds": length, "sounds": rows})
+                number += 1
+                line.update()
+            songs.append({"name": entry.name, "note": entry.note, "parts": parts})
+        for name in ("wavesurfer.min.js", "wavesurfer.licence.txt"):
+            shutil.copyfile(HERE / name, new / name)
+        page = (HERE / "page.html").read_text(encoding="utf-8")
+        # Browsers take these rates.
+        rate = min(max(rates), 96_000)
+        content = {"title": title, "about": about, "rate": rate, "songs": songs}
+        for place, text in (
+            ("/*STYLE*/", (HERE / "page.css").read_text(encoding="utf-8")),
+            ("/*SCRIPT*/", (HERE / "page.js").read_text(encoding="utf-8")),
+            ("/*CONTENT*/", _json(content)),  # the last: names in it are replaced by nothing
+        ):
+            page = page.replace(place, text)
+        (new / "index.html").write_text(page, encoding="utf-8")
+
+
+def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
+    """`FOLDER` from what `evaluate` kept of an experiment; `params` is its params.yaml.
+
+    A page that says why there is nothing to hear, if nothing was kept.
+    """
+    manifest = Manifest.load(root / "data/prepared/manifest.json")
+    entries = []
+    scores = _scores(root / "results/scores")
+    if params["evaluate"]["audio"]:
+        for song in manifest.split(params["evaluate"]["split"]):
+            mixture = Sound("mixture", "mixture", _mono(song.file(MIXTURE)), hint="all stems")
+            parts = {}
+            for stem in (stem for stem in STEMS if stem in params["stems"]):
+                sounds = [mixture, Sound(f"true {stem}", "truth", _mono(song.file(stem)))]
+                for init in params["inits"]:
+                    kept = root / "results/audio" / f"{stem}_{init}" / song.name
+                    for step in sorted(params["stage2"]["checkpoints"], reverse=True):
+                        sounds.append(
+                            Sound(
+                                f"{init}, {step:,} steps",
+                                init,
+                                _mono(kept / f"{step}.flac"),
+                                scores.get((song.name, stem, "separation", init, str(step))),
+                                "separated from the mixture",
+                            )
+                        )
+                sounds += [
+                    Sound(
+                        f"ceiling, {init}",
+                        "ceiling",
+                        _mono(
+                            root / "results/audio" / f"{stem}_{init}" / song.name / "ceiling.flac"
+                        ),
+                        scores.get((song.name, stem, "ceiling", init, "")),
+                        "true stem through the codec",
+                    )
+                    for init in params["inits"]
+                ]
+                parts[stem] = sounds
+            entries.append(Entry(song.name, GROUPS.get(song.group, song.group), parts))
+    about = (
+        f"Songs of the split “{params['evaluate']['split']}”, mono at {manifest.sample_rate:,} Hz, "
+        "as they were scored. Scores are the paper's SDR in dB: higher is better, silence has 0."
+        if entries
+        else "Nothing was kept to listen to: set evaluate.audio=true and run `dvc repro`."
+    )
+    write_page(root / FOLDER, f"Listen: scale {params['scale']}", about, entries, "flac")
+
+
+def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
+    """A page of songs that `jukesep separate` has separated: folder/<song>/<stem>.wav.
+
+    `folder` may also be that of one song. `mixture` is the song itself, of one song alone.
+    UserError if there are no stems.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. Pass the one that `jukesep separate -o` wrote.")
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    found = {path.name: _stems(path) for path in inside} if inside else {}
+    found = {name: stems for name, stems in found.items() if stems}
+    if not found and (stems := _stems(folder)):
+        found = {folder.resolve().name: stems}
+    if not found:
+        raise UserError(f"{folder}: holds no stems. Expected {folder}/<song>/<stem>.wav.")
+    if mixture is not None and len(found) > 1:
+        raise UserError(f"--mixture {mixture}: is of one song, {folder} holds {len(found)}.")
+    entries = []
+    for name, stems in found.items():
+        sounds = [Sound(path.stem, "stem", _whole(path)) for path in stems]
+        first = Sound("mixture", "mixture", _whole(mixture)) if mixture else None
+        first = first or Sound("all stems", "mixture", _sum(name, stems), hint="their sum")
+        entries.append(Entry(name, "", {"stems": [first, *sounds]}))
+    write_page(output, f"Listen: {folder.resolve().name}", "", entries, "mp3")
+
+
+def _stems(folder: Path) -> list[Path]:
+    suffixes = {".wav", ".flac", ".ogg", ".mp3"}
+    found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "."]
+    order = {stem: number for number, stem in enumerate(STEMS)}
+    return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.name))
+
+
+def _mono(path: Path) -> Callable[[], tuple[Audio, int]]:
+    def read() -> tuple[Audio, int]:
+        return audio.to_mono(audio.read(path)), audio.info(path).sample_rate
+
+    return read
+
+
+def _whole(path: Path) -> Callable[[], tuple[Audio, int]]:
+    return lambda: (audio.read(path), audio.info(path).sample_rate)
+
+
+def _sum(song: str, paths: Sequence[Path]) -> Callable[[], tuple[Audio, int]]:
+    def read() -> tuple[Audio, int]:
+        # What was left of the mixture, too, where it was asked for: together they are the mixture.
+        parts = [audio.read(path) for path in paths]
+        rate = audio.info(paths[0]).sample_rate
+        if len({part.shape for part in parts}) > 1 or any(
+            audio.info(path).sample_rate != rate for path in paths
+        ):
+            raise UserError(f"{song}: its stems differ in length, channels or sample rate.")
+        return np.sum(parts, axis=0, dtype=np.float32), rate
+
+    return read
+
+
+def _scores(folder: Path) -> dict[tuple[str, str, str, str, str], float]:
+    """(song, stem, system, init, step) -> the paper's SDR."""
+    found = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["metric"] == "sdr":
+                    key = (row["song"], row["stem"], row["system"], row["init"], row["step"])
+                    found[key] = float(row["value"])
+    return found
+
+
+def _encoded(samples: Audio, rate: int, container: Container) -> dict[str, str]:
+    """A sound as `page.js` decodes it, in base64. Of more than two channels, their mean."""
+    if len(samples) > 2:
+        samples = audio.to_mono(samples)
+    if container == "mp3" and rate not in (32000, 44100, 48000):
+        samples, rate = audio.resample(np.ascontiguousarray(samples), rate, 44100), 44100
+    peak = float(np.abs(samples).max(initial=0))
+    if peak > 1:
+        samples = samples / np.float32(peak)
+    with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
+        path = Path(folder) / f"sound.{container}"
+        audio.write(path, samples, rate, "PCM_16" if container == "flac" else None)
+        content = path.read_bytes()
+    return {"type": f"audio/{container}", "data": base64.b64encode(content).decode()}
+
+
+def _peaks(samples: Audio) -> list[int]:
+    """The loudest of each of PEAKS stretches, in thousandths of full scale."""
+    loud = np.abs(samples).max(axis=0, initial=0)
+    edges = np.linspace(0, len(loud), PEAKS + 1).astype(int)
+    parts = (loud[a:b] for a, b in pairwise(edges))
+    return [round(1000 * min(float(part.max(initial=0)), 1)) for part in parts]
+
+
+def _json(content: object) -> str:
+    """JSON that is safe within a script element, whatever the names of songs are."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `folder` once it is whole."""
+    if folder.exists() and not (folder / "index.html").exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is there, and no listening page. Choose another --output.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
