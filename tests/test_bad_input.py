@@ -147,7 +147,7 @@ def _check(capsys, song, words, message):
 WORKS = {
     "8 kHz": lambda f: _wav(f / "a.wav", rate=8000),
     "192 kHz": lambda f: _wav(f / "a.wav", rate=192_000),
-    "an odd rate": lambda f: _wav(f / "a.wav", rate=11_127),
+    "an odd rate": lambda f: _wav(f / "a.wav", rate=8820),
     "1 Hz": lambda f: _wav(f / "a.wav", _noise(40), rate=1),
     "32 channels": lambda f: _wav(f / "a.wav", _noise(500, 32)),
     "8 bit": lambda f: _wav(f / "a.wav", subtype="PCM_U8"),
