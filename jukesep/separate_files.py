@@ -7,8 +7,8 @@ import signal
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -57,36 +57,40 @@ class Job:
     residual: str | None
 
 
-def find(songs: Iterable[str]) -> list[str]:
-    """The songs that are named: files, `-`, and what a folder holds, below it too, by name.
+def find(songs: Iterable[str]) -> dict[str, str]:
+    """The songs that are named, each with the name of its track: files, `-`, and folders' songs.
 
-    UserError for a folder without any, or if there is none of all.
+    A folder's are those below it too, by name, and their tracks keep the folders between. UserError
+    for a folder without any, or if there is none of all.
     """
-    found = []
+    found: dict[str, str] = {}
     suffixes = decode.READ | decode.DECODED
     for song in songs:
-        if song != STDIN and Path(song).is_dir():
-            inside = sorted(
-                path
-                for path in Path(song).rglob("*")
-                if path.suffix.lower() in suffixes
-                and not path.name.startswith(".")
-                and path.is_file()
+        if not song:
+            raise UserError("the name of a song is empty.")
+        if song == STDIN or not Path(song).is_dir():
+            found.setdefault(song, _track(song))
+            continue
+        folder = Path(song)
+        inside = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file()
+        )
+        if not inside:
+            raise UserError(
+                f"{song}: holds no audio files; looked for {', '.join(sorted(suffixes))}."
             )
-            if not inside:
-                raise UserError(
-                    f"{song}: holds no audio files; looked for {', '.join(sorted(suffixes))}."
-                )
-            found += [str(path) for path in inside]
-        else:
-            found.append(song)
+        for path in inside:
+            between = path.parent.relative_to(folder)
+            found.setdefault(str(path), (between / _track(str(path))).as_posix())
     if not any(song == STDIN or os.path.lexists(song) for song in found):
-        raise UserError(f"{found[0]}: no such file.")
-    return list(dict.fromkeys(found))
+        raise UserError(f"{next(iter(found))}: no such file.")
+    return found
 
 
-def plan(songs: Sequence[str], stems: Sequence[str], options: Options) -> list[Job]:
-    """What is to be written from which song.
+def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> list[Job]:
+    """What is to be written from which song; `songs` are as `find` returns them.
 
     UserError for a file name that misses what tells files apart, for two files of one name, and for
     a file outside of the output folder, or in place of a song.
@@ -98,8 +102,7 @@ def plan(songs: Sequence[str], stems: Sequence[str], options: Options) -> list[J
     _check_filename(options.filename, len(songs) > 1, len(names) > 1)
     jobs, owners = [], dict[str, str]()
     output = options.output.resolve()
-    for song in songs:
-        track = _track(song)
+    for song, track in songs.items():
         targets = {}
         for name in names:
             fields = {"track": track, "stem": name, "ext": options.form.suffix}
@@ -110,8 +113,8 @@ def plan(songs: Sequence[str], stems: Sequence[str], options: Options) -> list[J
             key = unicodedata.normalize("NFC", str(target.resolve())).casefold()
             if owners.setdefault(key, song) != song:
                 raise UserError(
-                    f"{owners[key]} and {song}: both would be written to {target}. Separate them "
-                    "into two folders, or rename one."
+                    f"{owners[key]} and {song}: both would be written to {target}. Pass the "
+                    "folder above both, which tells them apart, or separate them one by one."
                 )
             if song != STDIN and _same(target, Path(song)):
                 raise UserError(f"{target}: is the song itself. Choose another --output.")
@@ -143,10 +146,12 @@ def separate(
             for path in job.targets.values():
                 tell(path)
     separator: Separator | None = None
+    known = _seconds(todo)
+    about = {"total": sum(known.values()), "desc": _shown(todo[0][0].track) if todo else ""}
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
-    with _terminated(), bar(total=_seconds(todo), bar_format=form, disable=not todo) as line:
+    with _terminated(), bar(**about, bar_format=form, disable=not todo) as line:
         for job, missing in todo:
-            line.set_description(_shown(job.track))
+            line.set_description_str(_shown(job.track))
             before, opened = line.n, False
             try:
                 with ExitStack() as stack:
@@ -155,6 +160,8 @@ def separate(
                     if not header.samples:
                         raise UserError(f"{job.song}: holds no samples.")
                     opened = True
+                    seconds = header.samples / header.sample_rate
+                    line.total = (line.total or 0) + seconds - known.get(job.song, 0.0)
                     separator = separator or load()
                     for folder in {path.parent for path in missing.values()}:
                         stack.enter_context(made(folder))
@@ -170,7 +177,7 @@ def separate(
                 print(f"error: {named}", file=sys.stderr, flush=True)
                 line.update(before - line.n)
             else:
-                line.update(before + header.samples / header.sample_rate - line.n)
+                line.update(before + seconds - line.n)
                 for path in job.targets.values():
                     tell(path)
     if failed:
@@ -232,18 +239,16 @@ def _opened(song: str, stack: ExitStack) -> Path:
         raise UserError(str(error).replace(str(path), "standard input")) from error
 
 
-def _seconds(todo: Sequence[tuple[Job, object]]) -> float:
-    """Of all songs whose headers can be read; others are told of when their turn comes."""
-    total = 0.0
+def _seconds(todo: Sequence[tuple[Job, object]]) -> dict[str, float]:
+    """Of each song whose header can be read by now; the others' are told when their turn comes."""
+    found = {}
     for job, _ in todo:
         path = Path(job.song)
         if job.song != STDIN and path.is_file():
-            try:
+            with suppress(UserError):
                 header = audio.info(path)
-            except UserError:
-                continue
-            total += header.samples / header.sample_rate
-    return total
+                found[job.song] = header.samples / header.sample_rate
+    return found
 
 
 def _named(error: Exception, job: Job, options: Options) -> Exception:

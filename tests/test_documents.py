@@ -35,6 +35,7 @@ COVERED = {
     "uv run jukesep separate song.wav -o plain --refine none": (
         f"{README}::test_the_jukesep_commands_run"
     ),
+    "uv run jukesep listen stems": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep info models/separator": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep import --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals -o mine": (
         f"{README}::test_the_jukesep_commands_run"

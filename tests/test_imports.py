@@ -11,7 +11,8 @@ import jukesep
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
-    "stages.prepare", "stages.baselines", "stages.report", "jukesep.songs", "jukesep.params",
+    "stages.prepare", "stages.baselines", "stages.report", "stages.listen", "jukesep.listen",
+    "jukesep.songs", "jukesep.params", "jukesep.decode", "jukesep.encode", "jukesep.separate_files",
     "jukesep.band", "jukesep.prepare", "jukesep.audio", "jukesep.download", "jukesep.pretrained",
     "jukesep.scores", "jukesep.evaluation", "jukesep.published", "jukesep.results",
     "jukesep.results_page", "jukesep.figures", "jukesep.report", "jukesep.find_songs",

@@ -149,6 +149,7 @@ def _stages(stems: tuple[str, ...] = STEMS, inits: tuple[str, ...] = INITS) -> s
         "prepare",
         "baselines",
         "separator",
+        "listen",
         "report",
         *(f"weights@{init}" for init in inits),
         *(f"{stage}@{stem}-{init}" for stage, stem, init in trained),
@@ -369,14 +370,24 @@ def test_songs_of_ones_own(project: Project, tmp_path: Path):
 
 
 def test_one_stem_and_the_way_back(project: Project):
-    results = ("runs", "results", "data", "models", "metrics", "metrics_stereo", "plots", "docs")
+    results = (
+        "runs",
+        "results",
+        "data",
+        "models",
+        "listen",
+        "metrics",
+        "metrics_stereo",
+        "plots",
+        "docs",
+    )
     before = project.tree(*results)
     total = project.metrics("pretrained_6")
 
     said = project("uv run dvc exp run -S stem=other")
     assert _considered(said) <= _stages(("other",))
     # Nothing is trained that has been trained before.
-    assert _ran(said) <= {"baselines", "separator", "report"}
+    assert _ran(said) <= {"baselines", "separator", "listen", "report"}
     for name in project.tree("metrics"):
         values = project.metrics(name.removeprefix("metrics/").removesuffix(".json"))
         assert list(values) == ["other"]

@@ -109,7 +109,16 @@ def test_the_jukesep_commands_run(trained):
     shutil.copytree(ROOT / "conf", trained / "conf")
     commands = [words for words in _commands() if words[:3] == ["uv", "run", "jukesep"]]
     named = {words[3] for words in commands}
-    assert named == {"separate", "import", "info", "evaluate", "status", "clean", "compose"}
+    assert named == {
+        "separate",
+        "listen",
+        "import",
+        "info",
+        "evaluate",
+        "status",
+        "clean",
+        "compose",
+    }
     for words in commands:
         result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
         assert result.exit_code == 0, (words, result.output)

@@ -111,7 +111,7 @@ def test_a_folder_is_its_songs_and_those_below_it(project):
     Path("in/notes.txt").write_text("no music")
     Path("in/loop").symlink_to(Path("in").resolve())
     assert _jukesep("separate", "in", "song.wav", "-o", "stems", "--stems", "drums") == 0
-    assert _names() == ["a/drums.wav", "b/drums.wav", "song/drums.wav"]
+    assert _names() == ["b/drums.wav", "below/a/drums.wav", "song/drums.wav"]
 
 
 def test_standard_input(project, monkeypatch):
@@ -155,6 +155,7 @@ def test_standard_input_of_the_command(project):
         (("--stems", "piano"), "'piano' is none of drums, bass, other, vocals"),
         (("--stems", ""), "'' is none of"),
         (("--models", "nowhere"), "nowhere"),
+        (("",), "the name of a song is empty"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(project, capsys, words, message):
