@@ -48,8 +48,12 @@ def separate(
         Path, typer.Option(help="Folder of models, or of trainings as runs/ is.")
     ] = Path("models/separator"),
     init: Annotated[
-        Init, typer.Option(help="Which trainings to use, of a folder of trainings.")
-    ] = Init.pretrained,
+        Init | None,
+        typer.Option(
+            help="Which trainings to use, of a folder of trainings. [default: pretrained]",
+            show_default=False,
+        ),
+    ] = None,
     stems: Annotated[
         str | None, typer.Option(help="Those to write: vocals, or vocals,drums. All by default.")
     ] = None,
@@ -116,7 +120,7 @@ def separate(
 
     from .separator import available, load_separator
 
-    there = available(models, init.value)
+    there = available(models, init and init.value)
     wanted = chosen or there
     if lacking := [one for one in wanted if one not in there]:
         raise UserError(f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}.")
@@ -126,7 +130,7 @@ def separate(
         from . import devices
         from .refine import choose
 
-        separator = load_separator(models, init.value)
+        separator = load_separator(models, init and init.value)
         choose(refine, separator.stems, separator.sample_rate)
         separator.refinement = refine
         return separator.to(devices.choose(device, threads), precision)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors_as_bytes
@@ -24,7 +24,7 @@ from safetensors.torch import save as tensors_as_bytes
 from . import jukebox
 from .errors import UserError
 from .files import atomic, write_text
-from .separation import latest, load_model
+from .separation import latest
 from .songs import STEMS
 from .vqvae import VQVAE, Architecture
 
@@ -43,6 +43,8 @@ class _Strict(BaseModel):
 
 
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
+# Printed as it is: nothing in it may steer a terminal.
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=1000)]
 
 
 class Layers(_Strict):
@@ -61,12 +63,20 @@ class Model(_Strict):
 
     file: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    init: str
+    init: Text
     """What stage 1 started from."""
     step: int
     """Of stage 2."""
-    scores: dict[str, float] = {}
+    scores: dict[Text, FiniteFloat] = {}
     """Mean SDR in dB on songs that were not trained on, by the group of the songs."""
+    data: Text
+    """The songs that it was trained on."""
+    licence: Text
+    """Of the weights: that of the weights and songs that they descend from."""
+    commit: Text | None = None
+    """The last of jukesep's code and parameters when it was packed."""
+    parameters: dict[str, Any] = {}
+    """params.yaml of its trainings."""
 
 
 class Card(_Strict):
@@ -75,24 +85,25 @@ class Card(_Strict):
     format: Literal[1]
     sample_rate: Annotated[int, Field(ge=1, le=10_000_000)]
     architecture: Layers
-    stems: dict[Stem, Model]
-    data: str
-    """The songs that they were trained on."""
-    licence: str
-    """Of the weights, which is that of those they descend from."""
-    commit: str | None = None
-    """Of jukesep's code that trained them."""
-    parameters: dict[str, Any] = {}
-    """params.yaml of their trainings."""
+    stems: Annotated[dict[Stem, Model], Field(min_length=1)]
 
 
 def save(folder: str | Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Card:
     """Add a stem's model to a folder, or put it in place of the stem's; returns the folder's card.
 
     `about` has what `Card` and `Model` tell beside the tensors. UserError if the folder holds
-    models of another architecture or sample rate, or if a number of the model is not finite.
+    models of another architecture or sample rate, if a number of the model is not finite, or for
+    what a card cannot say.
     """
-    folder = Path(folder)
+    try:
+        return _save(Path(folder), stem, vqvae, about)
+    except ValidationError as error:
+        raise UserError(
+            f"the model of {stem}: {_fault(error)}; the card cannot hold it."
+        ) from error
+
+
+def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Card:
     architecture = Layers(**{**vars(vqvae.architecture), "downs": list(vqvae.architecture.downs)})
     state = vqvae.state_dict()
     tensors = {name: state[name].detach().cpu().contiguous() for name in _names(vqvae)}
@@ -100,28 +111,26 @@ def save(folder: str | Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) 
         if not value.isfinite().all():
             raise UserError(f"the model of {stem}: {name} holds NaN or infinity.")
     content = tensors_as_bytes(tensors)
-    model = {
-        "file": f"{stem}.safetensors",
-        "sha256": hashlib.sha256(content).hexdigest(),
-        **{key: about[key] for key in ("init", "step", "scores") if key in about},
-    }
-    shared = {key: about[key] for key in Card.model_fields if key in about}
+    told = {key: about[key] for key in Model.model_fields if key in about}
+    digest = hashlib.sha256(content).hexdigest()
+    model = Model(file=f"{stem}.safetensors", sha256=digest, **told)
+    sample_rate = about["sample_rate"]
     before = read_card(folder) if (folder / CARD).exists() else None
     stems = dict(before.stems) if before else {}
     if before:
         for name, found, wanted in (
             ("architecture", before.architecture, architecture),
-            ("sample_rate", before.sample_rate, shared["sample_rate"]),
+            ("sample_rate", before.sample_rate, sample_rate),
         ):
             if found != wanted and set(stems) != {stem}:
                 raise UserError(
                     f"{folder}: holds models whose {name} is {found}, the model of {stem} has "
                     f"{wanted}. Models of one folder are alike; choose another."
                 )
-    stems[stem] = Model(**model)  # type: ignore[index]
+    stems[stem] = model  # type: ignore[index]
     ordered = {name: one for name in STEMS for held, one in stems.items() if held == name}
-    card = Card(format=FORMAT, architecture=architecture, stems=ordered, **shared)
-    with atomic(folder / model["file"]) as temporary:
+    card = Card(format=FORMAT, sample_rate=sample_rate, architecture=architecture, stems=ordered)
+    with atomic(folder / model.file) as temporary:
         temporary.write_bytes(content)
     write_text(folder / CARD, json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n")
     return card
@@ -131,6 +140,8 @@ def read_card(folder: str | Path) -> Card:
     """What a folder of models says of itself. UserError for what is no card of this format."""
     path = Path(folder) / CARD
     try:
+        if not _inside(path, folder):
+            raise UserError(f"{path}: is no file of this folder. Fetch the folder again.")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes, which no card has.")
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +149,7 @@ def read_card(folder: str | Path) -> Card:
         raise UserError(f"{path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}). Fetch the folder again.") from error
-    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
+    if isinstance(found, dict) and repr(found.get("format", FORMAT)) != repr(FORMAT):
         raise UserError(
             f"{path}: is of format {found['format']!r}, this jukesep reads {FORMAT}. Update it, or "
             "pack the models anew."
@@ -146,9 +157,7 @@ def read_card(folder: str | Path) -> Card:
     try:
         return Card.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {first['msg']}. Fetch the folder again.") from error
+        raise UserError(f"{path}: {_fault(error)}. Fetch the folder again.") from error
 
 
 def load(folder: str | Path, stem: str, card: Card) -> VQVAE:
@@ -198,21 +207,24 @@ def import_checkpoints(
     """Add a stem's model to a folder, from checkpoints in Jukebox's form: the authors', or ours.
 
     `sample_rate` is for files that do not say theirs; they are taken for 44,100 Hz. UserError as
-    for `save` and the files.
+    for `save`, and for files that `jukesep evaluate` refuses: of another stem, of two rates.
     """
-    vqvae = load_model(stage1, stage2)
-    hps = jukebox.read_hps(stage2) | jukebox.read_hps(stage1)
-    said = hps.get("sample_rate")
-    if sample_rate is not None and said is not None and sample_rate != said:
-        raise UserError(f"{stage1}: says that its sample rate is {said}, not {sample_rate} Hz.")
+    from .evaluate_files import load_pair
+
+    pair = load_pair(Path(stage1), Path(stage2), stem, torch.device("cpu"))
+    says = not {"sample_rate", "sr"}.isdisjoint(jukebox.read_hps(stage1))
+    if sample_rate is not None and says and sample_rate != pair.sample_rate:
+        raise UserError(
+            f"{stage1}: says that its sample rate is {pair.sample_rate}, not {sample_rate} Hz."
+        )
     return save(
         folder,
         stem,
-        vqvae,
+        pair.separator,
         {
-            "sample_rate": sample_rate or (said if isinstance(said, int) else 44100),
-            "init": str(hps.get("init", "unknown")),
-            "step": jukebox.read_step(stage2),
+            "sample_rate": sample_rate or pair.sample_rate,
+            "init": pair.init or "unknown",
+            "step": pair.steps[1],
             "data": "unknown: imported checkpoints",
             "licence": licence
             or "unknown: ask whom the checkpoints are from. Jukebox's weights, and what is made "
@@ -238,15 +250,32 @@ def describe(card: Card, folder: str | Path) -> str:
     lines = [
         f"{folder}: {len(card.stems)} models at {card.sample_rate:,} Hz",
         f"  architecture  {layers}",
-        f"  data          {card.data}",
-        f"  licence       {card.licence}",
     ]
-    if card.commit:
-        lines.append(f"  commit        {card.commit}")
+    # Stems of one training are alike in what they descend from; it is told once.
+    for name in ("data", "licence", "commit"):
+        told = {stem: getattr(model, name) or "unknown" for stem, model in card.stems.items()}
+        for text in dict.fromkeys(told.values()):
+            of = [stem for stem in told if told[stem] == text]
+            which = "" if len(of) == len(told) else f" ({', '.join(of)})"
+            lines.append(f"  {name:<12}  {text}{which}")
     for stem, model in card.stems.items():
         scores = "".join(f", SDR {value:.2f} dB ({name})" for name, value in model.scores.items())
-        lines.append(f"  {stem:<8}      init {model.init}, step {model.step:,}{scores}")
+        lines.append(f"  {stem:<12}  init {model.init}, step {model.step:,}{scores}")
     return "\n".join(lines)
+
+
+def _fault(error: ValidationError) -> str:
+    """Where the first value that does not fit stands, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+
+
+def _inside(path: Path, folder: str | Path) -> bool:
+    """Whether this is a plain file that lies in the folder, also where links lead."""
+    try:
+        return path.resolve().is_relative_to(Path(folder).resolve()) and path.is_file()
+    except RuntimeError:  # a loop of links, before Python 3.13
+        return False
 
 
 def _names(vqvae: VQVAE) -> list[str]:
@@ -262,7 +291,7 @@ def _shapes(vqvae: VQVAE) -> dict[str, torch.Size]:
 def _read(path: Path, size: int, folder: str | Path) -> bytes:
     """A file of tensors of `size` bytes in all."""
     try:
-        if not path.resolve().is_relative_to(Path(folder).resolve()) or not path.is_file():
+        if not _inside(path, folder):
             raise UserError(f"{path}: is no file of this folder. Fetch the folder again.")
         there = path.stat().st_size
         if not size <= there <= size + HEADER:

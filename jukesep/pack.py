@@ -26,9 +26,15 @@ LICENCES = {
 }
 DATA = {
     "band": "songs that jukesep composes and renders itself",
-    "musdb18hq": "MUSDB18-HQ, for research only",
-    "musdb18": "MUSDB18, for research only",
+    "musdb18hq": "MUSDB18-HQ",
+    "musdb18": "MUSDB18",
     "folder": "a folder of songs",
+}
+SONGS = {
+    "band": "",
+    "musdb18hq": "research only: trained on MUSDB18-HQ",
+    "musdb18": "research only: trained on MUSDB18",
+    "folder": "what the songs' licences allow",
 }
 
 
@@ -51,11 +57,18 @@ def pack(params: Params) -> None:
             "step": step,
             "scores": _scores(stem, init, step, params.evaluate.split),
             "data": DATA[params.data.source],
-            "licence": LICENCES[params.weights.source if init == "pretrained" else "pretrain"],
+            "licence": _licence(params, init),
             "commit": _commit(),
             "parameters": params.model_dump(mode="json", include=PARAMETERS),
         }
         models.save(FOLDER, stem, vqvae, about)
+
+
+def _licence(params: Params, init: str) -> str:
+    """Of the weights: that of what they were fine-tuned from, and of the songs they heard."""
+    weights = LICENCES[params.weights.source if init == "pretrained" else "pretrain"]
+    songs = SONGS[params.data.source]
+    return f"{weights}; {songs}" if songs else weights
 
 
 def _scores(stem: str, init: str, step: int, split: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ from .separation import apply, load_model, windows
 from .vqvae import VQVAE
 
 FOLDER = "models/separator"
+INIT = "pretrained"  # of the trainings in a folder, those that are used
 CHUNK = 786_432  # samples: twice the reference's, with less context in proportion
 
 
@@ -217,33 +218,46 @@ def _heard(window: torch.Tensor, context: int) -> torch.Tensor:
     return (counts[2 * context + 1 :] > counts[: window.shape[-1]]).float()
 
 
-def available(folder: str | Path = FOLDER, init: str = "pretrained") -> tuple[str, ...]:
+def available(folder: str | Path = FOLDER, init: str | None = None) -> tuple[str, ...]:
     """The stems that `load_separator` finds models for; UserError if there are none."""
-    if (Path(folder) / models.CARD).exists():
-        return tuple(models.read_card(folder).stems)
-    stems = tuple(models.stems_of_trainings(folder, init))
-    if not stems:
+    if _packed(folder):
+        stems = models.read_card(folder).stems
+        if other := [model.init for model in stems.values() if init not in (None, model.init)]:
+            raise UserError(
+                f"{folder}: holds models with init '{other[0]}', not '{init}'. Folders "
+                "of trainings, as runs/ is, hold both."
+            )
+        return tuple(stems)
+    init = init or INIT
+    trained = tuple(models.stems_of_trainings(folder, init))
+    if not trained:
         raise UserError(
             f"{folder}: no models: neither {models.CARD}, nor trainings with init '{init}'. Run "
             "`dvc repro` (or `dvc pull`) first, or `jukesep import` for checkpoints."
         )
-    return stems
+    return trained
+
+
+def _packed(folder: str | Path) -> bool:
+    """Whether there is a card, or what stands in its place: a link that leads nowhere, too."""
+    path = Path(folder) / models.CARD
+    return path.is_symlink() or path.exists()
 
 
 def load_separator(
-    folder: str | Path = FOLDER, init: str = "pretrained", refinement: str | None = None
+    folder: str | Path = FOLDER, init: str | None = None, refinement: str | None = None
 ) -> Separator:
     """The separator of a folder of models, as `dvc repro` and `jukesep import` leave it.
 
-    Or of a folder of trainings, as runs/ is: of those with this init, the last checkpoints.
-    UserError if there is none, or if the models do not fit.
+    Or of a folder of trainings, as runs/ is: of those with this init, pretrained by default, the
+    last checkpoints. UserError if there is none, or if the models do not fit.
     """
     stems = available(folder, init)
-    if (Path(folder) / models.CARD).exists():
+    if _packed(folder):
         card = models.read_card(folder)
         found = {stem: models.load(folder, stem, card) for stem in stems}
         return Separator(found, card.sample_rate, refinement)
-    paths = models.stems_of_trainings(folder, init)
+    paths = models.stems_of_trainings(folder, init or INIT)
     rates = {
         s: jukebox.read_hps(stage1).get("sample_rate", 44100) for s, (stage1, _) in paths.items()
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from test_bad_input import _jukesep, _model
 import jukesep
 from jukesep import models, pack, params
 from jukesep.errors import UserError
+from jukesep.jukebox import save_encoder, save_jukebox
 from jukesep.separation import load_model
 from jukesep.vqvae import VQVAE, Architecture
 
@@ -48,8 +50,10 @@ def folder(tmp_path):
 def test_a_folder_holds_what_was_put_in(folder):
     card = models.read_card(folder)
     assert list(card.stems) == ["drums", "vocals"]
-    assert (card.sample_rate, card.data, card.commit) == (8000, "noise", "abc")
-    assert card.stems["drums"].scores == {"test, seen": 1.5}
+    assert card.sample_rate == 8000
+    drums = card.stems["drums"]
+    assert (drums.data, drums.licence, drums.commit) == ("noise", "none", "abc")
+    assert drums.scores == {"test, seen": 1.5}
     assert sorted(path.name for path in folder.iterdir()) == [
         "drums.safetensors", "separator.json", "vocals.safetensors",
     ]  # fmt: skip
@@ -93,6 +97,24 @@ def test_a_separator_is_loaded_from_models_and_from_trainings(folder, tmp_path):
     models.save(tmp_path / "packed", "vocals", load_model(stage1, stage2), ABOUT)
     packed = jukesep.load_separator(tmp_path / "packed")
     np.testing.assert_array_equal(runs(mixture, 8000)["vocals"], packed(mixture, 8000)["vocals"])
+
+
+def test_a_stem_keeps_its_own_licence_beside_others(folder, capsys):
+    other = {**ABOUT, "licence": "non-commercial use only", "data": "theirs", "commit": None}
+    models.save(folder, "bass", _vqvae(), other)
+    stems = models.read_card(folder).stems
+    assert [stems[stem].licence for stem in ("drums", "bass")] == ["none", other["licence"]]
+    assert [stems[stem].commit for stem in ("drums", "bass")] == ["abc", None]
+    assert _jukesep("info", str(folder)) == 0
+    said = capsys.readouterr().out
+    assert "licence       none (drums, vocals)" in said
+    assert "licence       non-commercial use only (bass)" in said
+
+
+def test_another_init_than_the_folder_has_is_refused(folder):
+    assert jukesep.load_separator(folder, "pretrained").stems == ("drums", "vocals")
+    with pytest.raises(UserError, match="holds models with init 'pretrained', not 'scratch'"):
+        jukesep.load_separator(folder, "scratch")
 
 
 def test_models_of_one_folder_are_alike(folder):
@@ -147,9 +169,20 @@ def _bytes(change):
     return spoil
 
 
-def _outside(folder):
-    shutil.move(folder / "vocals.safetensors", folder.parent / "elsewhere")
-    (folder / "vocals.safetensors").symlink_to(folder.parent / "elsewhere")
+def _outside(name):
+    def spoil(folder):
+        shutil.move(folder / name, folder.parent / "elsewhere")
+        (folder / name).symlink_to(folder.parent / "elsewhere")
+
+    return spoil
+
+
+def _instead(name, make):
+    def spoil(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return spoil
 
 
 SPOILT = {
@@ -170,9 +203,29 @@ SPOILT = {
     "too wide": (_edit(lambda c: c["architecture"].update(width=1 << 40)), "architecture.width"),
     "too deep": (_edit(lambda c: c["architecture"].update(depth=10**9)), "architecture.depth"),
     "another width": (_edit(lambda c: c["architecture"].update(width=5)), "drums.safetensors: "),
-    "another dilation": (_edit(lambda c: c["architecture"].update(codes="8")), "codes"),
+    "a number as text": (_edit(lambda c: c["architecture"].update(codes="8")), "codes"),
     "no file": (lambda f: (f / "vocals.safetensors").unlink(), "is no file of this folder"),
-    "a link out": (_outside, "is no file of this folder"),
+    "a link out": (_outside("vocals.safetensors"), "is no file of this folder"),
+    "a loop of links": (
+        _instead("vocals.safetensors", lambda path: path.symlink_to(path.name)),
+        "vocals.safetensors: is no file of this folder",
+    ),
+    "a card that is a link out": (_outside(models.CARD), "separator.json: is no file of this"),
+    "a card that is a loop": (
+        _instead(models.CARD, lambda path: path.symlink_to(path.name)),
+        "separator.json: is no file of this folder",
+    ),
+    "a card that is a pipe": (_instead(models.CARD, os.mkfifo), "is no file of this folder"),
+    "a format that is no number": (_edit(lambda c: c.update(format=True)), "is of format True"),
+    "no stems": (_edit(lambda c: c.update(stems={})), "separator.json: stems"),
+    "what steers a terminal": (
+        _edit(lambda c: c["stems"]["vocals"].update(data="\x1b]0;x\x07")),
+        "separator.json: stems.vocals.data",
+    ),
+    "a score that is none": (
+        _edit(lambda c: c["stems"]["vocals"].update(scores={"test": float("nan")})),
+        "separator.json: stems.vocals.scores",
+    ),
     "cut off": (_bytes(lambda b: b[:-100]), "its sha256 is"),
     "half of it": (_bytes(lambda b: b[: len(b) // 4]), "vocals.safetensors: "),
     "empty": (_bytes(lambda b: b""), "vocals.safetensors: 0 bytes"),
@@ -244,6 +297,37 @@ def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
     assert "other: is no folder of models, and not empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "more", "message"),
+    [
+        ({"part": "vocals"}, {}, {}, "was trained for vocals, as it says itself, not for drums"),
+        ({"sample_rate": 44100}, {"sample_rate": 8000}, {}, "was trained at 8000 Hz"),
+        ({"sample_rate": -5}, {"sample_rate": -5}, {}, "its sample rate is -5"),
+        ({"sr": 22050}, {"sr": 22050}, {"sample_rate": 8000}, "its sample rate is 22050, not 8000"),
+        ({}, {}, {"sample_rate": 20_000_000}, "the model of drums: sample_rate"),
+        ({}, {}, {"licence": "\udcff"}, "the model of drums: licence"),
+        ({}, {}, {"licence": "\x1b[31mmine"}, "the model of drums: licence"),
+    ],
+)  # fmt: skip
+def test_checkpoints_that_do_not_fit_are_not_imported(tmp_path, first, second, more, message):
+    vqvae = _vqvae()
+    save_jukebox(vqvae, tmp_path / "1.pt", 4, first)
+    save_encoder(vqvae.encoder, tmp_path / "2.pt", 4, second)
+    with pytest.raises(UserError, match=message):
+        models.import_checkpoints(
+            tmp_path / "mine", "drums", tmp_path / "1.pt", tmp_path / "2.pt", **more
+        )
+    assert not (tmp_path / "mine").exists()
+
+
+def test_jukeboxs_name_of_the_sample_rate_is_read(tmp_path):
+    vqvae = _vqvae()
+    save_jukebox(vqvae, tmp_path / "1.pt", 4, {"sr": 22050})
+    save_encoder(vqvae.encoder, tmp_path / "2.pt", 4, {"sr": 22050})
+    paths = tmp_path / "1.pt", tmp_path / "2.pt"
+    assert models.import_checkpoints(tmp_path / "mine", "drums", *paths).sample_rate == 22050
+
+
 def test_info_says_what_a_folder_holds_and_what_does_not_fit(folder, capsys):
     assert _jukesep("info", str(folder)) == 0
     said = capsys.readouterr().out
@@ -284,8 +368,27 @@ def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch)
     assert list(card.stems) == ["vocals"]
     assert card.stems["vocals"].scores == {"test, seen": 1.5, "test, held_out": -1.0}
     assert (card.stems["vocals"].step, card.stems["vocals"].init) == (4, "pretrained")
-    assert card.parameters["stage2"]["checkpoints"] == [2, 4]
-    assert card.licence == "that of jukesep (MIT): trained from random weights"
+    assert card.stems["vocals"].parameters["stage2"]["checkpoints"] == [2, 4]
+    assert card.stems["vocals"].licence == "that of jukesep (MIT): trained from random weights"
     assert sorted(path.name for path in pack.FOLDER.iterdir()) == [
         "separator.json", "vocals.safetensors",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "weights", "init", "licence"),
+    [
+        ("band", "jukebox", "scratch", "that of jukesep (MIT): trained from random weights"),
+        ("musdb18hq", "pretrain", "pretrained",
+         "that of jukesep (MIT): trained from random weights; "
+         "research only: trained on MUSDB18-HQ"),
+        ("musdb18hq", "jukebox", "pretrained",
+         "non-commercial use only: fine-tuned from OpenAI's Jukebox; "
+         "research only: trained on MUSDB18-HQ"),
+    ],
+)  # fmt: skip
+def test_the_licence_is_that_of_the_weights_and_of_the_songs(data, weights, init, licence):
+    changes = (f"data={data}", f"weights.source={weights}", f"inits=[{init}]")
+    root = ("data.root=/songs",) if data != "band" else ()
+    found = params._check(yaml.safe_load(params.compose([*changes, *root], ROOT / "conf")), "conf")
+    assert pack._licence(found, init) == licence
