@@ -74,7 +74,7 @@ class Model(_Strict):
     licence: Text
     """Of the weights: that of the weights and songs that they descend from."""
     commit: Text | None = None
-    """The last of jukesep's code and parameters when it was packed."""
+    """The last one of the code that trained it."""
     parameters: dict[str, Any] = {}
     """params.yaml of its trainings."""
 
@@ -110,7 +110,8 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise UserError(f"the model of {stem}: {name} holds NaN or infinity.")
-    content = tensors_as_bytes(tensors)
+    # What the shapes do not tell, the dilations, is part of what the digest is of.
+    content = tensors_as_bytes(tensors, {"architecture": architecture.model_dump_json()})
     told = {key: about[key] for key in Model.model_fields if key in about}
     digest = hashlib.sha256(content).hexdigest()
     model = Model(file=f"{stem}.safetensors", sha256=digest, **told)
@@ -176,8 +177,16 @@ def load(folder: str | Path, stem: str, card: Card) -> VQVAE:
         )
     try:
         tensors = read_tensors(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no file of safetensors ({error}).") from error
+        # Behind the header's length in eight bytes.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        within = Layers.model_validate_json(header["__metadata__"]["architecture"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no file of safetensors with a model ({error}).") from error
+    if within != card.architecture:
+        raise UserError(
+            f"{path}: holds a model of {within}, {CARD} says {card.architecture}. Fetch the folder "
+            "again."
+        )
     for name in sorted(expected.keys() ^ tensors.keys()):
         which = "lacks" if name in expected else "has, beyond the architecture,"
         raise UserError(f"{path}: {which} the tensor {name}. {CARD} is of another model.")

@@ -8,13 +8,15 @@ import statistics
 import subprocess
 from pathlib import Path
 
+import yaml
+
 from . import experiment, models
 from .params import Params
 from .separation import load_model
 from .songs import STEMS
 
 FOLDER = Path("models/separator")
-CODE = ("jukesep", "stages", "conf", "params.yaml")
+TRAININGS = ("weights", "stage1", "stage2")
 PARAMETERS = {
     *("scale", "seed", "model", "codebook", "losses", "precision"),
     *("pretrain", "stage1", "stage1_steps", "stage2"),
@@ -83,13 +85,24 @@ def _scores(stem: str, init: str, step: int, split: str) -> dict[str, float]:
 
 
 def _commit() -> str | None:
-    """The last commit that changed code or parameters, where there is a git that tells.
+    """The last commit of the code that trains, where there is a git that tells.
 
-    Not the last of all: the commit of the results would make these files others.
+    What is no dependency of the trainings does not count: these files would be others after it,
+    and no stage to make them anew.
     """
-    command = ["git", "log", "-1", "--format=%H", "--", *CODE]
+    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    deps = [dep for stage in TRAININGS for dep in stages[stage]["deps"]]
+    code = sorted({dep for dep in deps if dep.startswith(("jukesep/", "stages/"))})
+    if _git("rev-parse", "--is-shallow-repository") != "false":
+        return None
+    commit = _git("log", "-1", "--format=%H", "--", *code)
+    return f"{commit}, and changes" if _git("status", "--porcelain", "--", *code) else commit
+
+
+def _git(*words: str) -> str | None:
+    """What git says, None for nothing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None

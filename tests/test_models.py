@@ -150,7 +150,9 @@ def _tensors(change):
         path = folder / "vocals.safetensors"
         tensors = load_file(path)
         change(tensors)
-        save_file(tensors, path)
+        save_file(
+            tensors, path, {"architecture": models.read_card(folder).architecture.model_dump_json()}
+        )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         _edit(lambda card: card["stems"]["vocals"].update(sha256=digest))(folder)
 
@@ -203,6 +205,9 @@ SPOILT = {
     "too wide": (_edit(lambda c: c["architecture"].update(width=1 << 40)), "architecture.width"),
     "too deep": (_edit(lambda c: c["architecture"].update(depth=10**9)), "architecture.depth"),
     "another width": (_edit(lambda c: c["architecture"].update(width=5)), "drums.safetensors: "),
+    "another dilation": (
+        _edit(lambda c: c["architecture"].update(dilation_growth=2)), "holds a model of"
+    ),
     "a number as text": (_edit(lambda c: c["architecture"].update(codes="8")), "codes"),
     "no file": (lambda f: (f / "vocals.safetensors").unlink(), "is no file of this folder"),
     "a link out": (_outside("vocals.safetensors"), "is no file of this folder"),
@@ -357,6 +362,7 @@ def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch)
     changes = ["stem=vocals", "stage1.steps=4", "stage2.steps=4", "stage2.checkpoints=[2,4]"]
     text = params.compose([*changes, "model.sample_rate=8000"], ROOT / "conf")
     (tmp_path / "params.yaml").write_text(text)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     (tmp_path / "models/separator").mkdir(parents=True)
     (tmp_path / "models/separator/drums.safetensors").write_text("of another run")
     command = [sys.executable, "-m", "stages.separator"]
