@@ -101,16 +101,17 @@ def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> li
     names = [*stems, *([residual] if residual else [])]
     _check_filename(options.filename, len(songs) > 1, len(names) > 1)
     jobs, owners = [], dict[str, str]()
-    output = options.output.resolve()
+    output = _resolved(options.output)
     for song, track in songs.items():
         targets = {}
         for name in names:
             fields = {"track": track, "stem": name, "ext": options.form.suffix}
             target = options.output / options.filename.format(**fields)
-            if not target.resolve().is_relative_to(output) or target.resolve() == output:
+            resolved = _resolved(target)
+            if not resolved.is_relative_to(output) or resolved == output:
                 raise UserError(f"{target}: is outside of {options.output}. Change --filename.")
             # Some systems take names for the same that differ in case, or in how accents are put.
-            key = unicodedata.normalize("NFC", str(target.resolve())).casefold()
+            key = unicodedata.normalize("NFC", str(resolved)).casefold()
             if owners.setdefault(key, song) != song:
                 raise UserError(
                     f"{owners[key]} and {song}: both would be written to {target}. Pass the "
@@ -166,7 +167,7 @@ def separate(
                     for folder in {path.parent for path in missing.values()}:
                         stack.enter_context(made(folder))
                     _separate_one(separator, file, header, job, missing, options, line)
-            except (UserError, OSError) as error:
+            except (UserError, OSError, RuntimeError, MemoryError) as error:
                 if opened and separator is None:
                     raise  # it is of the models, and every song's
                 named = _named(error, job, options)
@@ -252,15 +253,29 @@ def _seconds(todo: Sequence[tuple[Job, object]]) -> dict[str, float]:
 
 
 def _named(error: Exception, job: Job, options: Options) -> Exception:
-    """The error, or one that says which song and file an error of the system is of."""
+    """The error as a user's, who is told of which song and file it is."""
+    from . import devices
+
     if isinstance(error, UserError):
         song = Path(job.song).name
-        return (
-            error if song in str(error) or job.song == STDIN else UserError(f"{job.song}: {error}")
+        known = song in str(error) or job.song == STDIN
+        return error if known else UserError(f"{job.song}: {error}")
+    if devices.out_of_memory(error):
+        return UserError(
+            f"{job.song}: out of memory. Lower --chunk, or choose another --device. Nothing of it "
+            "was written."
         )
-    assert isinstance(error, OSError)
+    if not isinstance(error, OSError):
+        raise error
     place = error.filename or options.output
     return UserError(f"{job.song}: {place}: {error.strerror or error}. Nothing of it was written.")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a ring
+        raise UserError(f"{path}: leads nowhere ({error}). Choose another --output.") from error
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -229,6 +229,24 @@ def test_an_interrupted_run_leaves_no_file(project):
     assert not Path("stems").exists()
 
 
+def test_too_little_memory_is_said_so(project, capsys, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("jukesep.separator.apply", full)
+    assert _jukesep("separate", "song.wav", "-o", "stems") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: song.wav: out of memory. Lower --chunk")
+    assert not Path("stems").exists()
+
+
+def test_an_output_that_leads_nowhere(project, capsys):
+    Path("one").symlink_to("two")
+    Path("two").symlink_to("one")
+    assert _jukesep("separate", "song.wav", "-o", "one/below") == 1
+    assert "one" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_ffmpeg_is_asked_for_where_it_would_help(project, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     Path("song.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + bytes(99))
