@@ -2,7 +2,8 @@
 
     uv run python -m benchmarks.excerpt                       # needs `dvc repro` (or pull) first
 
-Prints the paper's SDR of each stem beside that of the scaled mixture. The demo's models have
+Prints the paper's SDR of each stem, as the models make it and refined, beside that of the scaled
+mixture. The demo's models have
 heard nothing but the band: expect little. The excerpt's mixture is a little more than the sum of
 its stems (it was mastered).
 """
@@ -46,17 +47,23 @@ def main() -> None:
     parser.add_argument("--models", default="runs", help="folder of trainings")
     parser.add_argument("--init", default="pretrained", choices=["pretrained", "scratch"])
     options = parser.parse_args()
-    separator = load_separator(options.models, options.init)
     with tempfile.TemporaryDirectory() as folder:
         parts = decode(Path(folder))
-    stems = separator(parts[MIXTURE], 44_100)
-    print(f"{'stem':8} {'SDR/dB':>7} {'scaled mixture':>15}")
-    totals = [0.0, 0.0]
-    for stem, estimate in stems.items():
-        values = sdr(parts[stem], estimate), sdr(parts[stem], parts[MIXTURE] / len(STEMS))
-        totals = [total + value / len(stems) for total, value in zip(totals, values, strict=True)]
-        print(f"{stem:8} {values[0]:7.2f} {values[1]:15.2f}")
-    print(f"{'mean':8} {totals[0]:7.2f} {totals[1]:15.2f}")
+    plain, refined = (
+        load_separator(options.models, options.init, refinement)(parts[MIXTURE], 44_100)
+        for refinement in ("none", None)
+    )
+    print(f"{'SDR in dB':9} {'plain':>7} {'refined':>7} {'scaled mixture':>15}")
+    rows = {
+        stem: [
+            sdr(parts[stem], estimate)
+            for estimate in (plain[stem], refined[stem], parts[MIXTURE] / len(STEMS))
+        ]
+        for stem in plain
+    }
+    rows["mean"] = [sum(values) / len(values) for values in zip(*rows.values(), strict=True)]
+    for stem, (*ours, scaled) in rows.items():
+        print(f"{stem:9} {ours[0]:7.2f} {ours[1]:7.2f} {scaled:15.2f}")
 
 
 if __name__ == "__main__":
