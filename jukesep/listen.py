@@ -34,7 +34,7 @@ from .songs import MIXTURE, STEMS, Manifest
 HERE = Path(__file__).with_name("listening")
 FOLDER = Path("listen")
 PEAKS = 600  # points of a waveform
-KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", "stem")
+KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", *STEMS, "stem")
 GROUPS = {
     "seen": "instruments heard in training",
     "held_out": "instruments never heard in training",
@@ -176,7 +176,10 @@ def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
         raise UserError(f"--mixture {mixture}: is of one song, {folder} holds {len(found)}.")
     entries = []
     for name, stems in found.items():
-        sounds = [Sound(path.stem, "stem", _whole(path)) for path in stems]
+        sounds = [
+            Sound(path.stem, path.stem if path.stem in STEMS else "stem", _whole(path))
+            for path in stems
+        ]
         first = Sound("mixture", "mixture", _whole(mixture)) if mixture else None
         first = first or Sound("all stems", "mixture", _sum(name, stems), hint="their sum")
         entries.append(Entry(name, "", {"stems": [first, *sounds]}))

@@ -5,7 +5,10 @@
   const content = JSON.parse(document.getElementById("content").textContent);
   const at = (id) => document.getElementById(id);
   const FADE = 0.008; // seconds in which one sound gives way to another, so that nothing clicks
-  const KINDS = ["mixture", "truth", "pretrained", "scratch", "ceiling", "stem"];
+  const KINDS = [
+    "mixture", "truth", "pretrained", "scratch", "ceiling",
+    "drums", "bass", "other", "vocals", "stem",
+  ];
 
   let context = null;
   let song = 0, part = 0, sound = 0;
