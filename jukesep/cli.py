@@ -207,7 +207,7 @@ def listen(
     """
     from .listen import of_stems
 
-    target = output or folder.resolve().with_name(folder.resolve().name + "-listen")
+    target = output or Path(f"{folder.resolve()}-listen")
     of_stems(folder, target, mixture)
     typer.echo(target / "index.html")
 

@@ -34,6 +34,7 @@ from .songs import MIXTURE, STEMS, Manifest
 HERE = Path(__file__).with_name("listening")
 FOLDER = Path("listen")
 PEAKS = 600  # points of a waveform
+FILES = {"index.html", "audio", "wavesurfer.min.js", "wavesurfer.licence.txt"}
 KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", *STEMS, "stem")
 GROUPS = {
     "seen": "instruments heard in training",
@@ -81,8 +82,12 @@ def write_page(
                 length, clips, rows = 0.0, [], []
                 for sound in sounds:
                     samples, rate = sound.read()
-                    length, rates = max(length, samples.shape[1] / rate), rates | {rate}
-                    clips.append(_encoded(samples, rate, container) | {"peaks": _peaks(samples)})
+                    if not samples.size:
+                        raise UserError(f"{entry.name}: {sound.label} is empty, 0 samples long.")
+                    length = max(length, samples.shape[1] / rate)
+                    clip, rate = _encoded(samples, rate, container)
+                    clips.append(clip | {"peaks": _peaks(samples)})
+                    rates.add(rate)
                     score = None if sound.score is None else round(sound.score, 2)
                     row = {"label": sound.label, "kind": sound.kind, "score": score}
                     rows.append(row | ({"hint": sound.hint} if sound.hint else {}))
@@ -165,7 +170,7 @@ def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Pass the one that `jukesep separate -o` wrote.")
-    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    inside = [path for path in _listed(folder) if path.is_dir() and path.name[0] != "."]
     found = {path.name: _stems(path) for path in inside} if inside else {}
     found = {name: stems for name, stems in found.items() if stems}
     if not found and (stems := _stems(folder)):
@@ -188,9 +193,16 @@ def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
 
 def _stems(folder: Path) -> list[Path]:
     suffixes = {".wav", ".flac", ".ogg", ".mp3"}
-    found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "."]
+    found = [p for p in _listed(folder) if p.suffix.lower() in suffixes and p.name[0] != "."]
     order = {stem: number for number, stem in enumerate(STEMS)}
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.name))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
 
 
 def _mono(path: Path) -> Callable[[], tuple[Audio, int]]:
@@ -230,20 +242,25 @@ def _scores(folder: Path) -> dict[tuple[str, str, str, str, str], float]:
     return found
 
 
-def _encoded(samples: Audio, rate: int, container: Container) -> dict[str, str]:
-    """A sound as `page.js` decodes it, in base64. Of more than two channels, their mean."""
+def _encoded(samples: Audio, rate: int, container: Container) -> tuple[dict[str, Any], int]:
+    """A sound as `page.js` decodes it, in base64, and its rate.
+
+    What is above full scale is divided by its peak, `gain`, which the page makes good.
+    More channels than two become their mean.
+    """
     if len(samples) > 2:
         samples = audio.to_mono(samples)
     if container == "mp3" and rate not in (32000, 44100, 48000):
         samples, rate = audio.resample(np.ascontiguousarray(samples), rate, 44100), 44100
-    peak = float(np.abs(samples).max(initial=0))
-    if peak > 1:
-        samples = samples / np.float32(peak)
+    gain = max(float(np.abs(samples).max(initial=0)), 1.0)
+    if gain > 1:
+        samples = samples / np.float32(gain)
     with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
         path = Path(folder) / f"sound.{container}"
         audio.write(path, samples, rate, "PCM_16" if container == "flac" else None)
         content = path.read_bytes()
-    return {"type": f"audio/{container}", "data": base64.b64encode(content).decode()}
+    data = base64.b64encode(content).decode()
+    return {"type": f"audio/{container}", "data": data, "gain": round(gain, 6)}, rate
 
 
 def _peaks(samples: Audio) -> list[int]:
@@ -251,7 +268,7 @@ def _peaks(samples: Audio) -> list[int]:
     loud = np.abs(samples).max(axis=0, initial=0)
     edges = np.linspace(0, len(loud), PEAKS + 1).astype(int)
     parts = (loud[a:b] for a, b in pairwise(edges))
-    return [round(1000 * min(float(part.max(initial=0)), 1)) for part in parts]
+    return [round(1000 * float(part.max(initial=0))) for part in parts]
 
 
 def _json(content: object) -> str:
@@ -264,10 +281,12 @@ def _json(content: object) -> str:
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[Path]:
-    """A folder that takes the place of `folder` once it is whole."""
-    if folder.exists() and not (folder / "index.html").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is there, and no listening page. Choose another --output.")
+    """A folder that takes the place of `folder` once it is whole: of a page, or of nothing."""
     try:
+        # Only what a page consists of is ever deleted: other people's pages have an index.html too.
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if (folder.exists() and not folder.is_dir()) or (there and there != FILES):
+            raise UserError(f"{folder}: is there, and no listening page. Choose another --output.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:

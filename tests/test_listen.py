@@ -214,6 +214,27 @@ def test_one_song_and_its_mixture(stems):
     assert song["parts"][0]["sounds"][0]["label"] == "mixture"
 
 
+def test_what_is_above_full_scale_keeps_its_proportion(stems):
+    for name, factor in (("bass", 8), ("drums", 1)):
+        path = stems / "stems/one" / f"{name}.wav"
+        soundfile.write(path, factor * _tone(300, 1, 2), RATE, subtype="FLOAT")
+    soundfile.write("song.wav", _tone(200, 1), 192_000)
+    assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
+    content = _content(Path("page"))
+    assert content["rate"] == 44_100  # of the sounds as they are kept
+    (part,) = content["songs"][0]["parts"]
+    clips = dict(
+        zip(
+            [one["label"] for one in part["sounds"]],
+            _sounds(Path("page"), part["file"]),
+            strict=True,
+        )
+    )
+    assert clips["bass"]["gain"] == pytest.approx(2.4, abs=0.01)
+    assert max(clips["bass"]["peaks"]) == pytest.approx(2400, abs=10)
+    assert clips["drums"]["gain"] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -221,14 +242,19 @@ def test_one_song_and_its_mixture(stems):
         (("empty",), "empty: holds no stems"),
         (("stems", "--mixture", "song.wav"), "is of one song, stems holds 2"),
         (("stems", "-o", "full"), "full: is there, and no listening page"),
+        (("stems", "-o", "full/file"), "full/file: is there, and no listening page"),
         (("stems", "-o", "full/file/page"), "cannot be written"),
+        (("stems", "-o", "site"), "site: is there, and no listening page"),
+        (("silent",), "silent: all stems is empty, 0 samples long"),
         (("stems/one", "--mixture", "nowhere.wav"), "nowhere.wav: no such file"),
         (("uneven",), "uneven: its stems differ in length"),
     ],
 )
 def test_what_cannot_be_is_named_and_leaves_nothing(stems, capsys, words, message):
-    for folder in ("empty", "full", "uneven"):
+    for folder in ("empty", "full", "site", "silent", "uneven"):
         Path(folder).mkdir()
+    Path("site/index.html").write_text("mine")  # a page, but none of jukesep's
+    soundfile.write("silent/bass.wav", _tone(200, 0), RATE)
     Path("full/file").write_text("mine")
     soundfile.write("uneven/bass.wav", _tone(200), RATE)
     soundfile.write("uneven/drums.wav", _tone(200, 1), RATE)
@@ -325,6 +351,43 @@ def test_keys_and_clicks_go_where_they_should(opened):
     tab.press("ArrowRight")
     tab.wait("!jukesep.state.playing")  # at the end
     assert tab.value("jukesep.state.position") == pytest.approx(SECONDS, abs=0.01)
+
+
+def test_playing_survives_haste(opened):
+    """Paused before the first sample has sounded; another stem before the last one has loaded."""
+    tab = opened()
+    tab.press(" ")
+    tab.wait("jukesep.state.position > 0.1")
+    at_once = tab.value("""(() => {
+      const press = (key) =>
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      press(" "); press("0"); press(" "); press(" ");
+      const paused = [jukesep.state.playing, jukesep.state.position];
+      press(" ");
+      return [...paused, jukesep.state.playing];
+    })()""")
+    assert at_once == [False, 0, True]
+    tab.wait("jukesep.state.position > 0.1")
+    assert re.fullmatch(r"0:0\d\.\d", tab.value("document.getElementById('time').textContent"))
+    tab.value("""["." , "."].forEach((key) =>
+      document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })))""")
+    tab.wait("jukesep.state.ready && jukesep.state.playing")
+
+
+def test_keys_are_the_pages_after_a_choice(opened):
+    tab = opened()
+    tab.value("""(() => {
+      const song = document.getElementById("song");
+      song.focus();
+      song.value = 1;
+      song.dispatchEvent(new Event("change"));
+    })()""")
+    tab.wait("jukesep.state.ready && jukesep.state.song === 1")
+    tab.press("3")
+    assert tab.value("[jukesep.state.song, jukesep.state.sound]") == [1, 2]
+    tab.value("document.querySelectorAll('.sound')[4].focus()")
+    tab.press("Enter")
+    assert tab.value("jukesep.state.sound") == 4
 
 
 def test_the_spectrum_shows_the_tone_that_is_heard(opened):

@@ -13,7 +13,8 @@
   let context = null;
   let song = 0, part = 0, sound = 0;
   let loaded = null; // {key, buffers, seconds} of the part that is shown
-  let playing = null; // {sources, gains, started} while there is sound
+  let playing = null; // {sources, gains, started, from} while there is sound
+  let resuming = false; // whether to play once the part has loaded
   let position = 0; // seconds, while nothing plays
   let request = 0; // counts loads: what an older one brings is late
 
@@ -56,7 +57,12 @@
     content.songs.forEach((one, number) => {
       at("song").append(element("option", { value: number, textContent: one.name }));
     });
-    at("song").addEventListener("change", () => show(Number(at("song").value), part));
+    at("song").addEventListener("change", () => {
+      at("song").blur(); // the keys are the page's again
+      show(Number(at("song").value), part);
+    });
+    // Waveforms are drawn in the colours of the moment.
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show(song, part));
     at("play").addEventListener("click", toggle);
     at("spectrum-box").addEventListener("click", (event) => {
       const box = at("spectrum-box").getBoundingClientRect();
@@ -68,7 +74,7 @@
   }
 
   function show(nextSong, nextPart) {
-    const resume = playing !== null;
+    resuming ||= playing !== null;
     const keep = nextSong === song ? now() : 0;
     stop();
     song = nextSong;
@@ -80,7 +86,7 @@
     at("note").textContent = content.songs[song].note;
     tabs();
     rows();
-    load(resume);
+    load();
   }
 
   function tabs() {
@@ -153,7 +159,7 @@
     });
   }
 
-  async function load(resume) {
+  async function load() {
     const mine = ++request, wanted = current();
     say("Loading …");
     try {
@@ -169,12 +175,14 @@
         buffers,
         seconds: Math.max(...buffers.map((buffer) => buffer.duration)),
         peak: Math.max(1, ...clips.flatMap((clip) => clip.peaks)), // thousandths of full scale
+        scales: clips.map((clip) => clip.gain), // what a buffer was divided by
+        pictures: [], // spectra, as they were wanted
       };
       position = Math.min(position, loaded.seconds);
       say("");
       draw(clips);
       spectrum();
-      if (resume) play();
+      if (resuming) play();
     } catch (error) {
       if (mine === request) say(String(error.message ?? error), true);
     }
@@ -184,17 +192,21 @@
 
   function now() {
     if (!playing) return position;
-    return Math.min(context.currentTime - playing.started, seconds());
+    // Until the first sample has sounded, where it will.
+    return Math.min(Math.max(context.currentTime - playing.started, playing.from), seconds());
   }
 
   function play() {
     if (!loaded || playing) return;
+    resuming = false;
     if (position >= seconds() - 0.01) position = 0;
     context.resume();
     const start = context.currentTime + 0.02;
     const gains = loaded.buffers.map((_, number) => {
-      const gain = new GainNode(context, { gain: number === sound ? 1 : 0 });
+      const gain = new GainNode(context, { gain: 0 });
       gain.connect(context.destination);
+      gain.gain.setValueAtTime(0, start);
+      if (number === sound) gain.gain.linearRampToValueAtTime(loudness(number), start + FADE);
       return gain;
     });
     const sources = loaded.buffers.map((buffer, number) => {
@@ -203,19 +215,34 @@
       source.start(start, Math.min(position, buffer.duration));
       return source;
     });
-    playing = { sources, gains, started: start - position };
+    playing = { sources, gains, started: start - position, from: position };
     icon();
   }
 
   function stop() {
     if (!playing) return;
     position = now();
-    for (const source of playing.sources) source.stop();
+    fade(sound, 0);
+    for (const source of playing.sources) source.stop(context.currentTime + FADE);
     playing = null;
     icon();
   }
 
-  const toggle = () => (playing ? stop() : play());
+  function toggle() {
+    if (!loaded) resuming = !resuming;
+    else if (playing) stop();
+    else play();
+  }
+
+  // What is above full scale brings all sounds of its part down, so that they compare.
+  const loudness = (number) => loaded.scales[number] / Math.max(...loaded.scales);
+
+  function fade(number, to) {
+    const gain = playing.gains[number].gain, time = context.currentTime;
+    gain.cancelScheduledValues(time);
+    gain.setValueAtTime(gain.value, time);
+    gain.linearRampToValueAtTime(to, time + FADE);
+  }
 
   function icon() {
     at("icon").setAttribute("d", playing ? "M6 4h4v16H6zM14 4h4v16h-4z" : "M7 4v16l13-8z");
@@ -232,13 +259,8 @@
   function hear(number) {
     if (number < 0 || number >= current().sounds.length || number === sound) return;
     if (playing) {
-      const time = context.currentTime;
-      for (const [index, to] of [[sound, 0], [number, 1]]) {
-        const gain = playing.gains[index].gain;
-        gain.cancelScheduledValues(time);
-        gain.setValueAtTime(gain.value, time);
-        gain.linearRampToValueAtTime(to, time + FADE);
-      }
+      fade(sound, 0);
+      fade(number, loudness(number));
     }
     sound = number;
     mark();
@@ -290,10 +312,20 @@
   // The magnitude of short Fourier transforms of the sound that is heard, over 80 dB.
   function spectrum() {
     if (!loaded) return;
-    const buffer = loaded.buffers[sound], samples = buffer.getChannelData(0);
+    loaded.pictures[sound] ??= picture(loaded.buffers[sound], loaded.scales[sound]);
+    at("spectrum").getContext("2d").putImageData(loaded.pictures[sound], 0, 0);
+    at("spectrum-range").textContent = `0 … ${(context.sampleRate / 2000).toFixed(1)} kHz`;
+  }
+
+  function picture(buffer, scale) {
+    const samples = new Float32Array(buffer.length); // the mean of its channels
+    for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
+      const share = scale / buffer.numberOfChannels;
+      buffer.getChannelData(channel).forEach((value, i) => { samples[i] += share * value; });
+    }
     const canvas = at("spectrum"), size = 1024, bins = size / 2;
     const columns = canvas.width, lines = canvas.height, loudest = loaded.peak / 1000 / 4;
-    const picture = new ImageData(columns, lines);
+    const found = new ImageData(columns, lines);
     const window = Float64Array.from({ length: size }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / size));
     const real = new Float64Array(size), imaginary = new Float64Array(size);
     // As wide as the longest of the sounds, so that one place is one time in all pictures.
@@ -312,14 +344,13 @@
         for (let k = from; k < to; k++) power = Math.max(power, real[k] ** 2 + imaginary[k] ** 2);
         const decibels = 10 * Math.log10(power / (size / 4) ** 2 / loudest ** 2 + 1e-12);
         const share = Math.max(0, Math.min(1, (decibels + 80) / 80));
-        picture.data.set(
+        found.data.set(
           [255 * share ** 0.9, 255 * share ** 2.2, 90 * Math.sin(Math.PI * share) + 120 * share ** 4, 255],
           4 * (y * columns + x),
         );
       }
     }
-    canvas.getContext("2d").putImageData(picture, 0, 0);
-    at("spectrum-range").textContent = `0 … ${(context.sampleRate / 2000).toFixed(1)} kHz`;
+    return found;
   }
 
   function transform(real, imaginary) {
@@ -365,11 +396,12 @@
       ",": () => show(song, (part + parts - 1) % parts),
       ".": () => show(song, (part + 1) % parts),
       0: () => seek(0),
+      Enter: event.target.matches?.(".sound") ? () => event.target.click() : null,
       l: () => at("loop").click(),
     }[event.key] ?? (/^[1-9]$/.test(event.key) ? () => hear(Number(event.key) - 1) : null);
     if (!does) return;
     event.preventDefault();
-    does();
+    if (!(event.repeat && event.key === " ")) does();
   }
 
   begin();
