@@ -34,6 +34,8 @@ from .songs import MIXTURE, STEMS, Manifest
 HERE = Path(__file__).with_name("listening")
 FOLDER = Path("listen")
 PEAKS = 600  # points of a waveform
+LONGEST = 20 * 60  # seconds of a song: two GB in a browser, which holds all sounds decoded
+TOLERANCE = 0.1  # seconds; formats differ in what they add at the ends
 FILES = {"index.html", "audio", "wavesurfer.min.js", "wavesurfer.licence.txt"}
 KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", *STEMS, "stem")
 GROUPS = {
@@ -170,17 +172,18 @@ def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Pass the one that `jukesep separate -o` wrote.")
-    inside = [path for path in _listed(folder) if path.is_dir() and path.name[0] != "."]
-    found = {path.name: _stems(path) for path in inside} if inside else {}
-    found = {name: stems for name, stems in found.items() if stems}
-    if not found and (stems := _stems(folder)):
-        found = {folder.resolve().name: stems}
+    found = {}
+    for inside in _folders(folder):
+        if stems := _stems(inside):
+            name = inside.relative_to(folder).as_posix()
+            found[folder.resolve().name if name == "." else name] = stems
     if not found:
         raise UserError(f"{folder}: holds no stems. Expected {folder}/<song>/<stem>.wav.")
     if mixture is not None and len(found) > 1:
         raise UserError(f"--mixture {mixture}: is of one song, {folder} holds {len(found)}.")
     entries = []
     for name, stems in found.items():
+        _check_lengths(name, [*stems, *([mixture] if mixture else [])])
         sounds = [
             Sound(path.stem, path.stem if path.stem in STEMS else "stem", _whole(path))
             for path in stems
@@ -196,6 +199,35 @@ def _stems(folder: Path) -> list[Path]:
     found = [p for p in _listed(folder) if p.suffix.lower() in suffixes and p.name[0] != "."]
     order = {stem: number for number, stem in enumerate(STEMS)}
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.name))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folder and those below it, but for hidden ones."""
+    found = [folder]
+    for path in _listed(folder):
+        if path.is_dir() and not path.is_symlink() and path.name[0] != ".":
+            found += _folders(path)
+    return found
+
+
+def _check_lengths(song: str, paths: Sequence[Path]) -> None:
+    """UserError unless all are of one song, and short enough for a page that decodes it whole."""
+    seconds = {}
+    for path in paths:
+        header = audio.info(path)
+        seconds[path] = header.samples / header.sample_rate
+    first, *others = seconds
+    for path in others:
+        if abs(seconds[path] - seconds[first]) > TOLERANCE:
+            raise UserError(
+                f"{song}: {path} is {seconds[path]:.2f} s long and {first} {seconds[first]:.2f} s. "
+                "They are of different songs."
+            )
+    if seconds[first] > LONGEST:
+        raise UserError(
+            f"{song}: is {seconds[first] / 60:.0f} minutes long. A browser holds up to "
+            f"{LONGEST / 60:.0f}: cut the stems first."
+        )
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -206,8 +206,19 @@ def test_separated_songs_have_a_page(stems, capsys):
     assert _jukesep("listen", "stems") == 0  # a page is replaced
 
 
+def test_songs_in_folders_below_are_found_and_long_ones_refused(stems, capsys, monkeypatch):
+    Path("stems/album").mkdir()
+    Path("stems/one").rename("stems/album/one")
+    assert _jukesep("listen", "stems") == 0
+    names = [song["name"] for song in _content(Path("stems-listen"))["songs"]]
+    assert names == ["album/one", "two"]
+    monkeypatch.setattr(listen, "LONGEST", 0.5)
+    assert _jukesep("listen", "stems") == 1
+    assert "album/one: is 0 minutes long. A browser holds" in capsys.readouterr().err
+
+
 def test_one_song_and_its_mixture(stems):
-    soundfile.write("song.wav", _tone(200, 1, 3), 96_000)
+    soundfile.write("song.wav", np.repeat(_tone(200, 1, 3), 12, axis=0), 96_000)
     assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
     (song,) = _content(Path("page"))["songs"]
     assert song["name"] == "one"
@@ -218,7 +229,7 @@ def test_what_is_above_full_scale_keeps_its_proportion(stems):
     for name, factor in (("bass", 8), ("drums", 1)):
         path = stems / "stems/one" / f"{name}.wav"
         soundfile.write(path, factor * _tone(300, 1, 2), RATE, subtype="FLOAT")
-    soundfile.write("song.wav", _tone(200, 1), 192_000)
+    soundfile.write("song.wav", np.repeat(_tone(200, 1), 24, axis=0), 192_000)
     assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
     content = _content(Path("page"))
     assert content["rate"] == 44_100  # of the sounds as they are kept
@@ -247,7 +258,8 @@ def test_what_is_above_full_scale_keeps_its_proportion(stems):
         (("stems", "-o", "site"), "site: is there, and no listening page"),
         (("silent",), "silent: all stems is empty, 0 samples long"),
         (("stems/one", "--mixture", "nowhere.wav"), "nowhere.wav: no such file"),
-        (("uneven",), "uneven: its stems differ in length"),
+        (("uneven",), "They are of different songs"),
+        (("stems/one", "--mixture", "long.wav"), "They are of different songs"),
     ],
 )
 def test_what_cannot_be_is_named_and_leaves_nothing(stems, capsys, words, message):
@@ -258,6 +270,7 @@ def test_what_cannot_be_is_named_and_leaves_nothing(stems, capsys, words, messag
     Path("full/file").write_text("mine")
     soundfile.write("uneven/bass.wav", _tone(200), RATE)
     soundfile.write("uneven/drums.wav", _tone(200, 1), RATE)
+    soundfile.write("long.wav", _tone(200, 2), RATE)
     before = sorted(stems.rglob("*"))
     assert _jukesep("listen", *words) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
