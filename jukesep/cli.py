@@ -163,13 +163,13 @@ def import_(
     """
     from . import models
 
-    if (output / models.CARD).exists():
-        card = models.read_card(output)
-        if stem in card.stems and not overwrite:
-            raise UserError(f"{output}: has a model of {stem}. Pass --overwrite to replace it.")
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: is no folder of models, and not empty. Choose another.")
     with _writing(output):
+        if (output / models.CARD).exists():
+            card = models.read_card(output)
+            if stem in card.stems and not overwrite:
+                raise UserError(f"{output}: has a model of {stem}. Pass --overwrite to replace it.")
+        elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output}: is no folder of models, and not empty. Choose another.")
         card = models.import_checkpoints(output, stem, stage1, stage2, sample_rate, licence)
     typer.echo(models.describe(card, output))
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +46,10 @@ class _Strict(BaseModel):
 
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
 # Printed as it is: nothing in it may steer a terminal.
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=1000)]
+STEERING = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+Text = Annotated[str, Field(pattern=rf"^[^{STEERING}]*$", max_length=1000)]
+Plain = Text | bool | int | FiniteFloat | None
+Setting = Plain | list[Plain]
 
 
 class Layers(_Strict):
@@ -75,7 +80,7 @@ class Model(_Strict):
     """Of the weights: that of the weights and songs that they descend from."""
     commit: Text | None = None
     """The last one of the code that trained it."""
-    parameters: dict[str, Any] = {}
+    parameters: dict[Text, Setting | dict[Text, Setting]] = {}
     """params.yaml of its trainings."""
 
 
@@ -141,19 +146,25 @@ def read_card(folder: str | Path) -> Card:
     """What a folder of models says of itself. UserError for what is no card of this format."""
     path = Path(folder) / CARD
     try:
+        path.lstat()
         if not _inside(path, folder):
             raise UserError(f"{path}: is no file of this folder. Fetch the folder again.")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes, which no card has.")
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file. `dvc repro` or `dvc pull` makes models/separator, `jukesep "
+            "import` makes other folders of models, from checkpoints."
+        ) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}). Fetch the folder again.") from error
     if isinstance(found, dict) and repr(found.get("format", FORMAT)) != repr(FORMAT):
         raise UserError(
-            f"{path}: is of format {found['format']!r}, this jukesep reads {FORMAT}. Update it, or "
-            "pack the models anew."
+            f"{path}: is of format {reprlib.repr(found['format'])}, this jukesep reads {FORMAT}. "
+            "Update it, or pack the models anew."
         )
     try:
         return Card.model_validate(found)
@@ -165,7 +176,10 @@ def load(folder: str | Path, stem: str, card: Card) -> VQVAE:
     """A stem's model from a folder. UserError if the file is missing, damaged, or does not fit."""
     model = card.stems[stem]  # type: ignore[index]
     path = Path(folder) / model.file
-    architecture = Architecture(**card.architecture.model_dump())
+    try:
+        architecture = Architecture(**card.architecture.model_dump())
+    except UserError as error:
+        raise UserError(f"{Path(folder) / CARD}: {error}") from error
     with torch.device("meta"):
         expected = _shapes(VQVAE(architecture))
     content = _read(path, sum(shape.numel() for shape in expected.values()) * 4, folder)
@@ -247,7 +261,7 @@ def stems_of_trainings(folder: str | Path, init: str) -> dict[str, tuple[Path, P
     found = {}
     for stem in STEMS:
         run = f"{stem}_{init}/checkpoints"
-        if (Path(folder) / "stage2" / run).is_dir():
+        if os.path.isdir(Path(folder) / "stage2" / run):
             stages = (Path(folder) / stage / run for stage in ("stage1", "stage2"))
             found[stem] = tuple(latest(path) for path in stages)
     return found  # type: ignore[return-value]
@@ -276,7 +290,9 @@ def describe(card: Card, folder: str | Path) -> str:
 def _fault(error: ValidationError) -> str:
     """Where the first value that does not fit stands, and why."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+    # A name that is not known is whoever's who wrote it: it must not steer a terminal either.
+    where = ".".join(reprlib.repr(part).strip("'") for part in first["loc"])
+    return f"{where or 'the whole'}: {first['msg']}"
 
 
 def _inside(path: Path, folder: str | Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -240,8 +241,7 @@ def available(folder: str | Path = FOLDER, init: str | None = None) -> tuple[str
 
 def _packed(folder: str | Path) -> bool:
     """Whether there is a card, or what stands in its place: a link that leads nowhere, too."""
-    path = Path(folder) / models.CARD
-    return path.is_symlink() or path.exists()
+    return os.path.lexists(Path(folder) / models.CARD)
 
 
 def load_separator(

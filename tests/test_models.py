@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from hypothesis import given, settings
@@ -227,6 +228,27 @@ SPOILT = {
         _edit(lambda c: c["stems"]["vocals"].update(data="\x1b]0;x\x07")),
         "separator.json: stems.vocals.data",
     ),
+    "what turns a line around": (
+        _edit(lambda c: c["stems"]["vocals"].update(licence="\u202emine")),
+        "separator.json: stems.vocals.licence",
+    ),
+    "a key that steers a terminal": (
+        _edit(lambda c: c.update({"\x1b]0;x\x07": 1})), r"separator.json: \x1b]0;x\x07: Extra"
+    ),
+    "half a character": (
+        _edit(lambda c: c["stems"]["vocals"].update(parameters={"a": "\ud800"})), "parameters.a"
+    ),
+    "parameters in parameters": (
+        _edit(lambda c: c["stems"]["vocals"].update(parameters={"a": {"b": {"c": 1}}})),
+        "parameters.a",
+    ),
+    "a long format": (
+        _edit(lambda c: c.update(format="A" * 10_000)), "A...A"
+    ),
+    "dilations beyond counting": (
+        _edit(lambda c: c["architecture"].update(depth=40, dilation_growth=64)),
+        "separator.json: model: dilation_growth 64",
+    ),
     "a score that is none": (
         _edit(lambda c: c["stems"]["vocals"].update(scores={"test": float("nan")})),
         "separator.json: stems.vocals.scores",
@@ -341,6 +363,23 @@ def test_info_says_what_a_folder_holds_and_what_does_not_fit(folder, capsys):
     SPOILT["a bit changed"][0](folder)
     assert _jukesep("info", str(folder)) == 1
     assert "its sha256 is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("info", "absent"), "absent/separator.json: no such file. `dvc repro`"),
+        (("info", "x" * 300), "separator.json: File name too long"),
+        (("separate", "song.wav", "-o", "out", "--models", "x" * 300), "no models"),
+        (("import", "--stage1", "a", "--stage2", "b", "--stem", "bass", "-o", "x" * 300),
+         "cannot be written to: File name too long"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("song.wav", np.zeros(100), 8000)
+    assert _jukesep(*words) == 1
+    assert message in capsys.readouterr().err
 
 
 SCORES = """song,group,stem,system,init,step,metric,value
