@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ class Format:
         return self.subtype != "FLOAT"
 
 
+OGG_LIMIT = 200_000  # Hz; beyond it, and given a million samples at once, libsndfile crashes
+BYTES = {"PCM_16": 2, "PCM_24": 3}  # a sample
 FORMATS = {
     "wav": Format("wav", "WAV", "FLOAT"),
     "wav24": Format("wav", "WAV", "PCM_24"),
@@ -66,8 +70,8 @@ def writing(
         loose: dict[str, Path] = {}  # as they come, to be rescaled
         parts = ExitStack()
         stack.push(parts)
+        _check(form, sample_rate, channels)
         if clip == "rescale" and form.limited:
-            _check(form, sample_rate, channels)
             for name, path in targets.items():
                 loose[name] = stack.enter_context(_temporary(path))
                 put[name] = parts.enter_context(
@@ -104,21 +108,32 @@ def _one(
         with audio.writing(path, sample_rate, channels, samples) as put:
             yield put
         return
-    _check(form, sample_rate, channels)
+    container = form.container
+    if container == "WAV" and BYTES[form.subtype] * channels * samples > audio.RIFF_LIMIT - 1024:
+        container = "RF64"  # of 64-bit lengths
     with atomic(path) as temporary:
         try:
             with soundfile.SoundFile(
-                str(temporary), "w", sample_rate, channels, form.subtype, format=form.container
+                str(temporary), "w", sample_rate, channels, form.subtype, format=container
             ) as file:
-                yield lambda block: file.write(block.T)
+
+                def put(block: Audio) -> None:
+                    for start in range(0, block.shape[1], audio.BLOCK):
+                        file.write(block[:, start : start + audio.BLOCK].T)
+
+                yield put
         except soundfile.LibsndfileError as error:
-            raise UserError(f"{path}: cannot be written ({error}).") from error
+            reason = str(error).rstrip(".")
+            raise UserError(f"{path}: cannot be written ({reason}). Is the disk full?") from error
 
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A file beside `path` that is gone afterwards."""
-    temporary = path.with_name(f".{path.stem[:100]}.unscaled.wav")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".wav")
+    os.close(handle)
+    temporary = Path(name)
     try:
         yield temporary
     finally:
@@ -133,6 +148,10 @@ def _check(form: Format, sample_rate: int, channels: int) -> None:
         *(32000, 44100, 48000),
     ):
         raise UserError(f"mp3 has no sample rate of {sample_rate} Hz. Choose --format flac.")
+    if form.container == "OGG" and sample_rate > OGG_LIMIT:
+        raise UserError(f"ogg has no sample rate of {sample_rate} Hz. Choose --format flac.")
+    if form.container == "WAV" and 4 * channels * sample_rate >= 2**32:
+        raise UserError(f"wav does not hold {channels} channels of {sample_rate} Hz.")
     if form.container == "FLAC" and (channels > 8 or sample_rate > 655_350):
         raise UserError(
             f"flac holds 8 channels of 655,350 Hz, the song has {channels} of {sample_rate} Hz. "
