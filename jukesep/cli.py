@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -116,7 +117,7 @@ def separate(
     options = separate_files.Options(
         output, filename, encode.FORMATS[form], clip, chosen, residual, chunk, overwrite
     )
-    found = separate_files.find(songs)
+    found = separate_files.find(songs, output)
 
     from .separator import available, load_separator
 
@@ -135,7 +136,8 @@ def separate(
         separator.refinement = refine
         return separator.to(devices.choose(device, threads), precision)
 
-    separate_files.separate(load, jobs, options, typer.echo)
+    # As bytes: a file's name need not be text.
+    separate_files.separate(load, jobs, options, lambda path: typer.echo(os.fsencode(path)))
 
 
 @app.command("import")

@@ -38,6 +38,7 @@ DECODED = frozenset(
     )
 )
 BLOCK = 1 << 20  # bytes
+UNKNOWN = 1 << 62  # samples; libsndfile's number for a length that the header does not say
 
 
 @contextmanager
@@ -51,7 +52,11 @@ def readable(song: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: is no file. Pass - to read standard input.")
     try:
-        audio.info(path)
+        if audio.info(path).samples >= UNKNOWN:
+            raise UserError(
+                f"{path}: does not say how long it is, as what was streamed, and is read through "
+                "ffmpeg, which is not installed. Install it, or convert the song."
+            )
     except UserError as error:
         if not path.is_file() or path.stat().st_size == 0:
             raise

@@ -57,26 +57,35 @@ class Job:
     residual: str | None
 
 
-def find(songs: Iterable[str]) -> dict[str, str]:
+def find(songs: Iterable[str], output: Path) -> dict[str, str]:
     """The songs that are named, each with the name of its track: files, `-`, and folders' songs.
 
-    A folder's are those below it too, by name, and their tracks keep the folders between. UserError
-    for a folder without any, or if there is none of all.
+    A folder's are those below it too, by name, and their tracks keep the folders between; what is
+    in an output folder below it are stems, and no songs. UserError for a folder without any, for
+    one that is the output folder, or if there is none of all.
     """
     found: dict[str, str] = {}
     suffixes = decode.READ | decode.DECODED
     for song in songs:
         if not song:
             raise UserError("the name of a song is empty.")
-        if song == STDIN or not Path(song).is_dir():
+        if song == STDIN or not os.path.isdir(song):
             found.setdefault(song, _track(song))
             continue
         folder = Path(song)
+        if _same(folder, output):
+            raise UserError(
+                f"{song}: is the output folder too; the stems in it would be taken for songs. "
+                "Choose another --output."
+            )
         inside = sorted(
             path
             for path in folder.rglob("*")
             if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file()
         )
+        stems = _resolved(output)
+        if stems.is_relative_to(_resolved(folder)):
+            inside = [path for path in inside if not path.resolve().is_relative_to(stems)]
         if not inside:
             raise UserError(
                 f"{song}: holds no audio files; looked for {', '.join(sorted(suffixes))}."
@@ -119,6 +128,8 @@ def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> li
                 )
             if song != STDIN and _same(target, Path(song)):
                 raise UserError(f"{target}: is the song itself. Choose another --output.")
+            if target.is_dir():
+                raise UserError(f"{target}: is a folder. Change --filename.")
             targets[name] = target
         jobs.append(Job(song, track, targets, residual))
     return jobs
@@ -132,16 +143,18 @@ def separate(
 ) -> None:
     """Separate songs one after the other; a song that cannot be is named, and the next one is.
 
-    Stems that are there are kept, unless `overwrite` is set, and only the others are made. `load`
-    is called if there is anything to do, `tell` with every file that is there at the end of its
-    song. UserError at the end if any song has failed.
+    Stems that are there are kept, unless `overwrite` is set, and only the others are made; all are
+    where they are rescaled, since they share one gain. `load` is called if there is anything to
+    do, `tell` with every file that is there at the end of its song. UserError at the end if any
+    song has failed.
     """
     failed: list[str] = []
     todo = []
+    together = options.clip == "rescale" and options.form.limited
     for job in jobs:
         missing = {n: p for n, p in job.targets.items() if options.overwrite or not p.exists()}
         if missing:
-            todo.append((job, missing))
+            todo.append((job, job.targets if together else missing))
         else:
             print(f"{job.song}: separated already; --overwrite replaces.", file=sys.stderr)
             for path in job.targets.values():
@@ -153,7 +166,7 @@ def separate(
     with _terminated(), bar(**about, bar_format=form, disable=not todo) as line:
         for job, missing in todo:
             line.set_description_str(_shown(job.track))
-            before, opened = line.n, False
+            before, opened, file = line.n, False, None
             try:
                 with ExitStack() as stack:
                     file = _opened(job.song, stack)
@@ -167,10 +180,10 @@ def separate(
                     for folder in {path.parent for path in missing.values()}:
                         stack.enter_context(made(folder))
                     _separate_one(separator, file, header, job, missing, options, line)
-            except (UserError, OSError, RuntimeError, MemoryError) as error:
+            except (UserError, OSError, RuntimeError, MemoryError, UnicodeError) as error:
                 if opened and separator is None:
                     raise  # it is of the models, and every song's
-                named = _named(error, job, options)
+                named = _named(error, job, options, file)
                 if len(jobs) == 1:
                     raise named from error
                 failed.append(job.song)
@@ -245,21 +258,28 @@ def _seconds(todo: Sequence[tuple[Job, object]]) -> dict[str, float]:
     found = {}
     for job, _ in todo:
         path = Path(job.song)
-        if job.song != STDIN and path.is_file():
-            with suppress(UserError):
+        if job.song != STDIN and os.path.isfile(path):
+            with suppress(UserError, UnicodeError):
                 header = audio.info(path)
-                found[job.song] = header.samples / header.sample_rate
+                if header.samples < decode.UNKNOWN:
+                    found[job.song] = header.samples / header.sample_rate
     return found
 
 
-def _named(error: Exception, job: Job, options: Options) -> Exception:
-    """The error as a user's, who is told of which song and file it is."""
+def _named(error: Exception, job: Job, options: Options, file: Path | None) -> Exception:
+    """The error as a user's, who is told of which song and file it is.
+
+    `file` is what was read of the song, which the user may never have heard of.
+    """
     from . import devices
 
     if isinstance(error, UserError):
-        song = Path(job.song).name
-        known = song in str(error) or job.song == STDIN
-        return error if known else UserError(f"{job.song}: {error}")
+        said, song = str(error), "standard input" if job.song == STDIN else job.song
+        if file:
+            said = said.replace(str(file), song)
+        return UserError(said if Path(song).name in said else f"{song}: {said}")
+    if isinstance(error, UnicodeError):
+        return UserError(f"{job.song}: a name that is not UTF-8. Rename the file.")
     if devices.out_of_memory(error):
         return UserError(
             f"{job.song}: out of memory. Lower --chunk, or choose another --device. Nothing of it "
@@ -293,7 +313,7 @@ def _track(song: str) -> str:
     track = Path(name).stem
     if not track.strip(". "):
         track = name.strip(". ") or "song"
-    while len(track.encode()) > LONGEST:
+    while len(os.fsencode(track)) > LONGEST:
         track = track[:-1]
     return track
 
@@ -305,7 +325,7 @@ def _check_filename(filename: str, songs: bool, names: bool) -> None:
         if unknown := fields - set(FIELDS):
             raise UserError(f"--filename {filename!r}: {{{min(unknown)}}} is none of {known}.")
         filename.format(**dict.fromkeys(FIELDS, "x"))
-    except ValueError as error:
+    except (ValueError, LookupError) as error:
         raise UserError(f"--filename {filename!r}: may hold {known} ({error}).") from error
     for field, needed in (("track", songs), ("stem", names)):
         if needed and field not in fields:
@@ -323,17 +343,18 @@ def _shown(track: str) -> str:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM ends in good order too, without a file that is half written."""
+    """SIGINT and SIGTERM end in good order: a line, and no file that is half written."""
 
     def end(number: int, _: object) -> None:
         raise Interrupted("interrupted", 128 + number)
 
     try:
-        before = signal.signal(signal.SIGTERM, end)
+        before = {one: signal.signal(one, end) for one in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -21,6 +21,7 @@ from .vqvae import VQVAE
 
 FOLDER = "models/separator"
 INIT = "pretrained"  # of the trainings in a folder, those that are used
+TAPS = 2**27  # of the filter between two rates; half a GB
 CHUNK = 786_432  # samples: twice the reference's, with less context in proportion
 
 
@@ -105,6 +106,7 @@ class Separator:
         Where the models hear nothing but digital silence, the stems are silent too.
         """
         wanted = self._wanted(stems)
+        _check_rate(sample_rate, self.sample_rate)
         refinement = refine.choose(self.refinement, self.stems, self.sample_rate)
         models = {s: m for s, m in self.models.items() if refinement or s in wanted}
         source = _Source(blocks, sample_rate, self.sample_rate)
@@ -115,7 +117,7 @@ class Separator:
 
         def resampled(found: Mapping[str, torch.Tensor]) -> dict[str, Audio]:
             nonlocal given
-            out = {stem: back[stem].feed(found[stem].cpu().numpy()) for stem in wanted}
+            out = {stem: back[stem].feed(_finite(found[stem]).cpu().numpy()) for stem in wanted}
             given += out[wanted[0]].shape[1]
             return out
 
@@ -217,6 +219,25 @@ def _heard(window: torch.Tensor, context: int) -> torch.Tensor:
     counts = F.pad((window != 0).any(0).cumsum(0), (context + 1, 0))
     counts = torch.cat([counts, counts[-1:].expand(context)])
     return (counts[2 * context + 1 :] > counts[: window.shape[-1]]).float()
+
+
+def _check_rate(source: int, target: int) -> None:
+    """Between rates without a common divisor the filter would take all memory."""
+    if source < 1:
+        raise ValueError(f"a sample rate of {source} Hz")
+    if source * target // math.gcd(source, target) ** 2 > TAPS:
+        raise UserError(
+            f"a sample rate of {source} Hz has too little in common with the models' {target} Hz. "
+            "Resample the song to a usual rate, such as 44100 Hz."
+        )
+
+
+def _finite(stem: torch.Tensor) -> torch.Tensor:
+    if not stem.isfinite().all():
+        raise UserError(
+            "the samples are too large to be separated: full scale is 1. Lower the song's level."
+        )
+    return stem
 
 
 def available(folder: str | Path = FOLDER, init: str | None = None) -> tuple[str, ...]:

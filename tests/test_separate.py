@@ -1,5 +1,6 @@
 """`jukesep separate` as people use it: what is read, what is written, and where."""
 
+import functools
 import io
 import os
 import shutil
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_bad_input import _jukesep, _left, _model, _noise
+from test_bad_input import ARCHITECTURE, _jukesep, _left, _model, _noise
 
-from jukesep import decode, separate_files
-from jukesep.encode import FORMATS
+from jukesep import decode, separate_files, separator
+from jukesep.encode import FORMATS, writing
 from jukesep.errors import UserError
+from jukesep.separator import Separator
 from jukesep.songs import STEMS
+from jukesep.vqvae import VQVAE
 
 ROOT = Path(__file__).parents[1]
 RATE = 8000  # of the models
@@ -81,6 +84,91 @@ def test_loud_stems_are_lowered_together_or_cut_off(project):
     for path in _left("float"):
         scaled = _read(Path("rescale") / path.relative_to("float"))
         np.testing.assert_allclose(scaled, gain * _read(path), atol=1e-6)
+
+
+def test_a_missing_stem_has_the_gain_of_the_others(project):
+    """The loudest stem decides it, whichever are there."""
+    torch.manual_seed(1)
+    loaded = Separator({"drums": _louder(1), "bass": _louder(30)}, RATE)
+    soundfile.write("loud.wav", 20 * _noise(), RATE, subtype="FLOAT")
+    names = ("drums", "bass")
+
+    def separate(output):
+        options = separate_files.Options(Path(output), form=FORMATS["wav24"])
+        jobs = separate_files.plan({"loud.wav": "loud"}, names, options)
+        separate_files.separate(lambda: loaded, jobs, options, lambda _: None)
+        return [_read(f"{output}/loud/{name}.wav") for name in names]
+
+    whole = separate("a")
+    assert np.abs(whole[0]).max() < 0.5 * np.abs(whole[1]).max()
+    Path("a/loud/drums.wav").unlink()
+    np.testing.assert_array_equal(separate("a"), whole)
+
+
+def _louder(gain):
+    vqvae = VQVAE(ARCHITECTURE)
+    vqvae.codebook.restore(torch.randn(8, 4), 1.0)
+    for parameter in list(vqvae.decoder.parameters())[-2:]:
+        parameter.data *= gain
+    return vqvae
+
+
+@pytest.mark.parametrize("form", ["flac", "wav16"])
+def test_stems_beside_each_other_keep_apart_under_long_names(tmp_path, form):
+    """Rescaling keeps each in a temporary file of its own."""
+    targets = {name: tmp_path / f"{'é' * 110}-{name}.{form[:4]}" for name in "ab"}
+    with writing(targets, FORMATS[form], "rescale", RATE, 1, 100) as put:
+        put({"a": np.full((1, 100), 0.25, np.float32), "b": np.full((1, 100), -0.5, np.float32)})
+    assert [_read(path)[0, 0] for path in targets.values()] == [0.25, -0.5]
+    assert _left(tmp_path) == sorted(targets.values())
+
+
+@pytest.mark.parametrize("form", ["ogg", "flac", "wav16"])
+def test_pieces_of_minutes_can_be_written_at_once(project, form):
+    """In a process of its own: libsndfile crashes on a few million samples of ogg."""
+    code = f"""
+from pathlib import Path
+import numpy as np
+from jukesep.encode import FORMATS, writing
+target = {{"a": Path("a.{form[:4]}")}}
+with writing(target, FORMATS["{form}"], "none", 44100, 2, 3_000_000) as put:
+    put({{"a": np.zeros((2, 3_000_000), np.float32)}})
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert soundfile.info(f"a.{form[:4]}").frames == 3_000_000
+
+
+@pytest.mark.parametrize("form", ["wav24", "wav16"])
+def test_a_wav_beyond_4_gib_has_64_bit_lengths(tmp_path, monkeypatch, form):
+    monkeypatch.setattr("jukesep.audio.RIFF_LIMIT", 5000)
+    for samples, kind in ((500, "WAV"), (5000, "RF64")):
+        path = tmp_path / f"{samples}.wav"
+        with writing({"a": path}, FORMATS[form], "none", RATE, 2, samples) as put:
+            put({"a": np.full((2, samples), 0.5, np.float32)})
+        found = soundfile.info(path)
+        assert (found.format, found.frames) == (kind, samples)
+        assert (_read(path) == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "channels", "rate", "message"),
+    [
+        ("ogg", 1, 200_001, "ogg has no sample rate of 200001 Hz"),
+        ("mp3", 1, 7000, "mp3 has no sample rate of 7000 Hz"),
+        ("mp3", 3, 8000, "mp3 holds two channels, the song has 3"),
+        ("flac", 9, 8000, "flac holds 8 channels"),
+        ("wav", 2, 2**31 - 1, "wav does not hold 2 channels of 2147483647 Hz"),
+    ],
+)
+def test_what_a_format_does_not_hold_is_refused_first(tmp_path, form, channels, rate, message):
+    target = tmp_path / "below" / f"a.{form}"
+    with (
+        pytest.raises(UserError, match=message),
+        writing({"a": target}, FORMATS[form], "clamp", rate, channels, 9),
+    ):
+        pass
+    assert _left(tmp_path) == []
 
 
 def test_some_stems_and_what_is_left_of_the_mixture(project):
@@ -147,6 +235,8 @@ def test_standard_input_of_the_command(project):
         (("--filename", "{stem"), "may hold {track}, {stem}, {ext} ("),
         (("--filename", "{stem.x}"), "{stem.x} is none of"),
         (("--filename", "{}"), "{} is none of"),
+        (("--filename", "{track:{x}}/{stem}"), "may hold {track}, {stem}, {ext} ("),
+        (("--filename", "{track:{}}/{stem}"), "may hold {track}, {stem}, {ext} ("),
         (("--stems", "piano"), "'piano' is none of drums, bass, other, vocals"),
         (("--stems", ""), "'' is none of"),
         (("--models", "nowhere"), "nowhere"),
@@ -157,6 +247,25 @@ def test_what_cannot_be_is_refused_before_any_work(project, capsys, words, messa
     assert _jukesep("separate", "song.wav", "-o", "stems", *words) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("stems").exists()
+
+
+def test_the_folder_of_songs_is_not_that_of_stems(project, capsys):
+    Path("in").mkdir()
+    shutil.copy("song.wav", "in/song.wav")
+    for _ in range(2):
+        assert _jukesep("separate", "in", "-o", "in/stems", "--stems", "bass") == 0
+        assert _names("in") == ["song.wav", "stems/song/bass.wav"]
+    assert _jukesep("separate", "in", "-o", "in/../in") == 1
+    assert "in: is the output folder too" in capsys.readouterr().err
+    assert _jukesep("separate", "in/stems", "-o", "again", "--stems", "bass") == 0
+    assert _names("again") == ["song/bass/bass.wav"]
+
+
+def test_a_folder_in_the_place_of_a_stem(project, capsys):
+    Path("stems/song/bass.wav").mkdir(parents=True)
+    assert _jukesep("separate", "song.wav", "-o", "stems") == 1
+    assert "bass.wav: is a folder. Change --filename" in capsys.readouterr().err
+    assert _names() == []
 
 
 def test_songs_of_one_name_are_refused_and_named(project, capsys):
@@ -206,8 +315,9 @@ def test_precision_and_threads_are_those_of_the_models(project):
     assert one.shape == two.shape
 
 
-def test_an_interrupted_run_leaves_no_file(project):
-    """SIGTERM in the middle of a song, once a part of it is written."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_file(project, number):
+    """A signal in the middle of a song, once a part of it is written."""
     soundfile.write("long.wav", np.tile(_noise(80_000), (100, 1)), RATE)
     code = "from jukesep.cli import main; main()"
     process = subprocess.Popen(
@@ -221,12 +331,74 @@ def test_an_interrupted_run_leaves_no_file(project):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "interrupted"
     assert not Path("stems").exists()
+
+
+def test_a_stream_of_flac_does_not_say_how_long_it_is(project, capsys, monkeypatch):
+    """ffmpeg reads it; without, one line says so, and the bar is not of 10^15 seconds."""
+    soundfile.write("stream.flac", _noise(6000), RATE)
+    content = bytearray(Path("stream.flac").read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    Path("stream.flac").write_bytes(content)
+    monkeypatch.setenv("PATH", "")
+    assert _jukesep("separate", "stream.flac", "song.wav", "-o", "stems") == 1
+    said = capsys.readouterr().err
+    assert "error: stream.flac: does not say how long it is" in said
+    assert "0/0 s" in said.splitlines()[-2]
+    assert {path.split("/")[0] for path in _names()} == {"song"}
+    if _ffmpeg():
+        (project / "bin").mkdir()
+        (project / "bin/ffmpeg").symlink_to(_ffmpeg())
+        monkeypatch.setenv("PATH", str(project / "bin"))
+        assert _jukesep("separate", "stream.flac", "-o", "stems", "--stems", "bass") == 0
+        assert soundfile.info("stems/stream/bass.wav").frames == 6000
+
+
+@pytest.mark.parametrize("peak", [1e25, 3e38])
+def test_samples_too_large_for_the_refinement_are_refused(project, capsys, peak):
+    soundfile.write("huge.wav", peak * 2 * _noise(), RATE, subtype="FLOAT")
+    assert _jukesep("separate", "huge.wav", "-o", "stems") == 1
+    assert "huge.wav: the samples are too large" in capsys.readouterr().err
+    assert not Path("stems").exists()
+
+
+def test_rates_without_a_common_divisor_are_refused(project, capsys):
+    soundfile.write("odd.wav", _noise(100), 44_101)
+    assert _jukesep("separate", "odd.wav", "-o", "stems") == 1
+    assert "odd.wav: a sample rate of 44101 Hz has too little" in capsys.readouterr().err
+    for rate in (8000, 11_025, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000):
+        for model in (8000, 11_025, 44_100):
+            separator._check_rate(rate, model)
+
+
+def test_a_name_that_no_system_holds_and_one_that_is_no_text(project):
+    assert _jukesep("separate", "c" * 300 + ".wav", "song.wav", "-o", "stems") == 1
+    assert {path.split("/")[0] for path in _names()} == {"song"}
+    name = os.fsdecode(b"\xff.wav")
+    try:
+        shutil.copy("song.wav", name)
+    except OSError:
+        pytest.skip("this system has no such names")
+    options = separate_files.Options(Path("stems"))
+    jobs = separate_files.plan(separate_files.find([name], options.output), STEMS, options)
+    with pytest.raises(UserError, match="a name that is not UTF-8"):
+        separate_files.separate(lambda: Separator({}, RATE), jobs, options, lambda _: None)
+
+
+def test_a_fault_in_standard_input_names_it(project, capsys, monkeypatch):
+    audio = _noise(3000)
+    audio[2900] = np.nan
+    soundfile.write("nan.wav", audio, RATE, subtype="FLOAT")
+    with open("nan.wav", "rb") as stream:
+        monkeypatch.setattr(decode, "spooled", functools.partial(decode.spooled, stream))
+        assert _jukesep("separate", "-", "-o", "stems") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: standard input: holds NaN")
 
 
 def test_too_little_memory_is_said_so(project, capsys, monkeypatch):
