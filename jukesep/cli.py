@@ -91,7 +91,8 @@ def separate(
         int | None,
         typer.Option(
             min=1,
-            help="Samples separated at a time: memory and speed, not the result, depend on it.",
+            help="Samples separated at a time: memory and speed, not the result, depend on it. "
+            "[default: 18 s of audio]",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

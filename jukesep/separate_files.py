@@ -219,10 +219,9 @@ def _separate_one(
                 mixture.append(block)
             yield block
 
-    chunk = {} if options.chunk is None else {"chunk": options.chunk}
     shape = rate, header.channels, header.samples
     with encode.writing(missing, options.form, options.clip, *shape) as put:
-        for found in separator.stream(blocks(), rate, progress=line.update, stems=wanted, **chunk):
+        for found in separator.stream(blocks(), rate, options.chunk, line.update, stems=wanted):
             if job.residual in missing:
                 total = sum(found[stem] for stem in wanted)
                 assert isinstance(total, np.ndarray)

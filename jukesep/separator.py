@@ -22,7 +22,7 @@ from .vqvae import VQVAE
 FOLDER = "models/separator"
 INIT = "pretrained"  # of the trainings in a folder, those that are used
 TAPS = 2**27  # of the filter between two rates; half a GB
-CHUNK = 786_432  # samples: twice the reference's, with less context in proportion
+SECONDS = 18.0  # of a chunk: twice the reference's, with less context in proportion
 
 
 class Separator:
@@ -58,7 +58,7 @@ class Separator:
         """The stems there is a model for."""
         return tuple(self.models)
 
-    def latency(self, sample_rate: int, chunk: int = CHUNK) -> float:
+    def latency(self, sample_rate: int, chunk: int | None = None) -> float:
         """Seconds of audio at `sample_rate` Hz that `stream` may hold back, before its end."""
         size, context = self._chunking(self.models, chunk, 1)
         refinement = refine.choose(self.refinement, self.stems, self.sample_rate)
@@ -72,7 +72,7 @@ class Separator:
         self,
         mixture: npt.ArrayLike | torch.Tensor,
         sample_rate: int,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         progress: Callable[[float], object] | None = None,
         *,
         stems: Sequence[str] | None = None,
@@ -82,7 +82,8 @@ class Separator:
         Channels go through the mono model side by side; a mixture at another rate than the
         models' is resampled on the way in and out. `stems` are those wanted, all by default.
         `progress` is called with the seconds that are finished, chunk by chunk. ValueError for
-        what is no audio, UserError for a stem without a model.
+        what is no audio, UserError for a stem without a model. `chunk` are samples that are
+        separated at a time, SECONDS by default: memory and speed depend on it, the result does not.
         """
         parts = list(self.stream([mixture], sample_rate, chunk, progress, stems=stems))
         return {stem: np.concatenate([part[stem] for part in parts], axis=1) for stem in parts[0]}
@@ -92,7 +93,7 @@ class Separator:
         self,
         blocks: Iterable[npt.ArrayLike | torch.Tensor],
         sample_rate: int,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         progress: Callable[[float], object] | None = None,
         *,
         stems: Sequence[str] | None = None,
@@ -157,13 +158,16 @@ class Separator:
             raise UserError(f"no stem is wanted; there are {', '.join(self.models)}.")
         return wanted
 
-    def _chunking(self, models: Mapping[str, VQVAE], chunk: int, channels: int) -> tuple[int, int]:
-        """Samples of a chunk, and of context: multiples of all models' hops.
+    def _chunking(
+        self, models: Mapping[str, VQVAE], chunk: int | None, channels: int
+    ) -> tuple[int, int]:
+        """Samples of a chunk, by default SECONDS, and of context: multiples of all models' hops.
 
         Of many channels chunks are shorter: memory grows with their product.
         """
         hop = math.lcm(*(model.architecture.hop for model in models.values()))
         context = math.ceil(max(model.context() for model in models.values()) / hop) * hop
+        chunk = round(SECONDS * self.sample_rate) if chunk is None else chunk
         return max(chunk // max(1, channels // 2) // hop, 1) * hop, context
 
 

@@ -273,14 +273,14 @@ def test_a_change_is_noticed_with_all_that_hangs_on_it(project: Project):
     project("jukesep compose stage2.learning_rate=0.002")
     ran = _ran(project("dvc repro --dry --allow-missing"))
     # What evaluation reads is not there anew yet: a dry run leaves it out.
-    assert {name.split("@")[0] for name in ran} == {"stage2", "report"}
+    assert {name.split("@")[0] for name in ran} == {"stage2", "separator", "report"}
 
 
 def test_the_same_seed_gives_the_same_bits(project: Project):
     """Stages run anew leave the hashes in dvc.lock, and the report in git, as they were."""
     stages = (
         "prepare weights@pretrained stage1@bass-scratch stage2@bass-pretrained "
-        "evaluate@bass-pretrained report"
+        "evaluate@bass-pretrained separator listen report"
     )
     assert _ran(project(f"dvc repro --force --single-item {stages}")) == set(stages.split())
     assert project("git status --porcelain") == ""
