@@ -179,7 +179,7 @@ def page(scores: Sequence[Score]) -> str:
         "where stems are panned is worth.",
         f"- Shifts: 8 of them gain {chosen.gain('8 shifts'):+.2f} dB alone, and change what wiener "
         f"makes by {chosen.gain('8 shifts, then wiener', 'wiener'):+.2f} dB. They are not worth "
-        "their time with it, and no option of the command.",
+        "their time with it: `--shifts` is off by default.",
         "- Consistency after masks: "
         f"{chosen.gain('masks, then consistency', 'masks'):+.2f} dB. Masks sum to 1 already.",
         f"- norbert over plain: {chosen.gain('norbert, 1 iteration'):+.2f} dB. Its filters are of "

@@ -73,6 +73,12 @@ def separate(
             show_default=False,
         ),
     ] = None,
+    shifts: Annotated[
+        int,
+        typer.Option(
+            min=1, max=32, help="The mean of so many runs, the song shifted: as many times as slow."
+        ),
+    ] = 1,
     form: Annotated[
         Literal["wav", "wav24", "wav16", "flac", "flac16", "ogg", "mp3"],
         typer.Option("--format", help="wav: 32-bit float; flac: 24 bit."),
@@ -134,7 +140,7 @@ def separate(
 
         separator = load_separator(models, init and init.value)
         choose(refine, separator.stems, separator.sample_rate)
-        separator.refinement = refine
+        separator.refinement, separator.shifts = refine, shifts
         return separator.to(devices.choose(device, threads), precision)
 
     # As bytes: a file's name need not be text.

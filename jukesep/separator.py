@@ -6,6 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,21 @@ class Separator:
 
     `refinement` is the default of its methods': a name in `refine.REFINEMENTS`, "none" for what the
     models make of the mixture, as in the paper, or None for the default where there are models
-    for all four stems, and none elsewhere.
+    for all four stems, and none elsewhere. With `shifts` the estimates are the mean of so many runs
+    of the models, the song delayed by parts of a hop (`refine.shifted`).
     """
 
     def __init__(
-        self, models: Mapping[str, VQVAE], sample_rate: int, refinement: str | None = None
+        self,
+        models: Mapping[str, VQVAE],
+        sample_rate: int,
+        refinement: str | None = None,
+        shifts: int = 1,
     ) -> None:
         self.models = {stem: model.eval() for stem, model in models.items()}
         self.sample_rate = sample_rate
         self.refinement = refinement
+        self.shifts = shifts
         self._autocast = devices.autocast("fp32", torch.device("cpu"))
 
     def to(self, device: torch.device | str, precision: devices.Precision = "fp32") -> Separator:
@@ -126,10 +133,10 @@ class Separator:
         # Apple's GPUs lack the complex solver that a refinement may need.
         beside = torch.device("cpu") if device.type == "mps" else device
         for window, kept in windows(source, size, context):
-            heard = _heard(window, context)[kept]
+            heard = _heard(window, context)[kept].to(device)
             with self._autocast():
                 found = {
-                    stem: (apply(model, window.to(device))[:, kept].cpu() * heard).to(beside)
+                    stem: (self._estimate(model, window.to(device))[:, kept] * heard).to(beside)
                     for stem, model in models.items()
                 }
             if refinement:
@@ -145,6 +152,13 @@ class Separator:
             yield {stem: one.end()[:, :rest] for stem, one in back.items()}
         else:
             yield dict.fromkeys(wanted, np.empty((first, 0), np.float32))
+
+    def _estimate(self, model: VQVAE, window: torch.Tensor) -> torch.Tensor:
+        """What a model makes of a window, (channels, samples) to the same."""
+        if self.shifts == 1:
+            return apply(model, window)
+        run = partial(apply, model)
+        return refine.shifted(run, window, self.shifts, model.architecture.hop)
 
     def _wanted(self, stems: Sequence[str] | None) -> tuple[str, ...]:
         wanted = self.stems if stems is None else tuple(dict.fromkeys(stems))
@@ -167,6 +181,7 @@ class Separator:
         """
         hop = math.lcm(*(model.architecture.hop for model in models.values()))
         context = math.ceil(max(model.context() for model in models.values()) / hop) * hop
+        context += hop if self.shifts > 1 else 0
         chunk = round(SECONDS * self.sample_rate) if chunk is None else chunk
         return max(chunk // max(1, channels // 2) // hop, 1) * hop, context
 

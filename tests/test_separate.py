@@ -183,6 +183,15 @@ def test_some_stems_and_what_is_left_of_the_mixture(project):
     np.testing.assert_allclose(total, _read("song.wav"), atol=1e-6)
 
 
+def test_shifts_are_other_estimates(project):
+    for output, shifts in (("a", "1"), ("b", "4")):
+        words = ("song.wav", "-o", output, "--stems", "bass", "--refine", "none")
+        assert _jukesep("separate", *words, "--shifts", shifts) == 0
+    one, two = (_read(f"{output}/song/bass.wav") for output in "ab")
+    assert one.shape == two.shape
+    assert np.abs(one - two).max() > 1e-3
+
+
 def test_chunks_do_not_show_in_what_is_left(project):
     for output, chunk in (("a", "500"), ("b", "100000")):
         words = ("song.wav", "-o", output, "--stems", "bass", "--residual", "--chunk", chunk)

@@ -148,6 +148,20 @@ def test_a_song_in_blocks_becomes_what_the_whole_becomes(
     assert sum(told) == pytest.approx(-(-samples * 8000 // rate) / 8000)
 
 
+@settings(max_examples=20, deadline=None)
+@given(samples=st.integers(1, 3000), chunk=st.integers(1, 4000), shifts=st.integers(2, 5))
+def test_shifts_are_the_mean_over_delays_whatever_the_chunks(samples, chunk, shifts):
+    mixture = np.random.default_rng(samples).uniform(-1, 1, (2, samples)).astype(np.float32)
+    found = Separator({"drums": MODEL}, 8000, shifts=shifts)(mixture, 8000, chunk)["drums"]
+    rows, runs = torch.from_numpy(mixture), []
+    with torch.inference_mode():
+        for shift in range(shifts):
+            delay = shift * MODEL.architecture.hop // shifts
+            late = torch.nn.functional.pad(rows, (delay, 0))
+            runs.append(separation.apply(MODEL, late)[:, delay:])
+    np.testing.assert_allclose(found, torch.stack(runs).mean(0).numpy(), atol=1e-5)
+
+
 def test_tensors_are_taken_too():
     separator = Separator({"drums": MODEL}, 8000)
     mixture = torch.rand(2, 999) - 0.5
