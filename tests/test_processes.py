@@ -42,10 +42,13 @@ def project(alone, tmp_path):
     return shutil.copytree(alone, tmp_path / "project")
 
 
+LONGER = 600  # steps: seconds, in which a test can act
+
+
 @pytest.fixture
 def longer(project):
     """As `alone`, but stage 2 is longer, and not trained yet."""
-    kills.configure(project, 120, "stage1.steps=20", "stage2.batch=4")
+    kills.configure(project, LONGER, "stage1.steps=20", "stage2.batch=4")
     kills.clear(project, "stage2")
     return project
 
@@ -108,11 +111,11 @@ def test_an_interrupted_training_goes_on_with_another_number_of_processes(longer
     assert both.returncode == 128 + signal.SIGTERM, said
     assert said.count("stopped by SIGTERM") == 1, said
     assert "Traceback" not in said
-    kills.configure(longer, 120, "stage1.steps=20", "stage2.batch=4", "save_minutes=60")
+    kills.configure(longer, LONGER, "stage1.steps=20", "stage2.batch=4", "save_minutes=60")
     said = kills.run(longer, "stage2", STEM, INIT)
     assert "goes on after step" in said
     steps = [int(row.split(",")[0]) for row in _log(longer, "stage2")[1:]]
-    assert steps == sorted({*range(7, 121, 7), *range(23, 121, 23), 120})
+    assert steps == sorted({*range(7, LONGER + 1, 7), *range(23, LONGER + 1, 23), LONGER})
 
 
 def test_processes_that_dvc_has_left_behind_save_and_end(longer):
