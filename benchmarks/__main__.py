@@ -21,8 +21,8 @@ from pathlib import Path
 
 from benchmarks import machine, performance, timing
 from benchmarks.row import RESULTS, Options, Result, Row, Skipped, load
-from jukesep.errors import reported
-from jukesep.progress import bar
+from jukesep.base.errors import reported
+from jukesep.base.progress import bar
 
 EXPECTED = 30.0  # seconds of a row that was never measured
 

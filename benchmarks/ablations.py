@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import experiments
-from jukesep import params
-from jukesep.files import atomic, write_text
+from jukesep.base import params
+from jukesep.base.files import atomic, write_text
 
 STEMS = ("drums", "vocals")
 SEEDS = (0, 1, 2)
@@ -315,7 +315,7 @@ def draw_budgets(cells: Sequence[Cell], path: Path) -> None:
     """SDR by steps of stage 1 for both inits: the mean over the seeds, and the spread as a band."""
     import matplotlib
 
-    from jukesep.figures import COLOURS, MARKERS, STYLE
+    from jukesep.report.figures import COLOURS, MARKERS, STYLE
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from jukesep.vqvae import Architecture, Decoder, Encoder
+from jukesep.model.vqvae import Architecture, Decoder, Encoder
 
 GEMM = 2048  # rows and columns of the matrices whose product is the yardstick
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks import arithmetic, textbook
 from benchmarks.row import Options, Result, Row
 from benchmarks.speed import BANDWIDTHS, LINF_K, PAPER, model, stage1_step
-from jukesep import losses
-from jukesep.codebook import straight_through
-from jukesep.vqvae import VQVAE
+from jukesep.model.codebook import straight_through
+from jukesep.model.vqvae import VQVAE
+from jukesep.training import losses
 
 SAMPLES = 65_536
 PARTS = (

@@ -23,10 +23,11 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.machine import ROOT
 from benchmarks.row import Goal, Options, Result, Row, Skipped
-from jukesep import audio, params
-from jukesep.errors import UserError
-from jukesep.files import write_text
-from jukesep.songs import MIXTURE, STEMS
+from jukesep import audio
+from jukesep.base import params
+from jukesep.base.errors import UserError
+from jukesep.base.files import write_text
+from jukesep.songs.manifest import MIXTURE, STEMS
 
 RATE = 44_100
 SONG_SECONDS = 240
@@ -59,7 +60,9 @@ def prepare(options: Options, seconds: float = SONG_SECONDS) -> Result:
         _forget(files)
         stage = partial(_run, ["-m", "stages.prepare"], folder)
         first, second = _timed(stage), _timed(stage)
-        start = _timed(partial(_run, ["-c", "import jukesep.prepare, jukesep.params"], folder))
+        start = _timed(
+            partial(_run, ["-c", "import jukesep.songs.prepare, jukesep.base.params"], folder)
+        )
     return Result(
         {"files read": {"seconds": reading}, "first time": {"seconds": first}},
         {"second time": second, "first time over reading": (first - start) / reading},
@@ -143,7 +146,7 @@ def _write_noise(path: Path, seconds: float, rate: int) -> None:
 def _make_separator(folder: Path, rate: int) -> None:
     """Trainings of one stem as `dvc repro` leaves them, with random weights."""
     from benchmarks.speed import DEMO, model
-    from jukesep import jukebox
+    from jukesep.model import jukebox
 
     vqvae, _ = model(DEMO, 1, 4096)
     hps = {"sample_rate": rate}

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from jukesep import audio, load_separator, sdr
 from jukesep.audio import Audio
-from jukesep.errors import UserError, reported
-from jukesep.songs import MIXTURE, STEMS
+from jukesep.base.errors import UserError, reported
+from jukesep.songs.manifest import MIXTURE, STEMS
 
 
 def decode(folder: Path) -> dict[str, Audio]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from jukesep import params
+from jukesep.base import params
 
 # What an experiment would not see if it were not committed.
 CODE = ("jukesep", "stages", "conf", "dvc.yaml", "params.yaml")

@@ -31,16 +31,18 @@ import torch
 from benchmarks import textbook
 from benchmarks.machine import processor
 from benchmarks.measurements import BATCH, SEGMENT
-from jukesep import audio, devices, losses, training
-from jukesep.codebook import Codebook
-from jukesep.files import write_text
-from jukesep.optimiser import Adam, as_one
-from jukesep.params import CodebookParams, Losses, Recipe
-from jukesep.segments import Segments
-from jukesep.separation import apply_chunked
-from jukesep.songs import Song
-from jukesep.tasks import LatentMatching, Reconstruction
-from jukesep.vqvae import VQVAE, Architecture, Encoder
+from jukesep import audio
+from jukesep.base.files import write_text
+from jukesep.base.params import CodebookParams, Losses, Recipe
+from jukesep.kernels import devices
+from jukesep.model.codebook import Codebook
+from jukesep.model.vqvae import VQVAE, Architecture, Encoder
+from jukesep.separation.chunked import apply_chunked
+from jukesep.songs.manifest import Song
+from jukesep.training import loop, losses
+from jukesep.training.optimiser import Adam, as_one
+from jukesep.training.segments import Segments
+from jukesep.training.tasks import LatentMatching, Reconstruction
 
 RESULTS = Path("benchmarks/results/gpu.json")
 PAGE = Path("docs/gpu.md")
@@ -356,7 +358,7 @@ def _segments_a_second(device: torch.device, parts: int, batches: int = 60) -> f
         segments = Segments(songs, names, SEGMENT, 0, "benchmark")
         task: Any = SimpleNamespace(prepare=lambda batch: (batch, batch))
         run: Any = SimpleNamespace(device=device, about=SimpleNamespace(section="stage1"))
-        with closing(training._batches(task, segments, recipe, run, 0)) as given:
+        with closing(loop._batches(task, segments, recipe, run, 0)) as given:
             next(given)  # the processes have started
             start = time.perf_counter()
             for _ in range(batches):
@@ -479,7 +481,7 @@ READING = """## How to read it
 
 TRIED = """## What computes there
 
-`jukesep/triton_networks.py` takes the place of the layers on a CUDA device where triton is
+`jukesep/kernels/gpu.py` takes the place of the layers on a CUDA device where triton is
 installed (it comes with PyTorch on Linux) and widths are 16, 32 or 64; else the plain layers
 compute. Activations are channels-last. A residual block is one kernel forward and two back; weight
 gradients are summed in registers by a fixed number of programs and then in one order, so that a

@@ -64,7 +64,7 @@ def songs(options: Options, lengths: tuple[int, ...] = SONG_SECONDS) -> Result:
 
 def _song(seconds: int) -> dict[str, timing.Step]:
     from benchmarks import textbook
-    from jukesep.separation import apply_chunked
+    from jukesep.separation.chunked import apply_chunked
 
     vqvae, _ = speed.model(speed.PAPER, 1, 4096)
     mixture = 0.1 * torch.randn(1, 1, seconds * speed.PAPER_RATE // 8 * 8)

@@ -29,10 +29,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jukesep import params as parameters
-from jukesep.errors import UserError, reported
-from jukesep.files import write_text
-from jukesep.progress import bar
+from jukesep.base import params as parameters
+from jukesep.base.errors import UserError, reported
+from jukesep.base.files import write_text
+from jukesep.base.progress import bar
 
 ROOT = Path(__file__).parents[1]
 STEM, INIT = "vocals", "scratch"
@@ -240,7 +240,7 @@ def run(project: Path, stage: str, *item: str, **environment: str) -> str:
 
 
 def _progress(project: Path, stage: str) -> int | None:
-    from jukesep.status import read_progress
+    from jukesep.resume.folder import read_progress
 
     pids = [read_progress(f).get("pid") for f in (project / "trainings").glob(f"{stage}-*")]
     return pids[0] if pids else None

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jukesep.errors import UserError
-from jukesep.files import write_text
+from jukesep.base.errors import UserError
+from jukesep.base.files import write_text
 
 RESULTS = Path("benchmarks/results/paper_scale.json")
 PAGE = Path("docs/paper_scale.md")

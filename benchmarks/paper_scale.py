@@ -27,11 +27,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from jukesep import params as parameters
-from jukesep import prepare
-from jukesep.errors import UserError, reported
-from jukesep.files import write_text
-from jukesep.params import Params
+from jukesep.base import params as parameters
+from jukesep.base import paths
+from jukesep.base.errors import UserError, reported
+from jukesep.base.files import write_text
+from jukesep.base.params import Params
+from jukesep.songs import prepare
 
 from .machine import processor
 from .measurements import (
@@ -125,8 +126,10 @@ def measure(params: Params, stage: str, folder: Path) -> Measurement:
 def _train(params: Params, stage: str, folder: Path) -> Measurement:
     import torch
 
-    from jukesep import devices, experiment, jukebox, status
-    from jukesep.separation import load_model
+    from jukesep.kernels import devices
+    from jukesep.model import jukebox
+    from jukesep.model.checkpoints import load_model
+    from jukesep.pipeline import train
 
     imported = _peak()
     # A spawned process would spawn its loader's workers; those of the pipeline start by default.
@@ -134,13 +137,13 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
     os.chdir(folder)
     device = devices.choose(params.device, params.threads)
     recipe = params.stage1 if stage == "stage1" else params.stage2
-    first, second = (experiment.checkpoint(name, STEM, INIT, recipe.steps) for name in STAGES)
-    experiment.weights(params, INIT)
+    first, second = (paths.checkpoint(name, STEM, INIT, recipe.steps) for name in STAGES)
+    train.weights(params, INIT)
     if stage == "stage2" and not first.exists():
         first.parent.mkdir(parents=True)
-        shutil.copyfile(experiment.RUNS / "weights" / INIT / experiment.WEIGHTS, first)
+        shutil.copyfile(paths.RUNS / "weights" / INIT / paths.WEIGHTS, first)
     try:
-        (experiment.stage1 if stage == "stage1" else experiment.stage2)(params, STEM, INIT)
+        (train.stage1 if stage == "stage1" else train.stage2)(params, STEM, INIT)
     except UserError as error:
         raise UserError(f"{error} Here: --batch or --segment.") from None
     model = jukebox.load_jukebox(first) if stage == "stage1" else load_model(first, second)
@@ -159,7 +162,7 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
         segment=recipe.segment,
         batch=recipe.batch,
         steps=recipe.steps - UNCOUNTED,
-        seconds=step_seconds(next(status.root().glob(f"{stage}-*/timing.csv"))),
+        seconds=step_seconds(next(paths.trainings().glob(f"{stage}-*/timing.csv"))),
         memory=torch.cuda.max_memory_allocated() if on_gpu else _peak(),
         imported=0 if on_gpu else imported,
         encoder=encoder,

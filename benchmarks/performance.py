@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.row import Goal, Result, Row
-from jukesep.files import atomic, write_text
+from jukesep.base.files import atomic, write_text
 
 PAGE = Path("docs/performance.md")
 PICTURES = Path("docs/performance")

@@ -11,9 +11,12 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.machine import ROOT
 from benchmarks.row import Goal, Options, Result, Row
-from jukesep import audio, params, prepare, scores
-from jukesep.files import write_text
-from jukesep.songs import MIXTURE, STEMS, Manifest
+from jukesep import audio
+from jukesep.base import params, paths
+from jukesep.base.files import write_text
+from jukesep.scoring import metrics
+from jukesep.songs import prepare
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
 
 INIT = "scratch"
 PRECISIONS = ("fp32", "bf16")
@@ -68,27 +71,29 @@ def _train(folder: Path, stem: str) -> dict[str, float]:
     """Both stages of a stem with the parameters in `folder`; the SDR in either precision, dB."""
     import torch
 
-    from jukesep import devices, experiment
-    from jukesep.separation import apply_chunked, load_model
+    from jukesep.kernels import devices
+    from jukesep.model.checkpoints import load_model
+    from jukesep.pipeline import train
+    from jukesep.separation.chunked import apply_chunked
 
     with chdir(folder):
         p = params.load()
-        experiment.weights(p, INIT)
-        experiment.stage1(p, stem, INIT)
-        experiment.stage2(p, stem, INIT)
+        train.weights(p, INIT)
+        train.stage1(p, stem, INIT)
+        train.stage2(p, stem, INIT)
         model = load_model(
-            experiment.stage1_checkpoint(p, stem, INIT),
-            experiment.checkpoint("stage2", stem, INIT, p.stage2.steps),
+            train.stage1_checkpoint(p, stem, INIT),
+            paths.checkpoint("stage2", stem, INIT, p.stage2.steps),
         )
         found = {}
         for precision in PRECISIONS:
             sdrs = []
-            for song in Manifest.load(experiment.MANIFEST).split("valid"):
+            for song in Manifest.load(paths.MANIFEST).split("valid"):
                 mixture = torch.from_numpy(audio.to_mono(audio.read(song.file(MIXTURE))))
                 with devices.autocast(precision, torch.device("cpu"))():  # type: ignore[arg-type]
                     estimate = apply_chunked(model, mixture)
                 sdrs.append(
-                    scores.sdr(audio.to_mono(audio.read(song.file(stem))), estimate.numpy())
+                    metrics.sdr(audio.to_mono(audio.read(song.file(stem))), estimate.numpy())
                 )
             found[precision] = statistics.mean(sdrs)
     return found

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from jukesep import audio
-from jukesep.errors import reported
-from jukesep.songs import MIXTURE, STEMS, Song, read_folder
+from jukesep.base.errors import reported
+from jukesep.songs.find import read_folder
+from jukesep.songs.manifest import MIXTURE, STEMS, Song
 
 PARTS = (MIXTURE, STEMS[0])
 
@@ -55,7 +56,7 @@ def measure(root: Path, segment: int, reads: int) -> Cost:
 
 
 def _measure(root: Path, segment: int, reads: int) -> Cost:
-    from jukesep.segments import Segments
+    from jukesep.training.segments import Segments
 
     songs = [Song(name, "", "", root / name, h.samples) for name, h in read_folder(root)]
     segments = Segments(songs, PARTS, segment, seed=0, purpose="reading")

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jukesep.errors import UserError
-from jukesep.files import write_text
+from jukesep.base.errors import UserError
+from jukesep.base.files import write_text
 
 RESULTS = Path("benchmarks/results/rows")
 

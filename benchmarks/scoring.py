@@ -14,8 +14,10 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.row import Goal, Options, Result, Row
-from jukesep import audio, params, scores
-from jukesep.songs import MIXTURE, STEMS, Manifest, Song
+from jukesep import audio
+from jukesep.base import params, paths
+from jukesep.scoring import metrics
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 
 RATE, SECONDS = 44_100, 30
 STEM, INIT = "drums", "pretrained"
@@ -28,14 +30,14 @@ def sdr_v4(options: Options, seconds: int = SECONDS) -> Result:
     references = rng.standard_normal((4, 2, seconds * RATE))
     estimates = references + 0.5 * rng.standard_normal(references.shape)
     sources, guesses = (np.moveaxis(stems, 1, 2) for stems in (references, estimates))
-    museval = scores.museval_metrics()
+    museval = metrics.museval_metrics()
     ours = timing.interleaved(
-        {"jukesep": lambda: scores.framewise_sdr(references, estimates, RATE)}, options.seconds / 4
+        {"jukesep": lambda: metrics.framewise_sdr(references, estimates, RATE)}, options.seconds / 4
     )["jukesep"]
     start = time.perf_counter()  # once: it takes a second for a second of the song
     theirs, *_ = museval.bss_eval(sources, guesses, window=RATE, hop=RATE)
     taken = time.perf_counter() - start
-    found = scores.framewise_sdr(references, estimates, RATE)
+    found = metrics.framewise_sdr(references, estimates, RATE)
     median = statistics.median(ours)
     return Result(
         {"museval": {"seconds": taken}, "jukesep": {"seconds": median}},
@@ -54,14 +56,14 @@ def evaluation(options: Options) -> Result:
 
 
 def _evaluation(p: params.Params, options: Options) -> Result:
-    from jukesep import experiment
+    from jukesep.pipeline import evaluate
 
     alone = _models_alone(p)
     busy: list[float] = []
 
     def whole() -> None:
         wall, processor = time.perf_counter(), time.process_time()
-        experiment.evaluate(p, STEM, INIT)
+        evaluate.evaluate(p, STEM, INIT)
         busy.append((time.process_time() - processor) / (time.perf_counter() - wall))
 
     runs = timing.interleaved({"models alone": alone, "whole": whole}, options.seconds, least=2)
@@ -79,12 +81,12 @@ def _evaluation(p: params.Params, options: Options) -> Result:
 
 def on_cores(songs: int) -> float:
     """Seconds of the evaluation of so many songs, on the cores that this process is held to."""
-    from jukesep import experiment
+    from jukesep.pipeline import evaluate
 
     with tempfile.TemporaryDirectory() as name:
         p = _experiment(Path(name), songs)
         with chdir(name):
-            runs = timing.interleaved({"whole": lambda: experiment.evaluate(p, STEM, INIT)}, 0, 1)
+            runs = timing.interleaved({"whole": lambda: evaluate.evaluate(p, STEM, INIT)}, 0, 1)
     return statistics.median(runs["whole"])
 
 
@@ -94,15 +96,16 @@ def _experiment(folder: Path, songs: int) -> params.Params:
 
     from benchmarks.machine import ROOT
     from benchmarks.speed import DEMO, model
-    from jukesep import experiment, jukebox
-    from jukesep.files import write_text
+    from jukesep.base.files import write_text
+    from jukesep.model import jukebox
+    from jukesep.pipeline import train
 
     torch.set_num_threads(1)
     path = folder / "params.yaml"
     write_text(path, params.compose(["scale=demo"], ROOT / "conf"))
     p = params.load(path)
     rate, samples = p.model.sample_rate, round(p.band.seconds * p.model.sample_rate)
-    prepared = folder / experiment.PREPARED
+    prepared = folder / paths.PREPARED
     found = []
     for number in range(songs):
         song = Song(f"{number}", "test", "seen", prepared / f"{number}", samples)
@@ -110,12 +113,12 @@ def _experiment(folder: Path, songs: int) -> params.Params:
         for part, sound in zip((MIXTURE, *STEMS), (noise.sum(0), *noise), strict=True):
             audio.write(song.file(part), sound.astype(np.float32), rate, "FLOAT")
         found.append(song)
-    Manifest(rate, tuple(found)).save(folder / experiment.MANIFEST)
+    Manifest(rate, tuple(found)).save(folder / paths.MANIFEST)
     vqvae, _ = model(DEMO, 1, 4096)
-    first = folder / experiment.stage1_checkpoint(p, STEM, INIT)
+    first = folder / train.stage1_checkpoint(p, STEM, INIT)
     jukebox.save_jukebox(vqvae, first, 1, {"sample_rate": rate})
     for step in p.stage2.checkpoints:
-        second = folder / experiment.checkpoint("stage2", STEM, INIT, step)
+        second = folder / paths.checkpoint("stage2", STEM, INIT, step)
         jukebox.save_encoder(vqvae.encoder, second, step, {"sample_rate": rate})
     return p
 
@@ -124,16 +127,17 @@ def _models_alone(p: params.Params) -> timing.Step:
     """The models run over what the evaluation runs them over: read before, and not scored."""
     import torch
 
-    from jukesep import experiment
-    from jukesep.separation import apply_chunked, load_model
+    from jukesep.model.checkpoints import load_model
+    from jukesep.pipeline import train
+    from jukesep.separation.chunked import apply_chunked
 
-    first = experiment.stage1_checkpoint(p, STEM, INIT)
+    first = train.stage1_checkpoint(p, STEM, INIT)
     models = [
-        load_model(first, experiment.checkpoint("stage2", STEM, INIT, step))
+        load_model(first, paths.checkpoint("stage2", STEM, INIT, step))
         for step in p.stage2.checkpoints
     ]
     inputs = []
-    for song in Manifest.load(experiment.MANIFEST).split("test"):
+    for song in Manifest.load(paths.MANIFEST).split("test"):
         mixture, stem = (audio.read(song.file(part)) for part in (MIXTURE, STEM))
         rows = np.concatenate([audio.to_mono(mixture), mixture])
         inputs.append((torch.from_numpy(audio.to_mono(stem)), torch.from_numpy(rows)))

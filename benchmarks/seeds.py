@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import experiments
-from jukesep import params
-from jukesep.files import write_text
-from jukesep.songs import STEMS
+from jukesep.base import params
+from jukesep.base.files import write_text
+from jukesep.songs.manifest import STEMS
 
 Metrics = dict[str, float]
 Reader = Callable[[str], Metrics]

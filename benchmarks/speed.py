@@ -20,12 +20,13 @@ import torch
 from benchmarks import arithmetic, machine, textbook, timing
 from benchmarks.row import Goal, Options, Result, Row, Skipped
 from benchmarks.timing import Step
-from jukesep import devices, losses
-from jukesep.codebook import Codebook, straight_through
-from jukesep.separation import apply_chunked
-from jukesep.separator import Separator
-from jukesep.songs import STEMS
-from jukesep.vqvae import VQVAE, Architecture, Encoder
+from jukesep.kernels import devices
+from jukesep.model.codebook import Codebook, straight_through
+from jukesep.model.vqvae import VQVAE, Architecture, Encoder
+from jukesep.separation.chunked import apply_chunked
+from jukesep.separation.separator import Separator
+from jukesep.songs.manifest import STEMS
+from jukesep.training import losses
 
 Precision = Literal["fp32", "bf16"]
 

@@ -4,7 +4,7 @@
     uv run python -m benchmarks.stems --page    # the page anew, from docs/stems.csv
 
 Separates all validation and test songs with the last models of each stem, on one thread, and scores
-every way of `jukesep.refine`. Parameters are tried on the validation songs alone.
+every way of `jukesep.separation.refine`. Parameters are tried on the validation songs alone.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from jukesep import audio, load_separator, scores
-from jukesep.errors import UserError, reported
-from jukesep.experiment import MANIFEST, RUNS
-from jukesep.files import atomic, write_text
-from jukesep.progress import bar
-from jukesep.refine import REFINEMENTS, Refinement, Wiener, delayed
-from jukesep.separation import apply_chunked
-from jukesep.separator import Separator
-from jukesep.songs import MIXTURE, STEMS, Manifest, Song
+from jukesep import audio, load_separator
+from jukesep.base.errors import UserError, reported
+from jukesep.base.files import atomic, write_text
+from jukesep.base.paths import MANIFEST, RUNS
+from jukesep.base.progress import bar
+from jukesep.scoring import metrics
+from jukesep.separation.chunked import apply_chunked
+from jukesep.separation.refine import REFINEMENTS, Refinement, Wiener, delayed
+from jukesep.separation.separator import Separator
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 
 from . import stems_page
 from .stems_page import COLUMNS, Score
@@ -156,9 +157,9 @@ def score_song(
         seconds = separation * option.shifts + time.perf_counter() - start
         values = {
             "sdr": [
-                scores.sdr(audio.to_mono(references[stem]), mono[stem].numpy()) for stem in STEMS
+                metrics.sdr(audio.to_mono(references[stem]), mono[stem].numpy()) for stem in STEMS
             ],
-            "sdr_mdx": [scores.sdr_mdx(references[stem], both[stem].numpy()) for stem in STEMS],
+            "sdr_mdx": [metrics.sdr_mdx(references[stem], both[stem].numpy()) for stem in STEMS],
         }
         for metric, sdrs in values.items():
             about = init, song.split, song.group, song.name, option.name, metric

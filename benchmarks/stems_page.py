@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jukesep.refine import DEFAULT, OVERLAP, REFINEMENTS, Consistency, Masks, Wiener
-from jukesep.songs import STEMS
+from jukesep.separation.refine import DEFAULT, OVERLAP, REFINEMENTS, Consistency, Masks, Wiener
+from jukesep.songs.manifest import STEMS
 
 
 class Score(NamedTuple):

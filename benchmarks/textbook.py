@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukesep.losses import BANDWIDTH_STFT, MULTISPECTRAL_STFTS, Bandwidths
-from jukesep.vqvae import VQVAE, Encoder
+from jukesep.model.vqvae import VQVAE, Encoder
+from jukesep.training.losses import BANDWIDTH_STFT, MULTISPECTRAL_STFTS, Bandwidths
 
 
 def encode(encoder: Encoder, audio: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from jukesep.errors import UserError
+from jukesep.base.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")

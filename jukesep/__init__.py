@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from .errors import UserError
-    from .jukebox import load_jukebox
-    from .scores import sdr, sdr_mdx, sdr_v4
-    from .separator import load_separator
-    from .songs import STEMS
-    from .vqvae import VQVAE, Architecture
+    from .base.errors import UserError
+    from .model.jukebox import load_jukebox
+    from .model.vqvae import VQVAE, Architecture
+    from .scoring.metrics import sdr, sdr_mdx, sdr_v4
+    from .separation.separator import load_separator
+    from .songs.manifest import STEMS
 
 __all__ = [
     "STEMS",
@@ -35,15 +35,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "STEMS": "songs",
-    "VQVAE": "vqvae",
-    "Architecture": "vqvae",
-    "UserError": "errors",
-    "load_jukebox": "jukebox",
-    "load_separator": "separator",
-    "sdr": "scores",
-    "sdr_mdx": "scores",
-    "sdr_v4": "scores",
+    "STEMS": "songs.manifest",
+    "VQVAE": "model.vqvae",
+    "Architecture": "model.vqvae",
+    "UserError": "base.errors",
+    "load_jukebox": "model.jukebox",
+    "load_separator": "separation.separator",
+    "sdr": "scoring.metrics",
+    "sdr_mdx": "scoring.metrics",
+    "sdr_v4": "scoring.metrics",
 }
 
 

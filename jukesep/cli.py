@@ -12,17 +12,34 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .errors import UserError, reported
+from .base import paths
+from .base.errors import UserError, reported
 
 if TYPE_CHECKING:
-    from .separator import Separator
+    from .separation.separator import Separator
 
 app = typer.Typer(
     help="Music source separation by transfer learning with Jukebox.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"jukesep {version('jukesep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Music source separation by transfer learning with Jukebox."""
 
 
 class Init(StrEnum):
@@ -47,7 +64,7 @@ def separate(
     ],
     models: Annotated[
         Path, typer.Option(help="Folder of models, or of trainings as runs/ is.")
-    ] = Path("models/separator"),
+    ] = paths.SEPARATOR,
     init: Annotated[
         Init | None,
         typer.Option(
@@ -115,28 +132,29 @@ def separate(
     kept. A song that cannot be separated is named, the others go on, and the command fails in the
     end.
     """
-    from . import encode, separate_files
-    from .songs import STEMS
+    from .audio import encode
+    from .separation import files
+    from .songs.manifest import STEMS
 
     chosen = tuple(one.strip() for one in stems.split(",")) if stems is not None else ()
     if wrong := [one for one in chosen if one not in STEMS]:
         raise UserError(f"--stems {stems}: '{wrong[0]}' is none of {', '.join(STEMS)}.")
-    options = separate_files.Options(
+    options = files.Options(
         output, filename, encode.FORMATS[form], clip, chosen, residual, chunk, overwrite
     )
-    found = separate_files.find(songs, output)
+    found = files.find(songs, output)
 
-    from .separator import available, load_separator
+    from .separation.separator import available, load_separator
 
     there = available(models, init and init.value)
     wanted = chosen or there
     if lacking := [one for one in wanted if one not in there]:
         raise UserError(f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}.")
-    jobs = separate_files.plan(found, wanted, options)
+    jobs = files.plan(found, wanted, options)
 
     def load() -> Separator:
-        from . import devices
-        from .refine import choose
+        from .kernels import devices
+        from .separation.refine import choose
 
         separator = load_separator(models, init and init.value)
         choose(refine, separator.stems, separator.sample_rate)
@@ -144,7 +162,7 @@ def separate(
         return separator.to(devices.choose(device, threads), precision)
 
     # As bytes: a file's name need not be text.
-    separate_files.separate(load, jobs, options, lambda path: typer.echo(os.fsencode(path)))
+    files.separate(load, jobs, options, lambda path: typer.echo(os.fsencode(path)))
 
 
 @app.command("import")
@@ -170,7 +188,7 @@ def import_(
 
     Checkpoints have Jukebox's form. Once for each stem; models of one folder are alike.
     """
-    from . import models
+    from .separation import models
 
     with _writing(output):
         if (output / models.CARD).exists():
@@ -185,11 +203,11 @@ def import_(
 
 @app.command()
 def info(
-    folder: Annotated[Path, typer.Argument(help="Folder of models.")] = Path("models/separator"),
+    folder: Annotated[Path, typer.Argument(help="Folder of models.")] = paths.SEPARATOR,
     as_json: Annotated[bool, typer.Option("--json", help="The card as it is.")] = False,
 ) -> None:
     """Check a folder of models, and print what is in it."""
-    from . import models
+    from .separation import models
 
     card = models.read_card(folder)
     for stem in card.stems:
@@ -214,7 +232,7 @@ def listen(
 
     The experiment's own page is listen/index.html, which `dvc repro` makes.
     """
-    from .listen import of_stems
+    from .report.listen import of_stems
 
     target = output or Path(f"{folder.resolve()}-listen")
     of_stems(folder, target, mixture)
@@ -267,14 +285,14 @@ def evaluate(
 
     Checkpoints have Jukebox's form. Songs that cannot be scored are named, and the command fails.
     """
-    from . import evaluate_files, evaluation
-    from .find_songs import find_songs
-    from .params import Separation
+    from .base.params import Separation
+    from .scoring import evaluation, pair
+    from .songs.find import find_songs
 
     found = find_songs(data, split, stem, song or (), songs)
     if output:
         _check_output(output, overwrite)
-    scored = evaluate_files.evaluate(
+    scored = pair.evaluate(
         found,
         stage1,
         stage2,
@@ -289,12 +307,12 @@ def evaluate(
     if output:
         with _writing(output):
             evaluation.write_scores(output, scored.rows)
-    from . import score_table
+    from .scoring import table
 
     if as_json:
-        typer.echo(json.dumps(score_table.as_dict(scored), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(table.as_dict(scored), indent=2, ensure_ascii=False))
     else:
-        typer.echo(score_table.text(scored))
+        typer.echo(table.text(scored))
     if scored.failed:
         faults = "".join(f"\n  {fault}" for fault in scored.failed.values())
         raise UserError(f"{len(scored.failed)} of {len(found)} songs not scored:{faults}")
@@ -329,9 +347,9 @@ def compose(
     ] = False,
 ) -> None:
     """Write params.yaml from conf/, for `dvc repro`."""
-    from . import params
+    from .base import params
 
-    path = Path("params.yaml")
+    path = paths.PARAMS
     if not check:
         params.write_composed(path, overrides or [])
         return
@@ -353,7 +371,7 @@ def status(
 
     An interrupted training goes on when the command that started it is given again.
     """
-    from . import status as trainings
+    from .resume import status as trainings
 
     found = trainings.trainings()
     if not show_all:
@@ -363,7 +381,7 @@ def status(
     elif found:
         typer.echo(trainings.table(found))
     else:
-        typer.echo(f"No training in progress, and none interrupted, in {trainings.root()}.")
+        typer.echo(f"No training in progress, and none interrupted, in {paths.trainings()}.")
 
 
 @app.command()
@@ -386,7 +404,7 @@ def clean(
     """
     import time
 
-    from . import status as trainings
+    from .resume import status as trainings
 
     latest = time.time() - older_than * 24 * 3600
     found = [
@@ -398,7 +416,7 @@ def clean(
         and one.progress.get("updated", 0.0) <= latest
     ]
     if not found:
-        typer.echo(f"Nothing to delete in {trainings.root()}.")
+        typer.echo(f"Nothing to delete in {paths.trainings()}.")
         return
     typer.echo(trainings.table(found))
     total = trainings.size(sum(one.size for one in found))
@@ -412,3 +430,7 @@ def main() -> None:
     """Entry point: a user's mistake is one message, not a traceback."""
     with reported():
         app()
+
+
+if __name__ == "__main__":
+    main()

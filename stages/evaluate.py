@@ -5,11 +5,12 @@ usage: python -m stages.evaluate STEM {pretrained,scratch}
 
 import sys
 
-from jukesep.errors import reported
+from jukesep.base.errors import reported
 
 if __name__ == "__main__":
     with reported():
         # Seconds, in which Ctrl-C should already end in a line.
-        from jukesep import experiment, params
+        from jukesep.base import params
+        from jukesep.pipeline import evaluate
 
-        experiment.evaluate(params.load(), stem=sys.argv[1], init=sys.argv[2])
+        evaluate.evaluate(params.load(), stem=sys.argv[1], init=sys.argv[2])

@@ -1,8 +1,8 @@
 """Stage `listen`: the songs of evaluation as a page to listen to."""
 
-from jukesep import params
-from jukesep.errors import reported
-from jukesep.listen import of_experiment
+from jukesep.base import params
+from jukesep.base.errors import reported
+from jukesep.report.listen import of_experiment
 
 if __name__ == "__main__":
     with reported():

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from jukesep import params
-from jukesep.errors import reported
-from jukesep.report import write_report
+from jukesep.base import params
+from jukesep.base.errors import reported
+from jukesep.report.write import write_report
 
 if __name__ == "__main__":
     with reported():

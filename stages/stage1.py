@@ -5,14 +5,15 @@ usage: python -m stages.stage1 STEM {pretrained,scratch}
 
 import sys
 
-from jukesep.errors import reported
-from jukesep.launch import launch
+from jukesep.base.errors import reported
+from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
         # Seconds, in which Ctrl-C should already end in a line.
-        from jukesep import experiment, params
+        from jukesep.base import params
+        from jukesep.pipeline import train
 
         p = params.load()
         if not launch(p.stage1.batch, "stage1"):
-            experiment.stage1(p, stem=sys.argv[1], init=sys.argv[2])
+            train.stage1(p, stem=sys.argv[1], init=sys.argv[2])

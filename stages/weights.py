@@ -8,15 +8,16 @@ the same VQ-VAE trained here on mixtures of the band's pretraining songs.
 
 import sys
 
-from jukesep.errors import reported
-from jukesep.launch import launch
+from jukesep.base.errors import reported
+from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
         # Seconds, in which Ctrl-C should already end in a line.
-        from jukesep import experiment, params
+        from jukesep.base import params
+        from jukesep.pipeline import train
 
         p, init = params.load(), sys.argv[1]
         trained = init == "pretrained" and p.weights.source == "pretrain"
         if not (trained and launch(p.pretrain.batch, "pretrain")):
-            experiment.weights(p, init)
+            train.weights(p, init)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import write_songs
 
-from jukesep import params, status
+from jukesep.base import params, paths
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -35,7 +35,7 @@ def songs(tmp_path_factory):
 def entered(tmp_path, monkeypatch):
     """An empty folder, entered: a training keeps its own folder below the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(status.VARIABLE, raising=False)
+    monkeypatch.delenv(paths.VARIABLE, raising=False)
     return tmp_path
 
 

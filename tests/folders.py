@@ -5,8 +5,8 @@ import os
 import numpy as np
 import soundfile
 
-from jukesep import musdb
-from jukesep.songs import MIXTURE, STEMS
+from jukesep.songs import musdb
+from jukesep.songs.manifest import MIXTURE, STEMS
 
 RATE = 44_100
 

@@ -12,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from jukesep import cli
-from jukesep.jukebox import save_encoder, save_jukebox
-from jukesep.songs import STEMS
-from jukesep.vqvae import VQVAE, Architecture
+from jukesep.model.jukebox import save_encoder, save_jukebox
+from jukesep.model.vqvae import VQVAE, Architecture
+from jukesep.songs.manifest import STEMS
 
 ROOT = Path(__file__).parents[1]
 RATE = 8000  # of the models

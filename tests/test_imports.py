@@ -1,5 +1,6 @@
 """What trains and runs no model does not wait for torch to be imported."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -11,14 +12,40 @@ import jukesep
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
-    "stages.prepare", "stages.baselines", "stages.report", "stages.listen", "jukesep.listen",
-    "jukesep.songs", "jukesep.params", "jukesep.decode", "jukesep.encode", "jukesep.separate_files",
-    "jukesep.band", "jukesep.prepare", "jukesep.audio", "jukesep.download", "jukesep.pretrained",
-    "jukesep.scores", "jukesep.evaluation", "jukesep.published", "jukesep.results",
-    "jukesep.results_page", "jukesep.figures", "jukesep.report", "jukesep.find_songs",
-    "jukesep.score_table", "jukesep.checks", "jukesep.musdb", "jukesep.status", "jukesep.identity",
-    "jukesep.launch", "jukesep.signals", "jukesep.known",
-)  # fmt: skip
+    "jukesep.audio.decode",
+    "jukesep.audio.encode",
+    "jukesep.audio.samples",
+    "jukesep.base.download",
+    "jukesep.base.params",
+    "jukesep.base.paths",
+    "jukesep.base.signals",
+    "jukesep.base.unchanged",
+    "jukesep.pipeline.pretrained",
+    "jukesep.report.figures",
+    "jukesep.report.listen",
+    "jukesep.report.page",
+    "jukesep.report.results",
+    "jukesep.report.write",
+    "jukesep.resume.identity",
+    "jukesep.resume.launch",
+    "jukesep.resume.layout",
+    "jukesep.resume.status",
+    "jukesep.scoring.evaluation",
+    "jukesep.scoring.metrics",
+    "jukesep.scoring.published",
+    "jukesep.scoring.table",
+    "jukesep.separation.files",
+    "jukesep.songs.band",
+    "jukesep.songs.checks",
+    "jukesep.songs.find",
+    "jukesep.songs.manifest",
+    "jukesep.songs.musdb",
+    "jukesep.songs.prepare",
+    "stages.baselines",
+    "stages.listen",
+    "stages.prepare",
+    "stages.report",
+)
 CODE = """
 import sys
 from importlib import import_module
@@ -29,11 +56,11 @@ def none_of(after, *names):
 import jukesep
 assert set(jukesep.__all__) <= set(dir(jukesep))
 none_of('jukesep', 'numpy', 'torch')
-from jukesep import musdb
+from jukesep.songs import musdb
 musdb.archive_source(), musdb.validation_songs()
 none_of('the address of MUSDB18-HQ', 'torch', 'musdb', 'stempeg')
-from jukesep import scores
-scores.museval_metrics()
+from jukesep.scoring import metrics
+metrics.museval_metrics()
 none_of("museval's formulas", 'torch', 'museval')
 jukesep.sdr, jukesep.sdr_mdx, jukesep.sdr_v4, jukesep.STEMS, jukesep.UserError
 none_of('a public name without a model', 'torch')
@@ -58,7 +85,7 @@ def test_nothing_is_imported_before_it_is_needed():
 LAYER = """
 import sys
 import torch
-from jukesep.vqvae import Architecture, Encoder
+from jukesep.model.vqvae import Architecture, Encoder
 
 Encoder(Architecture(width=4, depth=1))(torch.zeros(1, 1, 64)).sum().backward()
 slow = {"scipy.linalg", "scipy.signal", "torch._dynamo", "pandas"} & set(sys.modules)
@@ -90,4 +117,76 @@ def test_every_module_that_says_so_is_among_them():
     for path in (ROOT / "jukesep").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         if "No torch here" in text or "does not import torch" in text.replace("not\n", "not "):
-            assert f"jukesep.{path.stem}" in TORCH_FREE
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            assert name.removesuffix(".__init__") in TORCH_FREE
+
+
+# From the ground up: a folder imports from itself and from those before it.
+FOLDERS = (
+    "base",
+    "audio",
+    "songs",
+    "kernels",
+    "model",
+    "resume",
+    "training",
+    "separation",
+    "scoring",
+    "pipeline",
+    "report",
+    "cli",
+    "__main__",
+)
+
+
+def imports(path):
+    """The modules of jukesep that a file imports, anywhere in it, each as its parts."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = package[: len(package) - node.level + 1]
+            module = (*start, *(node.module or "").split(".")) if node.module else start
+            for name in node.names:
+                whole = ROOT.joinpath(*module, name.name)
+                is_module = whole.with_suffix(".py").is_file() or whole.is_dir()
+                yield (*module, name.name) if is_module else module
+
+
+def modules():
+    for path in sorted((ROOT / "jukesep").rglob("*.py")):
+        name = path.relative_to(ROOT).with_suffix("").parts
+        yield path, name[:-1] if name[-1] == "__init__" else name
+
+
+def test_folders_import_one_way():
+    place = {name: number for number, name in enumerate(FOLDERS)}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {'.'.join(target)}"
+        for path, name in modules()
+        if len(name) > 1
+        for target in imports(path)
+        if len(target) > 1 and place[target[1]] > place[name[1]]
+    ]
+    assert not wrong
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    needs = {name: {target for target in imports(path)} for path, name in modules()}
+    done = set()
+
+    def visit(name, way):
+        assert name not in way, f"a circle: {[*map('.'.join, way), '.'.join(name)]}"
+        if name not in done:
+            for target in sorted(needs.get(name, ())):
+                if len(target) > 1:  # jukesep itself imports its public names when they are used
+                    visit(target, (*way, name))
+            done.add(name)
+
+    for name in needs:
+        visit(name, ())
+
+
+def test_a_folder_has_at_most_ten_modules():
+    for folder in FOLDERS[:-2]:
+        found = [p for p in (ROOT / "jukesep" / folder).glob("*.py") if p.stem != "__init__"]
+        assert len(found) <= (12 if folder == "base" else 10), folder

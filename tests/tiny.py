@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jukesep import audio, losses
-from jukesep.params import CodebookParams, Losses, Recipe
-from jukesep.segments import Segments
-from jukesep.songs import Song
-from jukesep.tasks import LatentMatching, Reconstruction
-from jukesep.training import train
-from jukesep.trainings import About, Training
-from jukesep.vqvae import VQVAE, Architecture, Encoder
+from jukesep import audio
+from jukesep.base.params import CodebookParams, Losses, Recipe
+from jukesep.model.vqvae import VQVAE, Architecture, Encoder
+from jukesep.resume.folder import About, Training
+from jukesep.songs.manifest import Song
+from jukesep.training import losses
+from jukesep.training.loop import train
+from jukesep.training.segments import Segments
+from jukesep.training.tasks import LatentMatching, Reconstruction
 
 ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16)
 WEIGHTS = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)

@@ -1,0 +1,5 @@
+"""`python -m jukesep`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,250 @@
+"""The parameters of an experiment: params.yaml, checked, and composed from conf/.
+
+conf/ is the source of truth. `dvc exp run -S` composes params.yaml anew from it; `dvc repro`
+reads params.yaml as it is; `jukesep compose` brings the two together. This module does not
+import torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from . import paths
+from .errors import UserError
+from .files import write_text
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Init = Literal["pretrained", "scratch"]
+Stem = Literal["drums", "bass", "other", "vocals"]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: read-only, and a name that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    source: Literal["band", "musdb18hq", "musdb18", "folder"]
+    root: str | None
+    depends_on: str
+    valid_songs: Count
+    train_on_validation: bool
+    accept_licence: bool
+
+    @model_validator(mode="after")
+    def _rooted(self) -> Data:
+        if self.source == "band":
+            return self
+        if self.root in (None, "???"):  # as conf/data leaves it
+            raise ValueError(
+                f"root is not set: data={self.source} needs the absolute path of the folder that "
+                "holds train/ and test/, -S data.root=/absolute/path"
+            )
+        # An experiment in the queue runs in another folder.
+        if not Path(str(self.root)).is_absolute():
+            raise ValueError(f"root must be an absolute path, found {self.root!r}")
+        return self
+
+
+class Band(Section):
+    seed: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=1)]
+    train: Count
+    valid: Count
+    test: Count
+    pretrain: Count
+
+
+class Model(Section):
+    sample_rate: Count
+    width: Count
+    depth: Count
+    downs: tuple[Count, ...]
+    dilation_growth: Count
+    latent_dim: Count
+    codes: Count
+
+
+class Weights(Section):
+    source: Literal["pretrain", "file", "jukebox"]
+    file: str | None
+    level: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
+
+
+class CodebookParams(Section):
+    decay: Share
+    revival_threshold: Weight
+
+
+class Losses(Section):
+    linf: Weight
+    linf_k: Count
+    multispectral: Weight
+    commit: Weight
+
+
+class Recipe(Section):
+    """How a training runs. Rates per step, lengths in samples, intervals in steps."""
+
+    steps: Count
+    batch: Count
+    segment: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: Annotated[int, Field(ge=0)]
+    final_rate: Annotated[float, Field(gt=0, le=1)]
+    clip: Annotated[float, Field(gt=0)]
+    weight_ema: Annotated[float, Field(ge=0, lt=1)]
+    log_every: Count
+    valid_every: Count
+    valid_segments: Count
+    workers: Annotated[int, Field(ge=0)]
+
+
+class Stage1(Recipe):
+    """`codebook_init` is where a codebook that no file brings starts: from latents, or at zero."""
+
+    codebook_init: Literal["data", "zeros"]
+
+
+class Stage1Steps(Section):
+    """Steps of one stem's stage 1, where they are not `stage1.steps`."""
+
+    drums: Count | None
+    bass: Count | None
+    other: Count | None
+    vocals: Count | None
+
+
+class Stage2(Recipe):
+    """Stage 2 is saved, and evaluated, at several steps."""
+
+    checkpoints: tuple[Count, ...]
+    init: Literal["random", "jukebox", "stage1"]
+    loss: Literal["mse", "mse_linf"]
+    blend: Literal["shared", "independent"]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Stage2:
+        found = list(self.checkpoints)
+        if not found or found != sorted(set(found)) or found[-1] != self.steps:
+            raise ValueError(f"checkpoints must rise and end at steps={self.steps}, found {found}")
+        return self
+
+
+class Separation(Section):
+    """How a model is run over a song: the keyword arguments of `separation.apply_chunked`."""
+
+    chunk: Count
+    chunking: Literal["exact", "hard"]
+    bottleneck: Literal["quantise", "bypass"]
+
+
+class Evaluate(Section):
+    split: Literal["valid", "test"]
+    museval: bool
+    audio: bool
+
+
+class Params(Section):
+    """params.yaml."""
+
+    scale: str
+    stem: Literal["all", "drums", "bass", "other", "vocals"]
+    stems: tuple[Stem, ...]
+    inits: tuple[Init, ...]
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Annotated[int, Field(ge=0)]
+    precision: Literal["fp32", "tf32", "bf16"]
+    save_minutes: Weight
+    sample_minutes: Weight
+    data: Data
+    band: Band
+    model: Model
+    weights: Weights
+    codebook: CodebookParams
+    losses: Losses
+    pretrain: Recipe
+    stage1: Stage1
+    stage1_steps: Stage1Steps
+    stage2: Stage2
+    separation: Separation
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        for name, values in (("stems", self.stems), ("inits", self.inits)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must name each value once, found {list(values)}")
+        if self.data.train_on_validation and self.evaluate.split == "valid":
+            raise ValueError(
+                "evaluate.split=valid with data.train_on_validation=true would score songs that "
+                "were trained on: set one of them back"
+            )
+        hop = 2 ** sum(self.model.downs)
+        for name in ("pretrain", "stage1", "stage2"):
+            segment = getattr(self, name).segment
+            if segment % hop or segment < 2048:
+                raise ValueError(
+                    f"{name}.segment is {segment}: it must be a multiple of the hop ({hop}) and "
+                    "at least 2048, the longest window of the spectral loss"
+                )
+        return self
+
+
+def load(path: str | Path = paths.PARAMS) -> Params:
+    """Read and check params.yaml. UserError naming every setting that does not fit."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run `jukesep compose` to write it.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({error}). Run `jukesep compose`.") from error
+    return _check(content, path)
+
+
+def compose(overrides: list[str], conf: str | Path = paths.CONF) -> str:
+    """The text of params.yaml for `overrides`, byte for byte as `dvc exp run -S` writes it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(Path(conf).resolve()), version_base=None):
+            composed = hydra_compose("config", overrides=overrides)
+        OmegaConf.resolve(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{conf}: {error}") from error
+    return OmegaConf.to_yaml(composed)
+
+
+def write_composed(path: Path, overrides: list[str]) -> None:
+    """Compose, check and write params.yaml. Nothing is written if a setting does not fit."""
+    text = compose(overrides)
+    _check(yaml.safe_load(text), "conf")
+    write_text(path, text)
+
+
+def _check(content: object, source: str | Path) -> Params:
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc'])) or 'params'}: {fault['msg']}"
+            + ("" if isinstance(fault["input"], dict) else f" (found {fault['input']!r})")
+            for fault in error.errors()
+        ]
+        raise UserError(
+            f"{source}: {len(faults)} setting(s) do not fit:\n  " + "\n  ".join(faults)
+        ) from error

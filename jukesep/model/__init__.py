@@ -1,0 +1,1 @@
+"""Jukebox's VQ-VAE, its codebook, and its checkpoint files."""

@@ -1,0 +1,93 @@
+"""Checkpoints as one system: stage 1's model with stage 2's encoder, D(Q(E2(.))).
+
+`jukebox` reads and writes the files themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.errors import UserError
+from ..songs.manifest import STEMS
+from . import jukebox
+from .vqvae import VQVAE
+
+SAMPLE_RATE = 44_100
+"""Hz, of Jukebox and of the paper; a file that does not say was trained at it."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A stage-1 and a stage-2 checkpoint as one system, with what the files say of themselves."""
+
+    stage1: VQVAE
+    separator: VQVAE
+    """D(Q(E2(.))): stage 1 with stage 2's encoder."""
+    sample_rate: int
+    init: str
+    """What stage 1 started from; empty if the file does not say."""
+    steps: tuple[int, int]
+    """Of stage 1 and of stage 2; 0, as in Jukebox, if the file does not say."""
+
+
+def load_model(stage1: str | Path, stage2: str | Path) -> VQVAE:
+    """D(Q(E2(.))): stage 1's checkpoint with stage 2's encoder in place of its own."""
+    vqvae = jukebox.load_jukebox(stage1)
+    vqvae.encoder = jukebox.load_encoder(stage2, vqvae.architecture)
+    return vqvae.eval()
+
+
+def latest(checkpoints: Path) -> Path:
+    """The checkpoint of the highest step in a training's folder."""
+    found = sorted(checkpoints.glob("*.pt"), key=lambda path: int(path.stem))
+    if not found:
+        raise UserError(f"{checkpoints}: no checkpoints. Run `dvc repro` first.")
+    return found[-1]
+
+
+def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pair:
+    """Two checkpoint files as one system, on a device.
+
+    UserError for files that are no checkpoints, do not belong together, or say that they were
+    trained for another stem.
+    """
+    try:
+        first = jukebox.load_jukebox(stage1)
+    except UserError as error:
+        try:
+            jukebox.load_encoder(stage1)
+        except UserError:
+            raise error from None
+        raise UserError(
+            f"{stage1}: holds an encoder but no whole VQ-VAE, as a stage-2 file does; --stage1 "
+            f"takes the whole VQ-VAE of stage 1. Are the two files swapped? ({error})"
+        ) from error
+    separator = load_model(stage1, stage2)
+    hps = [jukebox.read_hps(path) for path in (stage1, stage2)]
+    for path, said in zip((stage1, stage2), hps, strict=True):
+        if (part := said.get("part")) in STEMS and part != stem:
+            raise UserError(f"{path}: was trained for {part}, as it says itself, not for {stem}.")
+    rates = [_sample_rate(path, said) for path, said in zip((stage1, stage2), hps, strict=True)]
+    if rates[0] != rates[1]:
+        raise UserError(f"{stage2}: was trained at {rates[1]} Hz, {stage1} at {rates[0]} Hz.")
+    init = hps[0].get("init")
+    return Pair(
+        first.to(device).eval(),
+        separator.to(device),
+        rates[0],
+        init if init in ("pretrained", "scratch") else "",
+        (jukebox.read_step(stage1), jukebox.read_step(stage2)),
+    )
+
+
+def _sample_rate(path: Path, hps: Mapping[str, Any]) -> int:
+    """What jukesep's files call sample_rate is `sr` in Jukebox's."""
+    rate = hps.get("sample_rate", hps.get("sr", SAMPLE_RATE))
+    if not isinstance(rate, int) or not 0 < rate < 2**31:
+        raise UserError(f"{path}: its sample rate is {rate!r}; it should be a number of Hz.")
+    return rate

@@ -1,0 +1,271 @@
+"""The codebook: nearest-code quantising, and its update by exponential moving averages.
+
+No gradient reaches the codebook. A training step quantises with the present codes and then calls
+`update`; in several processes the counts and sums are summed over them, so that all hold the same
+codebook, that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..base import distributed
+from ..base.errors import UserError
+from ..kernels import gpu
+from ..kernels.compiled import compiled
+
+# Distances held at a time: on a CPU a block that stays in cache, elsewhere one that fills a GPU.
+CPU_CHUNK = 2**18
+CHUNK = 2**26
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CodebookStats:
+    """What one update saw and did."""
+
+    usage: int
+    """Codes whose moving count is at least the revival threshold."""
+    perplexity: float
+    """exp(entropy): how many codes the batch would use if it used them equally."""
+    entropy: float
+    """Of the batch's codes, in nats."""
+    revived: int
+    """Codes replaced by a random latent of the batch."""
+    change: float
+    """Root mean square change of the codebook's elements."""
+
+
+class Codebook(nn.Module):
+    """`codes` vectors of `dim` numbers, with the moving sums and counts that make them.
+
+    Empty until `initialise` (from data), `restore` (from a file) or `load_state_dict`.
+    """
+
+    k: Tensor
+    k_sum: Tensor
+    k_elem: Tensor
+    _initialised: Tensor
+
+    def __init__(
+        self, codes: int, dim: int, decay: float = 0.99, revival_threshold: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.decay = decay
+        self.revival_threshold = revival_threshold
+        self.register_buffer("k", torch.zeros(codes, dim))
+        self.register_buffer("k_sum", torch.zeros(codes, dim))
+        self.register_buffer("k_elem", torch.zeros(codes))
+        self.register_buffer("_initialised", torch.tensor(False))
+
+    @property
+    def initialised(self) -> bool:
+        """Whether the codebook holds codes; part of the state dict."""
+        return bool(self._initialised)
+
+    @torch.no_grad()
+    def quantise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest code of each latent, the first one on ties, always found in float32.
+
+        latents (B, dim, N) -> codes (B, N) int64, quantised (B, dim, N) float32: the rows k[codes].
+        The distances take a fixed amount of memory, whatever N.
+        """
+        if gpu.fits(latents, latents.shape[1]):
+            rows = _rows(latents)
+            codes = gpu.nearest(rows, self.k).view(len(latents), latents.shape[2])
+            return codes, self.lookup(codes)
+        search = _nearest_on_cpu if latents.device.type == "cpu" else nearest
+        with _float32_arithmetic(latents.device):
+            codes = search(latents.detach().float(), self.k)
+        return codes, self.lookup(codes)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes (B, N) -> (B, dim, N), in memory as the codes are, channels last."""
+        return self.k[codes].transpose(1, 2)
+
+    @torch.no_grad()
+    def initialise(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start from data: random latents of the first batch, each with the weight of one."""
+        self.k.copy_(self._draw(_rows(latents), generator))
+        self.k_sum.copy_(self.k)
+        self.k_elem.fill_(1)
+        self._initialised.fill_(True)
+
+    @torch.no_grad()
+    def restore(self, k: Tensor, usage: float) -> None:
+        """Start from a file's codes (codes, dim), which come without their moving averages.
+
+        Each code is taken to have won `usage` latents a step: the mean, (latents a step, all
+        processes) / codes. With no weight of their own, the first update would replace them all.
+        """
+        if k.shape != self.k.shape:
+            raise UserError(
+                f"codebook: the codes have shape {tuple(k.shape)}; "
+                f"this model takes {tuple(self.k.shape)}."
+            )
+        self.k.copy_(k)
+        self.k_sum.copy_(self.k * usage)
+        self.k_elem.fill_(usage)
+        self._initialised.fill_(True)
+
+    @torch.no_grad()
+    def update(
+        self, latents: Tensor, codes: Tensor, generator: torch.Generator | None = None
+    ) -> CodebookStats:
+        """Move each code towards the mean of its latents; revive codes with too few at random.
+
+        latents (B, dim, N) and codes (B, N) are those of the training step, in several processes
+        equally many in each; a revived code becomes one of the latents of all. Every step draws
+        from the generator, whether or not a code needs it.
+        """
+        rows = _rows(latents)
+        flat = codes.reshape(-1)
+        counts = torch.bincount(flat, minlength=len(self.k))
+        if gpu.fits(rows, rows.shape[1]):  # index_add_ would add in any order
+            sums = gpu.sums(rows, flat, counts)
+        else:
+            sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
+        counts = distributed.sum_(counts.to(rows.dtype))
+        distributed.sum_(sums)
+        substitutes = self._draw(rows, generator)
+
+        old = self.k.clone()
+        self.k_sum.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        self.k_elem.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        alive = self.k_elem >= self.revival_threshold
+        # A revival writes k alone: the code is drawn anew in each step until its count recovers.
+        means = self.k_sum / self.k_elem[:, None]
+        self.k.copy_(torch.where(alive[:, None], means, substitutes))
+
+        shares = counts / counts.sum()
+        entropy = torch.special.entr(shares).sum()
+        change = (self.k - old).square().mean().sqrt()
+        # One transfer from the device for all of them.
+        usage, entropy_, change_ = torch.stack([alive.sum(), entropy, change]).tolist()
+        return CodebookStats(
+            usage=int(usage),
+            perplexity=math.exp(entropy_),
+            entropy=entropy_,
+            revived=len(self.k) - int(usage),
+            change=change_,
+        )
+
+    def _draw(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        """As many random rows as there are codes, all different while there are enough.
+
+        Of the rows of all processes, in the order of their ranks: those that one process, with the
+        whole batch, would draw.
+        """
+        total = len(rows) * distributed.world_size()
+        order = _different(len(self.k), total, generator).to(rows.device)
+        if total == len(rows):
+            return rows[order]
+        order = distributed.first_(order) - distributed.rank() * len(rows)
+        here = (order >= 0) & (order < len(rows))
+        drawn = torch.zeros_like(self.k)
+        drawn[here] = rows[order[here]]
+        return distributed.sum_(drawn)
+
+
+def _different(count: int, total: int, generator: torch.Generator | None) -> Tensor:
+    """`count` random numbers below `total`, all different while there are enough."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    draw = partial(torch.randint, total, (count,), generator=generator, device=device)
+    if total < 32 * count:
+        order = torch.randperm(total, generator=generator, device=device)
+        return order.repeat(math.ceil(count / total))[:count]
+    # To shuffle them all would take milliseconds, in which a GPU waits.
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found |= dict.fromkeys(draw().tolist())
+    return torch.tensor(list(found)[:count])
+
+
+def straight_through(latents: Tensor, quantised: Tensor) -> Tensor:
+    """The quantised latents, passing their gradient on to the latents unchanged."""
+    return latents + (quantised - latents).detach()
+
+
+def nearest(latents: Tensor, k: Tensor) -> Tensor:
+    """The first of the nearest codes of each latent: (B, dim, N), (codes, dim) -> (B, N) int64."""
+    rows = _rows(latents)
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    chunk = max(1, CHUNK // len(k))
+    norms = k.square().sum(1)
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        # |x - k|^2 less the |x|^2 that all codes share.
+        distances = torch.addmm(norms, part, k.T, alpha=-2)
+        codes[start : start + chunk] = _first_argmin(distances)
+    return codes.view(len(latents), -1)
+
+
+def _nearest_on_cpu(latents: Tensor, k: Tensor) -> Tensor:
+    """As `nearest`; the smallest distance found in one pass, while the block is in the cache."""
+    batch, _, length = latents.shape
+    codes = torch.empty(batch, length, dtype=torch.int64)
+    chunk = min(length, max(1, CPU_CHUNK // len(k)))
+    products = latents.new_empty(len(k) * chunk)
+    factors, norms = -2 * k, k.square().sum(1)
+    for item, found in zip(latents, codes, strict=True):
+        for part, to in zip(item.split(chunk, 1), found.split(chunk), strict=True):
+            block = products[: len(k) * len(to)].view(len(k), -1)
+            torch.mm(factors, part, out=block)
+            _first_smallest(block.numpy(), norms.numpy(), to.numpy())
+    return codes
+
+
+@compiled
+def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
+    """codes[t] = argmin of norms + products[:, t], the first on ties; NaN is the smallest."""
+    length = products.shape[1]
+    best, first = np.full(length, np.inf, products.dtype), np.zeros(length, np.int32)
+    for j in range(len(products)):
+        row, norm, number = products[j], norms[j], np.int32(j)
+        for t in range(length):
+            distance, so_far = norm + row[t], best[t]
+            # Written to hold for a NaN, and to fail after one.
+            closer = not distance >= so_far and so_far == so_far
+            best[t] = distance if closer else so_far
+            first[t] = number if closer else first[t]
+    codes[:] = first
+
+
+def _rows(latents: Tensor) -> Tensor:
+    """(B, dim, N) -> (B * N, dim), float32, without gradient."""
+    # One after the other in memory also for a single item: they are read one at a time.
+    return latents.detach().float().transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _first_argmin(distances: Tensor) -> Tensor:
+    """argmin over the last axis, first index on ties; in two levels, which a CPU does faster."""
+    group = math.gcd(distances.shape[1], 32)
+    grouped = distances.view(len(distances), -1, group)
+    best = grouped.amin(2).argmin(1)
+    return best * group + grouped[torch.arange(len(best), device=best.device), best].argmin(1)
+
+
+@contextmanager
+def _float32_arithmetic(device: torch.device) -> Iterator[None]:
+    """Matrix products in full float32 also under autocast and TF32, which would flip near ties."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

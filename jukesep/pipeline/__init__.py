@@ -1,0 +1,1 @@
+"""What stages/ calls: the experiment put together from its parameters."""

@@ -1,0 +1,96 @@
+"""The file that pretrained weights are read from: the user's own or Jukebox's, fetched, checked.
+
+Finding it reads nothing of it but its sum; jukebox.py loads it. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from ..base.errors import UserError
+from ..base.params import Weights
+
+CACHE = "JUKESEP_CACHE"
+"""The environment variable that names another folder for what is fetched."""
+PATH = "jukebox/models/5b/vqvae.pth.tar"
+"""Under OpenAI's addresses and in the cache: the VQ-VAE of Jukebox's models "5b"."""
+URLS = (
+    f"https://openaipublic.azureedge.net/{PATH}",
+    f"https://openaipublic.blob.core.windows.net/{PATH}",
+)
+SHA256 = "69745413a48e887f8a3fe91b972a6f7f434021a1ce911a99187b331eb48c059a"
+LIMIT = 100_000_000  # bytes; the file has about 7.7 million
+TITLE = "Jukebox's weights"
+LICENCE = (
+    "Jukebox's code, weights and what is made with them (fine-tuned models, separated stems): "
+    "non-commercial use only, by OpenAI's terms (github.com/openai/jukebox, LICENSE)."
+)
+
+
+def check(weights: Weights, inits: Collection[str]) -> None:
+    """UserError if an experiment's weights cannot be had: asked before the work of hours begins.
+
+    Jukebox's file, 7.7 MB, is fetched here, so that the stage that needs it finds it in the cache.
+    """
+    if "pretrained" in inits and weights.source != "pretrain":
+        find(weights)
+
+
+def find(weights: Weights) -> Path:
+    """The file of weights.source `file` or `jukebox`, with the sum it must have.
+
+    Raises UserError if it is not there, cannot be fetched, or has another sum.
+    """
+    return _fetched(weights) if weights.source == "jukebox" else _given(weights)
+
+
+def cached() -> Path:
+    """Where Jukebox's file is kept, for every experiment of this user."""
+    folder = os.environ.get(CACHE)
+    return (Path(folder).expanduser() if folder else user_cache_path("jukesep")) / PATH
+
+
+def _fetched(weights: Weights) -> Path:
+    from ..base.download import download  # its library is slow to import
+
+    print(LICENCE, file=sys.stderr)
+    path = cached().absolute()
+    return download(
+        URLS,
+        path,
+        sha256=weights.sha256 or SHA256,
+        title=TITLE,
+        limit=LIMIT,
+        setting="weights.sha256",
+        otherwise=(
+            f"Without a network: fetch {URLS[0]} elsewhere and save it as {path}, or "
+            "anywhere with weights.source=file weights.file=/path/to/vqvae.pth.tar."
+        ),
+    )
+
+
+def _given(weights: Weights) -> Path:
+    if not weights.file:
+        raise UserError("weights.source=file needs weights.file: a file like Jukebox's.")
+    path = Path(weights.file)
+    if not path.is_file():
+        raise UserError(f"weights.file: {path}: no such file.")
+    if weights.sha256:
+        from ..base.download import file_sha256
+
+        try:
+            found = file_sha256(path, path.name)
+        except OSError as error:
+            raise UserError(f"weights.file: {path}: {error.strerror or error}.") from error
+        if found != weights.sha256.lower():
+            raise UserError(
+                f"weights.file: {path}: sha256 is {found}, but weights.sha256 asks for "
+                f"{weights.sha256}. To accept the file, if you trust where it comes from: "
+                f"weights.sha256={found}"
+            )
+    return path

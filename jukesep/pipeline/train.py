@@ -1,0 +1,196 @@
+"""The trainings put together from their parameters: weights, stage 1, stage 2."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base import distributed, paths
+from ..base.errors import UserError
+from ..base.params import Params, Recipe, Stage1
+from ..base.seeds import torch_seed
+from ..kernels import devices
+from ..model import jukebox
+from ..model.vqvae import VQVAE, Architecture, Encoder
+from ..resume import identity
+from ..resume.folder import About, Training
+from ..songs.manifest import MIXTURE, Manifest
+from ..training import losses
+from ..training.loop import train
+from ..training.segments import Segments
+from ..training.tasks import LatentMatching, Reconstruction
+from . import pretrained
+
+BANDWIDTH_SECONDS = 600  # of training audio, as Jukebox does
+
+
+def stage1_recipe(params: Params, stem: str) -> Stage1:
+    """Stage 1's recipe for a stem, with the steps of that stem."""
+    steps = getattr(params.stage1_steps, stem)
+    return params.stage1 if steps is None else params.stage1.model_copy(update={"steps": steps})
+
+
+def stage1_checkpoint(params: Params, stem: str, init: str) -> Path:
+    """The end of a stem's stage 1."""
+    return paths.checkpoint("stage1", stem, init, stage1_recipe(params, stem).steps)
+
+
+def weights(params: Params, init: str) -> None:
+    """What stage 1 starts from: runs/weights/<init>/vqvae.pth.tar in Jukebox's layout."""
+    folder = paths.weights(init)
+    path = folder / paths.WEIGHTS
+    if init == "scratch":
+        jukebox.save_jukebox(_random_vqvae(params), path, 0, _hps(params, init))
+    elif params.weights.source == "pretrain":
+        vqvae, recipe = _random_vqvae(params), params.pretrain
+        names = {f"checkpoints/{recipe.steps}.pt": paths.WEIGHTS}
+        with _training(params, "weights", "pretrain", {"init": init}, folder, names) as run:
+            _train_vqvae(params, recipe, vqvae, MIXTURE, "pretrain", init, run)
+    else:
+        file = pretrained.find(params.weights)
+        vqvae = jukebox.load_jukebox(file, level=params.weights.level)
+        jukebox.save_jukebox(vqvae, path, 0, _hps(params, init))
+
+
+def stage1(params: Params, stem: str, init: str) -> None:
+    """Fine-tune the VQ-VAE on the isolated stem, from pretrained or from random weights."""
+    recipe = stage1_recipe(params, stem)
+    vqvae = _random_vqvae(params)
+    start = jukebox.load_jukebox(paths.weights_file(init), segment=recipe.segment)
+    if start.architecture != vqvae.architecture:
+        raise UserError(
+            f"{paths.weights_file(init)} holds a model of {start.architecture}, the parameters "
+            f"ask for {vqvae.architecture}. Set model.* to what the file holds."
+        )
+    if init == "pretrained":
+        vqvae = start
+    else:
+        # The codebook stays empty and starts from the first batch's latents.
+        vqvae.encoder, vqvae.decoder = start.encoder, start.decoder
+        if recipe.codebook_init == "zeros":
+            # As the published code does: all codes at zero, and taken for those of a file.
+            usage = jukebox.restored_usage(vqvae.architecture, recipe.segment)
+            vqvae.codebook.restore(torch.zeros_like(vqvae.codebook.k), usage)
+    item, folder = {"stem": stem, "init": init}, paths.run("stage1", stem, init)
+    with _training(params, "stage1", "stage1", item, folder) as run:
+        _train_vqvae(params, recipe, vqvae, stem, "stage1", init, run)
+
+
+def stage2(params: Params, stem: str, init: str) -> None:
+    """Train E2 on mixtures to meet the latents of stage 1's encoder on the stem."""
+    recipe = params.stage2
+    first = jukebox.load_jukebox(stage1_checkpoint(params, stem, init))
+    encoder = _encoder2(params, init, first)
+    songs = Manifest.load(paths.MANIFEST)
+    parts, segment, seed = (MIXTURE, stem), recipe.segment, params.seed
+    hps = _hps(params, init, stem)
+    item, folder = {"stem": stem, "init": init}, paths.run("stage2", stem, init)
+    with _training(params, "stage2", "stage2", item, folder) as run:
+        train(
+            LatentMatching(encoder, first, recipe.loss, params.losses, hps),
+            recipe,
+            Segments(songs.split("train"), parts, segment, seed, "stage2", blend=recipe.blend),
+            Segments(songs.split("valid"), parts, segment, seed, "valid", False),
+            recipe.checkpoints,
+            run,
+        )
+
+
+def _train_vqvae(
+    params: Params, recipe: Recipe, vqvae: VQVAE, part: str, stage: str, init: str, run: Training
+) -> None:
+    """Pretraining (part: the mixture) and stage 1 (part: a stem)."""
+    manifest = Manifest.load(paths.MANIFEST)
+    songs = manifest.split("pretrain" if part == MIXTURE else "train")
+    segments = Segments(songs, (part,), recipe.segment, params.seed, stage)
+    excerpts = (segments.stereo(index)[0] for index in range(len(segments)))
+    bandwidths = losses.measure_bandwidths(excerpts, manifest.sample_rate, BANDWIDTH_SECONDS)
+    task = Reconstruction(
+        vqvae,
+        bandwidths,
+        params.losses,
+        params.codebook,
+        params.seed,
+        _hps(params, init, part),
+    )
+    train(
+        task,
+        recipe,
+        segments,
+        Segments(manifest.split("valid"), (part,), recipe.segment, params.seed, "valid", False),
+        [recipe.steps],
+        run,
+    )
+
+
+@contextmanager
+def _training(
+    params: Params,
+    stage: str,
+    section: str,
+    item: Mapping[str, str],
+    out: Path,
+    names: Mapping[str, str] | None = None,
+) -> Iterator[Training]:
+    """A training of a stage of dvc.yaml, on its device, together with other processes if any.
+
+    `section` is where the parameters have its recipe, `item` what the stage's matrix chose.
+    """
+    what = identity.identity(
+        stage,
+        item,
+        params.model_dump(mode="json"),
+        device=devices.choose(params.device, params.threads).type,
+        threads=str(params.threads),
+    )
+    about = About(
+        title=" ".join((section, item.get("stem", MIXTURE), item["init"])),
+        section=section,
+        out=out,
+        names=names or {},
+        identity=what,
+        save_minutes=params.save_minutes,
+        sample_minutes=params.sample_minutes,
+        sample_rate=params.model.sample_rate,
+    )
+    with distributed.group(devices.choose(params.device, params.threads)) as device:
+        devices.set_precision(params.precision, device)
+        if others := identity.differences(distributed.same(what), what):
+            raise UserError(
+                f"{about.title}: process {distributed.rank()} has other {', '.join(others)} than "
+                "process 0. Give all of them the same code, parameters and data."
+            )
+        yield Training(about, device, params.precision, main=distributed.rank() == 0)
+
+
+def _encoder2(params: Params, init: str, stage1: VQVAE) -> Encoder:
+    """E2 as it starts: random, stage 1's E1, or the encoder that stage 1 itself started from."""
+    if params.stage2.init == "stage1":
+        return copy.deepcopy(stage1.encoder)
+    if params.stage2.init == "jukebox":
+        return jukebox.load_encoder(paths.weights_file(init), stage1.architecture)
+    torch.manual_seed(torch_seed(params.seed, "stage2/encoder"))
+    return Encoder(stage1.architecture)
+
+
+def _random_vqvae(params: Params) -> VQVAE:
+    """PyTorch's initial weights, the same for every training of a seed; the codebook is empty."""
+    model = params.model.model_dump(exclude={"sample_rate"})
+    torch.manual_seed(torch_seed(params.seed, "vqvae"))
+    return VQVAE(Architecture(**model))
+
+
+def _hps(params: Params, init: str, part: str = MIXTURE) -> dict[str, Any]:
+    """What a checkpoint says of its training."""
+    return {
+        "sample_rate": params.model.sample_rate,
+        "scale": params.scale,
+        "seed": params.seed,
+        "init": init,
+        "part": part,
+    }

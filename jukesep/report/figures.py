@@ -1,0 +1,183 @@
+"""The pictures of the README, from the same numbers as the interactive plots.
+
+The same numbers give the same bytes: no dates or versions are written into the files. Colours are
+Okabe and Ito's, which people with colour-blindness can tell apart, and lines differ by more than
+colour. matplotlib is imported only when a picture is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..base.files import atomic
+from .results import TOTAL, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"pretrained": "#0072B2", "scratch": "#D55E00"}
+MARKERS = {"pretrained": "o", "scratch": "s"}
+BASELINE, ORACLE = "#555555", "#009E73"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+}
+STAGES = {"pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2"}
+
+
+def write_figures(results: Results, folder: Path) -> None:
+    """Write figure2.png, transfer.png (with both inits) and curves.png to `folder`."""
+    import matplotlib
+
+    pictures = {"figure2": _figure2, "curves": _curves}
+    if len(results.inits) == 2:
+        pictures["transfer"] = _transfer
+    else:
+        (folder / "transfer.png").unlink(missing_ok=True)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc does not change the pictures
+        matplotlib.rcParams.update(STYLE)
+        for name, draw in pictures.items():
+            buffer = io.BytesIO()
+            draw(results).savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+            with atomic(folder / f"{name}.png") as temporary:
+                temporary.write_bytes(buffer.getvalue())
+
+
+def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> Any:
+    # Figure itself instead of pyplot: no global state, no window system.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _title(figure: Figure, results: Results, title: str) -> None:
+    songs = f"{results.songs()} {results.split} songs"
+    if results.headline:
+        songs += " of instruments heard in training"
+    context = f"scale {results.scale}, data {results.source}, {songs}"
+    figure.suptitle(f"{title}\n{context}", x=0.01, ha="left", fontsize=10)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+def _thousands(step: int) -> str:
+    return f"{step // 1000}K" if step >= 1000 and step % 1000 == 0 else str(step)
+
+
+def _figure2(results: Results) -> Figure:
+    """SDR at each checkpoint of stage 2, a panel a stem: the paper's Figure 2."""
+    columns, table = results.columns, results.table("sdr")
+    width = 1.2 + 1.75 * len(columns)
+    figure, axes = _figure(1, len(columns), width, 3.2, sharey=True)
+    places = range(len(results.steps))
+    for axis, stem in zip(axes[0], columns, strict=True):
+        for key, colour, dash, label in (
+            ("scaled_mixture", BASELINE, "--", "mixture / 4"),
+            ("ideal_ratio_mask", ORACLE, ":", "ideal ratio mask (oracle)"),
+        ):
+            axis.axhline(table[key][stem], color=colour, linestyle=dash, label=label)
+        for init in results.inits:
+            values = [table[f"{init}_{step}"][stem] for step in results.steps]
+            axis.plot(places, values, color=COLOURS[init], marker=MARKERS[init], lw=2, label=init)
+        axis.set_xticks(places, [_thousands(step) for step in results.steps])
+        axis.set_xlim(-0.4, len(results.steps) - 0.6)
+        axis.set_title(stem, fontweight="bold" if stem == TOTAL else "normal")
+        axis.set_xlabel("step of stage 2")
+    axes[0][0].set_ylabel("SDR (dB, mean of songs)")
+    _title(figure, results, "SDR of the separated stems at each checkpoint")
+    _legend(figure, axes[0][0])
+    return figure
+
+
+def _transfer(results: Results) -> Figure:
+    """Scratch to pretrained, a dumbbell a stem, at the first and the last checkpoint."""
+    columns, table = results.columns, results.table("sdr")
+    steps = sorted({results.steps[0], results.steps[-1]})
+    height = 1.5 + 0.42 * len(columns)
+    figure, axes = _figure(1, len(steps), 4.2 * len(steps), height, sharex=True, sharey=True)
+    rows = np.arange(len(columns))[::-1]
+    for axis, step in zip(axes[0], steps, strict=True):
+        ends = {init: [table[f"{init}_{step}"][stem] for stem in columns] for init in COLOURS}
+        axis.hlines(rows, ends["scratch"], ends["pretrained"], color="#bbbbbb", lw=3)
+        for init, values in ends.items():
+            axis.plot(values, rows, MARKERS[init], color=COLOURS[init], ms=7, ls="none", label=init)
+        for row, scratch, pretrained in zip(rows, ends["scratch"], ends["pretrained"], strict=True):
+            middle = (scratch + pretrained) / 2
+            text = f"{pretrained - scratch:+.2f} dB"
+            axis.annotate(
+                text, (middle, row), (0, 5), textcoords="offset points", ha="center", fontsize=8
+            )
+        axis.set_yticks(rows, columns)
+        axis.set_ylim(-0.6, len(columns) - 0.4)
+        axis.set_title(f"step {_thousands(step)} of stage 2")
+        axis.set_xlabel("SDR (dB, mono, mean of songs)")
+    _title(figure, results, "What pretraining is worth: from scratch to pretrained")
+    _legend(figure, axes[0][0])
+    return figure
+
+
+def _curves(results: Results) -> Figure:
+    """Loss and codebook of both stages, a column a stem; points are validation losses."""
+    from matplotlib.ticker import LogFormatter
+
+    curves = results.curves
+    kinds = [
+        ("stage1", "loss", "stage 1: loss"),
+        ("stage2", "loss", "stage 2: loss"),
+        ("stage1", "perplexity", "stage 1: codebook\nperplexity"),
+        ("stage2", "perplexity", "stage 2: codebook\nperplexity"),
+    ]
+    stems = results.stems
+    figure, axes = _figure(
+        len(kinds), len(stems), 1.4 + 2.2 * len(stems), 1.2 + 1.7 * len(kinds), sharex="row"
+    )
+    for row, (stage, name, label) in zip(axes, kinds, strict=True):
+        for axis, stem in zip(row, stems, strict=True):
+            for init in results.inits:
+                run = curves[
+                    (curves["stage"] == stage) & (curves["stem"] == stem) & (curves["init"] == init)
+                ]
+                line = run[run["name"] == name]
+                dash = "-" if init == "pretrained" else (0, (4, 1.5))
+                axis.plot(line["step"], line["value"], color=COLOURS[init], ls=dash, label=init)
+                if name == "loss":
+                    points = run[run["name"] == "valid_loss"]
+                    axis.plot(
+                        points["step"],
+                        points["value"],
+                        MARKERS[init],
+                        color=COLOURS[init],
+                        mec="white",
+                        ls="none",
+                        label=f"{init}, validation",
+                    )
+            if name == "loss":
+                axis.set_yscale("log")
+                # Plain numbers ("0.5") instead of powers of ten.
+                axis.yaxis.set_major_formatter(LogFormatter())
+                axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+            if stage == kinds[0][0] and name == kinds[0][1]:
+                axis.set_title(stem)
+        row[0].set_ylabel(label)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    _title(figure, results, "Training: loss (logarithmic) and perplexity of the codes in use")
+    _legend(figure, axes[0][0])
+    return figure

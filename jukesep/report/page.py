@@ -1,0 +1,232 @@
+"""docs/results.md: the tables of an experiment beside the published numbers.
+
+One table holds one metric. The paper's Table 1 does not keep to that (its Wave-U-Net row is a
+museval median), so its rows stand here where their metric does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ..scoring.evaluation import BASELINES
+from ..scoring.published import PAPER_URL, PUBLISHED
+from .results import ALL, Results
+
+METRIC_TITLES = {
+    "sdr": "SDR as the paper measures it (`sdr`)",
+    "sdr_mdx": "SDR of the Music Demixing Challenge 2021 (`sdr_mdx`)",
+    "sdr_v4": "SDR of BSSEval v4, as museval measures it (`sdr_v4`)",
+    "sir_v4": "SIR of BSSEval v4 (`sir_v4`)",
+    "sar_v4": "SAR of BSSEval v4 (`sar_v4`)",
+    "isr_v4": "ISR of BSSEval v4 (`isr_v4`)",
+}
+METRIC_TEXTS = {
+    "sdr": "The whole song at once, separated and scored in mono; the mean over the songs.",
+    "sdr_mdx": "The same formula on both channels, each separated by itself; the mean over the "
+    "songs.",
+    "sdr_v4": "Frames of one second, both channels; the median over a song's frames, then the "
+    "median over the songs. A frame in which any stem of the song is silent does not count.",
+}
+BASELINE_NAMES = {
+    "mixture": "the mixture as it is",
+    "scaled_mixture": "mixture / 4",
+    "ideal_ratio_mask": "ideal ratio mask (oracle)",
+}
+GROUP_NAMES = {
+    "seen": "instruments heard in training",
+    "held_out": "instruments never heard in training",
+    ALL: "all test songs",
+}
+
+
+def results_page(results: Results) -> str:
+    """The page as Markdown."""
+    parts = [
+        "# Results",
+        "<!-- Written by the report stage: `dvc repro` overwrites it. -->",
+        _what(results),
+        "## How to read the tables",
+        *_how_to_read(results),
+    ]
+    extra = [m for m in METRIC_TITLES if m.endswith("_v4") and m != "sdr_v4"]
+    metrics = ["sdr", "sdr_mdx", "sdr_v4"]
+    metrics += [m for m in extra if m in set(results.scores["metric"])]
+    for metric in metrics:
+        parts += [f"## {METRIC_TITLES[metric]}", METRIC_TEXTS.get(metric, METRIC_TEXTS["sdr_v4"])]
+        parts += [_metric_table(results, metric), *_uncounted(results, metric)]
+        if metric == "sdr":
+            parts += [*_transfer(results), *_ceiling(results), *_groups(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(results: Results) -> str:
+    stems = ", ".join(results.stems)
+    steps = " and ".join(str(step) for step in results.steps)
+    return (
+        f"Scale `{results.scale}`, data `{results.source}`, {results.songs()} {results.split} "
+        f"songs{_apart(results)}. Stems: {stems}. "
+        f"Stage 1 started from: {' and '.join(results.inits)} weights. "
+        f"Stage 2 was evaluated at step {steps}: fixed checkpoints, none was chosen by its score."
+    )
+
+
+def _apart(results: Results) -> str:
+    others = [group for group in results.groups if group != results.headline]
+    if not others:
+        return ""
+    songs = sum(results.songs(group) for group in others)
+    return f" of instruments heard in training, and apart from them {songs} of held-out instruments"
+
+
+def _how_to_read(results: Results) -> list[str]:
+    synthetic = (
+        "**The songs of this run are synthetic**: jukesep composed and rendered them itself. A "
+        "number from them must not be compared with a number from MUSDB18, whichever of the two "
+        "is higher. The published rows are there for the pattern: pretrained well above scratch "
+        "and above mixture / 4, in every stem."
+    )
+    recorded = (
+        f"The rows marked `{results.source}` come from this run, the others from publications. "
+        "Rows can be compared where metric and data are the same."
+    )
+    points = [
+        "All numbers are decibels; higher is better. 0 dB of `sdr` is what silence scores; every "
+        "3 dB halve the energy of the error.",
+        "A table holds one metric. The three kinds of SDR can differ by more than a dB on the "
+        "same audio: do not carry a number from one table to another.",
+        synthetic if results.source == "band" else recorded,
+        *results.notes,
+    ]
+    if results.scale != "paper":
+        points.append(
+            f"Scale `{results.scale}` trains a smaller model, shorter than the paper does; "
+            "docs/parameters.md lists what differs."
+        )
+    points += [
+        "*mixture / 4* is the paper's baseline, what one gets for nothing. A system below it has "
+        "learnt nothing useful.",
+        "The *ideal ratio mask* knows the true stems: a bound for methods that filter the "
+        "mixture, not a system.",
+        "The *ceiling* is the isolated stem sent through stage 1's encoder, codebook and decoder, "
+        "D(Q(E1(stem))): what stage 2 would score if it matched the stem's latents perfectly.",
+        "*total* is the mean of the four stems; it is left out when a run has fewer.",
+    ]
+    return ["\n".join(f"- {point}" for point in points)]
+
+
+def _metric_table(results: Results, metric: str) -> str:
+    table = results.table(metric)
+    rows = [
+        (_name(results, key), metric, results.scale, results.source, _cells(table[key].values()))
+        for key in table
+    ]
+    # Published numbers are all of the test songs: they would mislead beside validation songs.
+    if results.split == "test":
+        rows += [
+            (
+                f"{row.system} ({row.source})",
+                metric,
+                "published",
+                row.data,
+                [row.values[column] for column in results.columns],
+            )
+            for row in PUBLISHED
+            if row.metric == metric
+        ]
+    flat = [[*row[:4], *row[4]] for row in rows]
+    note = f"\n\nThe paper: [arXiv 2111.14200]({PAPER_URL})." if metric == "sdr" else ""
+    return _markdown(["system", "metric", "scale", "data", *results.columns], flat) + note
+
+
+def _uncounted(results: Results, metric: str) -> list[str]:
+    rows = results.rows()
+    rows = rows[rows["metric"] == metric]
+    missing = rows[rows["value"].isna()]
+    if missing.empty:
+        return []
+    return [
+        f"{len(missing)} of {len(rows)} values (songs x stems x systems) do not exist, because no "
+        "frame of the song counts; the medians are over the others."
+    ]
+
+
+def _transfer(results: Results) -> list[str]:
+    if len(results.inits) < 2:
+        return []
+    table = results.table("sdr")
+    rows = []
+    for step in results.steps:
+        gain = _difference(table[f"pretrained_{step}"], table[f"scratch_{step}"])
+        rows.append([_step_name(results, step), *_cells(gain, "+.2f")])
+    return [
+        "### What pretraining is worth",
+        "Pretrained minus scratch, in dB of `sdr`, same data and same number of steps.",
+        _markdown(["checkpoint", *results.columns], rows),
+        "![From scratch to pretrained](../plots/transfer.png)",
+    ]
+
+
+def _ceiling(results: Results) -> list[str]:
+    table = results.table("sdr")
+    step = results.steps[-1]
+    rows = [
+        [init, *_cells(_difference(table[f"ceiling_{init}"], table[f"{init}_{step}"]))]
+        for init in results.inits
+    ]
+    return [
+        "### How far from the ceiling",
+        f"Ceiling minus separation at step {step}, in dB of `sdr`: what is lost because E2 does "
+        "not find the stem's latents in the mixture. What the ceiling itself lacks is lost by the "
+        "codec of stage 1.",
+        _markdown(["stage 1 from", *results.columns], rows),
+        "![SDR at each checkpoint](../plots/figure2.png)",
+    ]
+
+
+def _groups(results: Results) -> list[str]:
+    if not results.groups:
+        return []
+    rows = []
+    for group in (*results.groups, ALL):
+        table = results.table("sdr", group)
+        keys = [*results.separations, *BASELINES, *results.ceilings]
+        songs = str(results.songs(group))
+        rows += [
+            [GROUP_NAMES[group], songs, _name(results, key), *_cells(table[key].values())]
+            for key in keys
+        ]
+    return [
+        "### In and out of distribution",
+        "All test songs, parted by whether their instruments were in the training songs. The "
+        "tables above hold the first group alone. Baselines show how much of a difference lies "
+        "in the songs themselves.",
+        _markdown(["group", "songs", "system", *results.columns], rows),
+    ]
+
+
+def _name(results: Results, key: str) -> str:
+    if key in BASELINE_NAMES:
+        return BASELINE_NAMES[key]
+    kind, detail = key.rsplit("_", 1)
+    if kind == "ceiling":
+        return f"ceiling of {detail}"
+    return f"**{kind}**, {_step_name(results, int(detail))}"
+
+
+def _step_name(results: Results, step: int) -> str:
+    when = {results.steps[0]: " (early)", results.steps[-1]: " (late)"}
+    return f"step {step}{when.get(step, '') if len(results.steps) > 1 else ''}"
+
+
+def _difference(first: dict[str, float], second: dict[str, float]) -> list[float]:
+    return [first[column] - second[column] for column in first]
+
+
+def _cells(values: Iterable[float], form: str = ".2f") -> list[str]:
+    return [format(value, form) if math.isfinite(value) else "-" for value in values]
+
+
+def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

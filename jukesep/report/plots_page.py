@@ -1,0 +1,60 @@
+"""The page that `dvc plots show` fills: DVC's own loads Vega from the network, this one holds it.
+
+`python -m jukesep.report.plots_page` writes .dvc/plots/offline.html anew from vl-convert's bundle
+of Vega, Vega-Lite and Vega-Embed; needed after an update of vl-convert-python or a change below.
+The setting plots.html_template in .dvc/config names the page, relative to .dvc/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..base.files import write_text
+
+FOLDER = Path(".dvc/plots")
+PAGE = FOLDER / "offline.html"
+LICENCES = FOLDER / "offline.licenses.txt"
+# The version that the templates' $schema means; DVC's own page and its editors' plug-ins have v5.
+VEGA_LITE = "5.21"
+
+# DVC puts the plots at {plot_divs}. Its {scripts} is left out: that is where the network comes in.
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{refresh_tag}
+<title>jukesep: plots</title>
+<!--
+%(licences)s
+-->
+<style>
+  body { font-family: system-ui, sans-serif; margin: 2rem; color: #222; }
+  header { max-width: 60rem; }
+  .vega-embed.vega-embed { display: block; width: max-content; margin: 2.5rem 0 0; }
+</style>
+<script>%(bundle)s</script>
+</head>
+<body>
+<header>
+<h1>jukesep: plots</h1>
+<p>All scores are in dB, higher is better. Point at a mark for its numbers; the menu beside a plot
+saves it as a picture. <code>docs/results.md</code> holds the tables and how to read them.
+With <code>dvc plots diff</code>, dashes or rows tell the revisions apart.</p>
+</header>
+{plot_divs}
+</body>
+</html>
+"""
+
+
+def page(licences: str) -> str:
+    """The template's text; `licences` are those of the libraries inside."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    return TEMPLATE % {"licences": licences.strip(), "bundle": bundle.strip()}
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page(LICENCES.read_text(encoding="utf-8")))

@@ -1,0 +1,286 @@
+"""What an experiment left behind, read and checked: scores of every song, curves of every run.
+
+Reads exactly the files that the parameters name, never what happens to lie in a folder, and
+refuses what does not fit together: a mean over songs is only a result when every system was
+scored on the same songs. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..base import paths
+from ..base.errors import UserError
+from ..scoring.evaluation import BASELINES, COLUMNS
+from ..scoring.metrics import METRICS
+from ..scoring.published import TOTAL
+from ..songs.manifest import STEMS
+
+GROUPS = ("seen", "held_out")
+ALL = "all"  # both
+
+LOSS_NAMES = ("loss", "valid_loss", "l2", "linf", "multispectral", "commit")
+CODEBOOK_NAMES = ("perplexity", "usage", "revived")
+CURVE_COLUMNS = ["stage", "stem", "init", "step", "name", "value"]
+# A curve keeps at most about this many points in the plots; the runs' log.csv hold all.
+CURVE_POINTS = 300
+
+Cell = tuple[str, str, str, int | None, str]  # stem, system, init, step, metric
+Table = dict[str, dict[str, float]]  # key of a system -> stem or total -> dB
+
+
+@dataclass(frozen=True)
+class Results:
+    """The scores and curves of one experiment, with the parameters that name them.
+
+    scores: one row a number, the columns of results/scores/*.csv and `key`, the name of the row's
+    system in tables: "pretrained_600", "mixture", "ceiling_scratch".
+    curves: long form, the columns of CURVE_COLUMNS.
+    """
+
+    scale: str
+    source: str
+    split: str
+    stems: tuple[str, ...]
+    inits: tuple[str, ...]
+    steps: tuple[int, ...]
+    scores: pd.DataFrame
+    curves: pd.DataFrame
+    notes: tuple[str, ...] = ()  # what a reader must know of this run's data
+
+    @property
+    def separations(self) -> list[str]:
+        """Keys of the trained systems: pretrained_150, pretrained_600, scratch_150, ..."""
+        return [f"{init}_{step}" for init in self.inits for step in self.steps]
+
+    @property
+    def ceilings(self) -> list[str]:
+        """Keys of the codec ceilings D(Q(E1(stem))), one per init."""
+        return [f"ceiling_{init}" for init in self.inits]
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that the songs fall into, in order; empty when there are none."""
+        found = set(self.scores["group"])
+        return [group for group in GROUPS if group in found]
+
+    @property
+    def headline(self) -> str | None:
+        """The group of the main tables: songs of instruments heard in training; None is all songs.
+
+        A mean over both groups would say how many songs of each there are, not how a system does.
+        """
+        return self.groups[0] if self.groups else None
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a table: the stems, and the total when all four are there."""
+        return [*self.stems, *([TOTAL] if set(self.stems) == set(STEMS) else [])]
+
+    def songs(self, group: str | None = None) -> int:
+        """The number of songs scored, of one group or of the headline's."""
+        return int(self.rows(group)["song"].nunique())
+
+    def rows(self, group: str | None = None) -> pd.DataFrame:
+        """The scores of one group, by default of the headline's."""
+        group = group or self.headline
+        if group in (None, ALL):
+            return self.scores
+        return self.scores[self.scores["group"] == group]
+
+    def table(self, metric: str, group: str | None = None) -> Table:
+        """One metric of every system in dB: table[key][column], by :attr:`columns`.
+
+        `sdr` and `sdr_mdx` are means over the songs, `sdr_v4` (as museval's SIR, SAR and ISR) the
+        median over the songs that have a value. Total is the mean of the four stems. The songs are
+        those of `group`, by default the headline's; ALL takes every song.
+        """
+        rows = self.rows(group)
+        rows = rows[rows["metric"] == metric]
+        grouped = rows.groupby(["key", "stem"])["value"]
+        # Both leave NaN out; only BSSEval v4 can have one.
+        values = grouped.median() if metric.endswith("_v4") else grouped.mean()
+        table: Table = {}
+        for key in [*self.separations, *BASELINES, *self.ceilings]:
+            if (key, self.stems[0]) in values.index:
+                row = {stem: float(values[key, stem]) for stem in self.stems}
+                if TOTAL in self.columns:
+                    row[TOTAL] = float(np.mean(list(row.values())))
+                table[key] = row
+        return table
+
+
+def read_results(params: dict[str, Any], root: Path) -> Results:
+    """Read what `params` (params.yaml as a dictionary) names below the project folder `root`.
+
+    Raises UserError, naming the file, for anything missing, doubled or contradictory.
+    """
+    stems = tuple(stem for stem in STEMS if stem in params["stems"])
+    inits = tuple(params["inits"])
+    steps = tuple(int(step) for step in params["stage2"]["checkpoints"])
+
+    path = root / paths.BASELINES
+    baselines = _read_scores(path)
+    baselines = baselines[baselines["stem"].isin(stems)]
+    songs = dict(zip(baselines["song"], baselines["group"], strict=True))
+    wanted: list[Cell] = [
+        (stem, system, "", None, metric)
+        for stem in stems
+        for system in BASELINES
+        for metric in METRICS
+    ]
+    _check(path, baselines, songs, wanted)
+
+    tables = [baselines]
+    for stem in stems:
+        for init in inits:
+            path = root / paths.scores(stem, init)
+            table = _read_scores(path)
+            wanted = [(stem, "separation", init, step, m) for step in steps for m in METRICS]
+            wanted.append((stem, "ceiling", init, None, "sdr"))
+            _check(path, table, songs, wanted)
+            tables.append(table)
+    scores = pd.concat(tables, ignore_index=True)
+    scores["key"] = [
+        f"{init}_{step}" if system == "separation" else f"{system}_{init}" if init else system
+        for system, init, step in zip(scores["system"], scores["init"], scores["step"], strict=True)
+    ]
+    return Results(
+        scale=params["scale"],
+        source=params["data"]["source"],
+        split=params["evaluate"]["split"],
+        stems=stems,
+        inits=inits,
+        steps=steps,
+        scores=scores,
+        curves=_read_curves(params, stems, inits, root),
+        notes=tuple(_notes(params)),
+    )
+
+
+def _notes(params: dict[str, Any]) -> Iterator[str]:
+    data = params["data"]
+    if data.get("train_on_validation"):
+        yield (
+            "`data.train_on_validation` was on: the validation songs were trained on too. The "
+            "validation losses are no held-out losses, and must not choose anything."
+        )
+    pretrained = "pretrained" in params["inits"] and params["weights"]["source"] == "pretrain"
+    if data["source"] != "band" and pretrained:
+        yield (
+            "The pretrained weights come from mixtures of the training songs, not from a corpus "
+            "of their own: pretraining adds steps, no other music."
+        )
+
+
+def _read_scores(path: Path) -> pd.DataFrame:
+    """A scores file, its columns checked; step is Int64 and missing where the file is empty."""
+    table = _read_csv(path)
+    if list(table.columns) != list(COLUMNS):
+        raise UserError(f"{path}: the columns are {list(table.columns)}, not {list(COLUMNS)}")
+    try:
+        steps = [int(step) if step else None for step in table["step"]]
+        values = [float(value) for value in table["value"]]  # "nan" is one
+    except ValueError as error:
+        raise UserError(f"{path}: step and value must be numbers ({error})") from None
+    return table.assign(step=pd.array(steps, dtype="Int64"), value=values)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file as strings (a song may be called "NA")."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file ({error}); run its stage again") from None
+
+
+def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[Cell]) -> None:
+    """Every wanted cell has each song once, with a number, and no system is there unasked."""
+    again = "; run its stage again, or look why it was scored so"
+    cells = [
+        (stem, system, init, None if pd.isna(step) else int(step), metric)
+        for stem, system, init, step, metric in zip(
+            *(table[name] for name in COLUMNS[2:7]), strict=True
+        )
+    ]
+    if surplus := {cell[:4] for cell in cells} - {cell[:4] for cell in wanted}:
+        raise UserError(f"{path}: scores nobody asked for: {_words(sorted(surplus, key=str)[0])}")
+
+    keys = list(zip(cells, table["song"], strict=True))
+    if len(set(keys)) < len(keys):
+        cell, song = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{path}: song {song!r} has {_words(cell)} twice{again}")
+    for song, group in zip(table["song"], table["group"], strict=True):
+        if song not in songs:
+            raise UserError(f"{path}: song {song!r} is not in {paths.BASELINES}{again}")
+        if songs[song] != group:
+            raise UserError(
+                f"{path}: song {song!r} is in group {group!r}, "
+                f"but in {songs[song]!r} in {paths.BASELINES}{again}"
+            )
+    found = dict(zip(keys, table["value"], strict=True))
+    for cell in wanted:
+        for song in songs:
+            if (cell, song) not in found:
+                raise UserError(f"{path}: song {song!r} has no {_words(cell)}{again}")
+            value = found[cell, song]
+            # BSSEval v4 has songs without a single frame that counts, and perfect ones.
+            if cell[4] in ("sdr", "sdr_mdx") and not np.isfinite(value):
+                raise UserError(f"{path}: {_words(cell)} of song {song!r} is {value}{again}")
+    if not songs:
+        raise UserError(f"{path}: no scores for the stems of params.yaml{again}")
+
+
+def _words(cell: tuple[Any, ...]) -> str:
+    stem, system, init, step, *metric = cell
+    parts = [*metric, "of", stem, system, init, "" if step is None else f"at step {step}"]
+    return " ".join(part for part in parts[0 if metric else 1 :] if part)
+
+
+def _read_curves(
+    params: dict[str, Any], stems: tuple[str, ...], inits: tuple[str, ...], root: Path
+) -> pd.DataFrame:
+    """The losses and codebook columns of every run's log.csv, thinned, in long form."""
+    runs = [
+        (stage, stem, init, paths.run(stage, stem, init))
+        for stage in ("stage1", "stage2")
+        for stem in stems
+        for init in inits
+    ]
+    if params["weights"]["source"] == "pretrain" and "pretrained" in inits:
+        runs.append(("pretrain", "mixture", "pretrained", paths.weights("pretrained")))
+    curves = []
+    for stage, stem, init, folder in runs:
+        for name, points in _curves_of(root / folder / "log.csv"):
+            kept = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).astype(int))
+            points = points.iloc[kept if len(points) else []]
+            points = points.assign(stage=stage, stem=stem, init=init, name=name)
+            curves.append(points[CURVE_COLUMNS])
+    return pd.concat(curves, ignore_index=True)
+
+
+def _curves_of(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(name, its steps and values) for every curve that a log.csv holds."""
+    log = _read_csv(path)
+    missing = {"step", "loss", "perplexity", "usage", "valid_loss"} - set(log.columns)
+    if missing or log.empty:
+        what = f"lacks {sorted(missing)}" if missing else "is empty"
+        raise UserError(f"{path}: the log {what}; run its stage again")
+    for name in (*LOSS_NAMES, *CODEBOOK_NAMES):
+        if name in log.columns:
+            written = log[log[name] != ""]
+            try:
+                points = pd.DataFrame(
+                    {"step": written["step"].astype(int), "value": written[name].astype(float)}
+                )
+            except ValueError as error:
+                raise UserError(f"{path}: column {name!r} holds no numbers ({error})") from None
+            yield name, points

@@ -1,0 +1,105 @@
+"""A training in several processes: JUKESEP_NPROC, or torchrun by hand.
+
+    JUKESEP_NPROC=2 uv run dvc repro
+    uv run torchrun --nproc-per-node 2 -m stages.stage1 vocals pretrained
+    uv run torchrun --nnodes 2 --node-rank 0 --nproc-per-node 2 --master-addr HOST \\
+        --master-port 29400 -m stages.stage1 vocals pretrained     # on HOST, one of two nodes
+    uv run torchrun --nnodes 2 --node-rank 1 --nproc-per-node 2 --master-addr HOST \\
+        --master-port 29400 -m stages.stage1 vocals pretrained     # on the other
+
+The number of processes is an environment variable and no parameter: it changes no result beyond
+rounding, and none of DVC's stages is another one for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from ..base.errors import Interrupted, UserError
+from ..base.signals import STARTED_BY
+
+PROCESSES = "JUKESEP_NPROC"
+
+
+def asked() -> int:
+    """The processes that the environment asks for. UserError if it is no number of at least 1."""
+    value = os.environ.get(PROCESSES, "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{PROCESSES} is {value!r}: it takes a number of processes, 1 or more.")
+    return int(value)
+
+
+def launch(batch: int, section: str) -> bool:
+    """Run this script in several processes, if the environment asks for them; says whether it did.
+
+    `batch` is what they share, and limits their number. UserError if one of them fails, after it
+    has said why and the others were stopped; Interrupted as the script itself would be.
+    """
+    wanted = asked()
+    if wanted == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    processes = max(n for n in range(1, wanted + 1) if batch % n == 0)
+    if processes < wanted:
+        print(
+            f"{section}.batch is {batch}: {processes} of the {wanted} processes of {PROCESSES} "
+            "share it.",
+            file=sys.stderr,
+        )
+    if processes == 1:
+        return False
+    _run(processes)
+    return True
+
+
+def _run(processes: int) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Each process says itself what went wrong.
+    logging.disable(logging.CRITICAL)
+    threading.Thread(target=_end_with, args=(STARTED_BY,), daemon=True).start()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        run_id=str(os.getpid()),
+    )
+    main: Any = sys.modules["__main__"]
+    # As it is called by `python -m`: no other code can be found under its name.
+    command = ["-u", "-m", main.__spec__.name, *sys.argv[1:]]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException as error:
+        raise Interrupted("", 128 + error.sigval) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode in (130, 143):
+            raise Interrupted("", failure.exitcode) from None
+        if failure.exitcode > 0:
+            how, then = f"ended with status {failure.exitcode}", ""
+        else:
+            how = f"was killed by {signal.Signals(-failure.exitcode).name}"
+            then = " The same command goes on from the last save."
+        raise UserError(
+            f"process {rank} of {processes} {how}; the others were stopped.{then}"
+        ) from None
+
+
+def _end_with(parent: int) -> None:
+    """End as by SIGTERM when DVC has ended: nobody would take what comes of the processes."""
+    while "DVC_STAGE" in os.environ:
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(0.5)

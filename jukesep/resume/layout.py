@@ -1,0 +1,32 @@
+"""What others read in the folder of a training. `folder` says what lies there and writes it.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+def held(folder: Path) -> bool:
+    """Whether a process trains in a training's folder."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """progress.json of a training's folder; empty if there is none that can be read."""
+    try:
+        content = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,152 @@
+"""Trainings in progress, seen from outside: which there are, how far each is, what to delete.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from ..base import paths
+from ..base.errors import UserError
+from ..base.params import load
+from . import identity
+from .layout import held, read_progress
+
+Condition = Literal["running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A training's folder, as it is now."""
+
+    folder: Path
+    condition: Condition
+    progress: dict[str, Any]
+    """As `trainings` writes it; empty if there is none that can be read."""
+    size: int
+    """Bytes that the folder takes."""
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a save is there."""
+        return any(self.folder.glob("state-*.state"))
+
+    @cached_property
+    def outdated(self) -> list[str]:
+        """What has changed since: by a command of the project as it is now, it would not go on."""
+        try:
+            theirs = json.loads((self.folder / "identity.json").read_text(encoding="utf-8"))
+            stage, *_ = theirs["stage"].values()
+            item = {name: value for name, value in theirs["stage"].items() if name != "name"}
+            ours = identity.identity(stage, item, load().model_dump(mode="json"))
+        except (OSError, ValueError, KeyError, AttributeError, UserError):
+            return []
+        return identity.differences({**theirs, "runs on": {}}, {**ours, "runs on": {}})
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        own = {"folder": str(self.folder), "condition": self.condition, "bytes": self.size}
+        return {**own, "can_go_on": self.can_go_on, "outdated": self.outdated, **self.progress}
+
+
+def trainings(folder: Path | None = None) -> list[Status]:
+    """The trainings below `folder` (by default the project's), the latest last."""
+    folder = paths.trainings() if folder is None else folder
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [_status(path) for path in there if path.is_dir()]
+    return sorted(found, key=lambda one: (one.progress.get("updated", 0.0), one.folder.name))
+
+
+def _status(folder: Path) -> Status:
+    progress = read_progress(folder)
+    condition: Condition = "interrupted"
+    if held(folder):
+        condition = "running"
+    elif progress.get("state") in ("failed", "finished"):
+        condition = progress["state"]
+    return Status(folder, condition, progress, sum(_size(path) for path in folder.rglob("*")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # what a running training has just renamed or deleted
+        return 0
+
+
+def clean(found: list[Status]) -> list[Status]:
+    """Delete the folders of trainings, never one that is running; those that were deleted."""
+    deleted = []
+    for one in found:
+        lock = FileLock(one.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # it goes on since it was found
+            continue
+        # Held meanwhile, and out of the way at once: one that starts now has a folder of its own.
+        going = one.folder.rename(one.folder.with_name(f".{one.folder.name}-{os.getpid()}"))
+        shutil.rmtree(going)
+        lock.release()
+        deleted.append(one)
+    return deleted
+
+
+def table(found: list[Status]) -> str:
+    """A line a training, for people."""
+    rows = [("training", "", "step", "steps/s", "left", "saved", "device", "last news")]
+    for one in found:
+        p = one.progress
+        running = one.condition == "running"
+        rate = p.get("steps_per_second") or 0.0
+        processes = p.get("processes", 1)
+        device = str(p.get("device", "?")) + (f" x {processes}" if processes > 1 else "")
+        rows.append(
+            (
+                str(p.get("title", one.folder.name)),
+                one.condition,
+                f"{p.get('step', '?')}/{p.get('steps', '?')}",
+                f"{rate:.3g}" if running and rate else "",
+                duration(p.get("seconds_left")) if running else "",
+                "" if p.get("saved_step") is None or not one.can_go_on else str(p["saved_step"]),
+                device,
+                duration(time.time() - p["updated"]) + " ago" if "updated" in p else "",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    for one in found:
+        if one.condition in ("interrupted", "failed") and one.can_go_on and one.outdated:
+            names, more = one.outdated[:5], len(one.outdated) - 5
+            others = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"{one.folder}: has other {others} than the project now: it is stale.")
+        if one.condition == "failed" and one.progress.get("message"):
+            lines.append(f"{one.progress['title']}: {one.progress['message']}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def duration(seconds: float | None) -> str:
+    """43 s, 12 min, 3 h 05 min, 2 d 04 h."""
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
+
+
+def size(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 1e6:.1f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

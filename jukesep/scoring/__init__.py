@@ -1,0 +1,1 @@
+"""The SDRs, whole songs scored, and the published numbers beside them."""

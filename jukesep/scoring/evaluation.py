@@ -1,0 +1,167 @@
+"""Every song whole: separated, scored, written as one row a number.
+
+This module does not import torch until a model runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .. import audio
+from ..audio import Audio
+from ..base.files import atomic
+from ..base.progress import bar
+from ..songs.manifest import MIXTURE, STEMS, Song
+from . import metrics
+
+if TYPE_CHECKING:
+    from ..base.params import Separation
+    from ..model.vqvae import VQVAE
+
+COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
+BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
+    "mixture": metrics.mixture,
+    "scaled_mixture": metrics.scaled_mixture,
+    "ideal_ratio_mask": metrics.ideal_ratio_mask,
+}
+
+
+class Row(NamedTuple):
+    """One number: what was scored on which song by which metric, in dB."""
+
+    song: Song
+    stem: str
+    system: str
+    init: str
+    step: int | str
+    metric: str
+    value: float
+
+
+def write_scores(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV, atomically."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([row.song.name, row.song.group, *row[1:-1], f"{row.value:.6f}"])
+
+
+def score_baselines(
+    songs: list[Song], stems: Iterable[str], sample_rate: int, museval: bool = False
+) -> list[Row]:
+    """What no training scores (the mixture, scaled or not) and what an oracle does."""
+    stems = list(stems)
+    rows = []
+    for song in bar(songs, desc="baselines", unit="song"):
+        mixture, references = _read(song)
+        stacked = np.array(list(references.values()))
+        for system, separate in BASELINES.items():
+            estimates = dict(zip(references, separate(mixture, stacked), strict=True))
+            for stem in stems:
+                values = metrics.score_song(
+                    song.name, stem, references, estimates[stem], sample_rate, extras=museval
+                )
+                rows += [Row(song, stem, system, "", "", m, v) for m, v in values.items()]
+    return rows
+
+
+def score_models(
+    songs: list[Song],
+    stem: str,
+    init: str,
+    stage1: VQVAE,
+    stage2: dict[int, VQVAE],
+    sample_rate: int,
+    separation: Separation,
+    museval: bool = False,
+    keep: Path | None = None,
+) -> list[Row]:
+    """`score_separation` of every song; songs are scored side by side.
+
+    `keep` is a folder for what was scored in mono, to listen to: <song>/<system>.flac.
+    """
+
+    def score(song: Song) -> list[Row]:
+        def kept(system: str, mono: Audio) -> None:
+            if keep is not None:
+                path = keep / song.name / f"{system}.flac"
+                audio.write(path, np.clip(mono, -1, 1), sample_rate, "PCM_16")
+
+        return score_separation(
+            *(song, *_read(song), stem, init, stage1, stage2, sample_rate, separation, museval),
+            kept=kept,
+        )
+
+    # A song a core; on a GPU, one at a time.
+    on_cpu = next(stage1.parameters()).device.type == "cpu"
+    with ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
+        scored = pool.map(score, songs)
+        line = bar(scored, total=len(songs), desc=f"evaluate {stem} {init}", unit="song")
+        return [row for rows in line for row in rows]
+
+
+def score_separation(
+    song: Song,
+    mixture: Audio,
+    references: Mapping[str, Audio],
+    stem: str,
+    init: str,
+    stage1: VQVAE,
+    stage2: Mapping[int, VQVAE],
+    sample_rate: int,
+    separation: Separation,
+    museval: bool = False,
+    progress: Callable[[int], object] | None = None,
+    kept: Callable[[str, Audio], object] | None = None,
+) -> list[Row]:
+    """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
+
+    The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
+    it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
+    on the stem itself, but for luck. `separation` says how the models are run, the ceiling's too.
+    `progress` is called with the samples, a channel each, that a model has finished: for each song
+    1 + (1 + channels) * models times its length. `kept` is called with what was scored in mono,
+    (1, samples), by name: "ceiling", and the step of each model.
+    """
+    import torch
+
+    from ..separation.chunked import apply_chunked
+
+    def run(model: VQVAE, rows: Audio) -> Audio:
+        device = next(model.parameters()).device
+        tell = (lambda done: progress(done * len(rows))) if progress else None
+        output = apply_chunked(
+            model, torch.from_numpy(rows).to(device), progress=tell, **separation.model_dump()
+        )
+        return output.cpu().numpy()
+
+    target = audio.to_mono(references[stem])
+    reconstruction = run(stage1, target)
+    if kept:
+        kept("ceiling", reconstruction)
+    ceiling = metrics.sdr(target, reconstruction)
+    rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
+    for step, model in stage2.items():
+        # One batch: the mono mixture, then the channels.
+        mono, *channels = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
+        values = metrics.score_song(
+            song.name, stem, references, np.array(channels), sample_rate, extras=museval
+        )
+        values["sdr"] = metrics.sdr(target, mono[None])
+        if kept:
+            kept(str(step), mono[None])
+        rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
+    return rows
+
+
+def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:
+    """A song's mixture and its four stems, each (channels, samples)."""
+    return audio.read(song.file(MIXTURE)), {stem: audio.read(song.file(stem)) for stem in STEMS}

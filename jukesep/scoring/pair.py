@@ -1,0 +1,188 @@
+"""`jukesep evaluate`: a pair of checkpoint files, the authors' or ours, scored on whole songs.
+
+Songs are checked before any is scored, as far as their headers tell (`find_songs`); a fault that
+shows later fails its song, not the songs after it. torch is not imported until a model is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import audio
+from ..audio import Audio
+from ..base.errors import UserError
+from ..base.progress import bar
+from ..songs.find import Found
+from ..songs.manifest import MIXTURE, STEMS
+from . import evaluation, metrics
+from .evaluation import Row
+from .table import Evaluation, counted
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..base.params import Separation
+    from ..model.checkpoints import Pair
+
+
+def evaluate(
+    songs: list[Found],
+    stage1: Path,
+    stage2: Path,
+    *,
+    stem: str,
+    data: Path,
+    split: str,
+    resample: bool,
+    separation: Separation,
+    device: str,
+    threads: int,
+) -> Evaluation:
+    """The whole command but for the songs' search and the printing."""
+    from ..kernels import devices
+    from ..model.checkpoints import load_pair
+
+    where = devices.choose(device)
+    pair = load_pair(stage1, stage2, stem, where)
+    check_rates(songs, pair.sample_rate, resample)
+    rows, failed = score(songs, stem, pair, separation, where, threads)
+    rates = {found.header.sample_rate for found in songs}
+    return Evaluation(
+        stem=stem,
+        stage1=stage1,
+        stage2=stage2,
+        steps=pair.steps,
+        folder=data,
+        split=split,
+        songs=tuple(found.song.name for found in songs),
+        sample_rate=pair.sample_rate,
+        resampled=tuple(sorted(rates - {pair.sample_rate})),
+        separation=separation,
+        device=where.type,
+        rows=rows,
+        failed=failed,
+    )
+
+
+def check_rates(songs: list[Found], sample_rate: int, resample: bool) -> None:
+    """UserError if songs are not at the model's rate, unless they may be resampled."""
+    other = [found for found in songs if found.header.sample_rate != sample_rate]
+    if other and not resample:
+        first = other[0]
+        raise UserError(
+            f"{first.song.file(MIXTURE)}: {first.header.sample_rate} Hz, the model works at "
+            f"{sample_rate} Hz ({counted(len(other))} of {len(songs)} at another rate). The score "
+            "of a resampled song is another number; pass --resample to have it all the same."
+        )
+
+
+def score(
+    songs: list[Found],
+    stem: str,
+    pair: Pair,
+    separation: Separation,
+    device: torch.device,
+    threads: int = 0,
+) -> tuple[list[Row], dict[str, str]]:
+    """Score the pair, its ceiling, the mixture and the scaled mixture on whole songs.
+
+    Returns the rows of the songs that have scores, in the songs' order, and why others have none.
+    On a CPU songs are scored side by side, `threads` threads each (0: the cores shared among them).
+    """
+    stop, lock = threading.Event(), threading.Lock()
+
+    def attempt(found: Found) -> list[Row] | UserError:
+        length = found.song.samples * pair.sample_rate / found.header.sample_rate
+        whole = length * (2 + found.header.channels)
+
+        def tell(samples: int) -> None:
+            if stop.is_set():
+                raise CancelledError
+            with lock:
+                line.update(min(samples / whole, len(songs) - line.n))
+
+        try:
+            return _score_song(found, stem, pair, separation, tell)
+        except UserError as error:
+            return error
+
+    rows: list[Row] = []
+    failed = {}
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    pool = ThreadPoolExecutor(_at_once(len(songs), device, threads))
+    with bar(total=len(songs), desc=f"{stem}, {counted(len(songs))}", bar_format=form) as line:
+        try:
+            for found, result in zip(songs, pool.map(attempt, songs), strict=True):
+                if isinstance(result, UserError):
+                    failed[found.song.name] = str(result)
+                else:
+                    rows += result
+        finally:
+            # Ctrl-C waits for no song: those in the queue are dropped, those at work stop.
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    return rows, failed
+
+
+def _at_once(songs: int, device: torch.device, threads: int) -> int:
+    """How many songs to score side by side; sets how many threads each has."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    if device.type != "cpu":
+        return 1
+    at_once = min(songs, max(cores // threads, 1) if threads else cores)
+    torch.set_num_threads(threads or max(cores // at_once, 1))
+    return at_once
+
+
+def _score_song(
+    found: Found, stem: str, pair: Pair, separation: Separation, progress: Callable[[int], object]
+) -> list[Row]:
+    """All rows of one song. UserError if any of them has no value that means something."""
+    song, rate = found.song, pair.sample_rate
+    mixture, references = _read(found, stem, rate)
+    rows = []
+    for system, estimate in (("mixture", mixture), ("scaled_mixture", mixture / len(STEMS))):
+        values = metrics.score_song(song.name, stem, references, estimate, rate)
+        rows += [Row(song, stem, system, "", "", m, v) for m, v in values.items()]
+    models = {pair.steps[1]: pair.separator}
+    rows += evaluation.score_separation(
+        song,
+        mixture,
+        references,
+        stem,
+        pair.init,
+        pair.stage1,
+        models,
+        rate,
+        separation,
+        progress=progress,
+    )
+    for row in rows:
+        if row.metric in ("sdr", "sdr_mdx") and not math.isfinite(row.value):
+            raise UserError(f"song {song.name!r}: {row.metric} of the {row.system} is {row.value}.")
+    if len(references) < len(STEMS):
+        rows = [row._replace(value=math.nan) if row.metric == "sdr_v4" else row for row in rows]
+    return rows
+
+
+def _read(found: Found, stem: str, sample_rate: int) -> tuple[Audio, dict[str, Audio]]:
+    """A song's mixture and its stems at the model's rate, each (channels, samples).
+
+    Of the other stems, which count in `sdr_v4` alone, those that are not there, or silent from
+    beginning to end, are left out: by museval's rule the song has no `sdr_v4` then.
+    """
+    references = {}
+    for part in (MIXTURE, *STEMS):
+        if part in (MIXTURE, stem) or found.song.file(part).exists():
+            read = audio.read(found.song.file(part))
+            if part in (MIXTURE, stem) or read.sum(axis=0).any():
+                references[part] = audio.resample(read, found.header.sample_rate, sample_rate)
+    return references.pop(MIXTURE), references

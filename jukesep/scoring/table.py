@@ -1,0 +1,197 @@
+"""What `jukesep evaluate` prints: the scores of a pair of checkpoints beside the published ones.
+
+A column holds one metric of one system. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import published
+from .evaluation import Row
+
+if TYPE_CHECKING:
+    from ..base.params import Separation
+
+# Heading -> system and metric.
+COLUMNS = {
+    "sdr": ("separation", "sdr"),
+    "sdr_mdx": ("separation", "sdr_mdx"),
+    "sdr_v4": ("separation", "sdr_v4"),
+    "ceiling": ("ceiling", "sdr"),
+    "mixture/4": ("scaled_mixture", "sdr"),
+    "mixture": ("mixture", "sdr"),
+}
+LEGEND = """\
+dB, higher is better. sdr: the paper's, whole song, mono. sdr_mdx: whole song, all channels.
+sdr_v4: BSSEval v4, the median of a song's seconds. Ceiling D(Q(E1(stem))), mixture/4 and mixture
+are in sdr."""
+NO_V4 = "A song without all four stems, or with one silent throughout, has no sdr_v4."
+PUBLISHED_NOTE = """\
+The published rows are of the 50 test songs of MUSDB18-HQ at 44100 Hz, but where fewer are named,
+and say nothing beside other songs. They are means, where none says median; those of Figure 2 were
+read off. The authors' code cuts hard chunks (--chunking hard)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run of the command: what was scored, on what and how, and the scores."""
+
+    stem: str
+    stage1: Path
+    stage2: Path
+    steps: tuple[int, int]
+    folder: Path
+    split: str
+    songs: tuple[str, ...]
+    sample_rate: int
+    resampled: tuple[int, ...]
+    """Other rates that songs had before they were resampled."""
+    separation: Separation
+    device: str
+    rows: list[Row]
+    failed: Mapping[str, str]
+
+    def column(self, heading: str) -> dict[str, float]:
+        """A column of the table: song -> dB."""
+        wanted = COLUMNS[heading]
+        return {row.song.name: row.value for row in self.rows if (row.system, row.metric) == wanted}
+
+    def published(self) -> list[tuple[str, str, str]]:
+        """The stem's published numbers: label, heading of the column they belong to, dB.
+
+        They are of the test songs alone: beside songs of another split they would mislead.
+        """
+        if self.split != "test":
+            return []
+        rows = [(row, "sdr") for row in published.PAPER]
+        rows += [(row, "sdr") for row in (published.RERUN_MEAN, published.RERUN_MEDIAN)]
+        rows.append((published.SCALED_MIXTURE, "mixture/4"))
+        return [
+            (_label(row), heading, row.values[self.stem])
+            for row, heading in rows
+            if self.stem in row.values
+        ]
+
+
+def _label(row: published.Published) -> str:
+    songs = "" if row.data == published.MUSDB_HQ else f", {row.data.split(', ')[-1]}"
+    return f"{row.system} ({row.source}{songs})"
+
+
+def text(evaluation: Evaluation) -> str:
+    """The table, with what is needed to read it."""
+    columns = {heading: evaluation.column(heading) for heading in COLUMNS}
+    songs = [
+        (
+            [_number(column.get(name, math.nan)) for column in columns.values()],
+            f"{name}: not scored" if name in evaluation.failed else name,
+        )
+        for name in evaluation.songs
+    ]
+    of = counted(len(evaluation.songs))
+    if evaluation.failed:
+        of = f"{len(evaluation.songs) - len(evaluation.failed)} of {of}"
+    summary = [
+        ([_number(average(column)) for column in columns.values()], f"{kind} of {of}")
+        for kind, average in (("mean", _mean), ("median", _median))
+    ]
+    beside = [
+        ([value if heading == place else "" for heading in COLUMNS], label)
+        for label, place, value in evaluation.published()
+    ]
+    table = _table([(list(COLUMNS), "song")], songs, summary, beside)
+    blocks = [_heading(evaluation), table, LEGEND]
+    missing = sum(math.isnan(value) for value in columns["sdr_v4"].values())
+    if missing:
+        blocks.append(f"{counted(missing)} without sdr_v4, averaged over the others. {NO_V4}")
+    if beside:
+        blocks.append(PUBLISHED_NOTE)
+    return "\n\n".join(blocks)
+
+
+def as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """The same for JSON, which knows no NaN: a score that does not exist is None."""
+    columns = {heading: evaluation.column(heading) for heading in COLUMNS}
+
+    def line(values: Mapping[str, float]) -> dict[str, float | None]:
+        return {key: round(v, 6) if math.isfinite(v) else None for key, v in values.items()}
+
+    scored = [name for name in evaluation.songs if name not in evaluation.failed]
+    return {
+        "stem": evaluation.stem,
+        "stage1": {"file": str(evaluation.stage1), "step": evaluation.steps[0]},
+        "stage2": {"file": str(evaluation.stage2), "step": evaluation.steps[1]},
+        "data": str(evaluation.folder),
+        "split": evaluation.split,
+        "sample_rate": evaluation.sample_rate,
+        "resampled_from": list(evaluation.resampled),
+        "separation": evaluation.separation.model_dump(),
+        "device": evaluation.device,
+        "songs": {
+            name: line({heading: column[name] for heading, column in columns.items()})
+            for name in scored
+        },
+        "not_scored": dict(evaluation.failed),
+        "mean": line({heading: _mean(column) for heading, column in columns.items()}),
+        "median": line({heading: _median(column) for heading, column in columns.items()}),
+        "published": [
+            {"row": label, "column": heading, "value": value}
+            for label, heading, value in evaluation.published()
+        ],
+    }
+
+
+def _heading(evaluation: Evaluation) -> str:
+    one, two = evaluation.steps
+    lines = [
+        f"{evaluation.stem}, D(Q(E2(mixture)))",
+        f"stage 1  {evaluation.stage1} (step {one})",
+        f"stage 2  {evaluation.stage2} (step {two})",
+        f"songs    {len(evaluation.songs)} of {evaluation.folder}, split {evaluation.split}",
+        "run      " + ", ".join(f"{k} {v}" for k, v in evaluation.separation.model_dump().items()),
+        f"rate     {evaluation.sample_rate} Hz",
+    ]
+    if evaluation.resampled:
+        rates = ", ".join(map(str, evaluation.resampled))
+        lines[-1] += f", resampled from {rates} Hz: not the scores of the songs as they are"
+    return "\n".join(lines)
+
+
+def counted(songs: int) -> str:
+    """1 song, 2 songs."""
+    return f"{songs} song{'' if songs == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def _mean(column: Mapping[str, float]) -> float:
+    values = [value for value in column.values() if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _median(column: Mapping[str, float]) -> float:
+    values = [value for value in column.values() if not math.isnan(value)]
+    return float(np.median(values)) if values else math.nan
+
+
+def _table(*blocks: list[tuple[list[str], str]]) -> str:
+    """Columns aligned, labels at the end where long ones do no harm; a rule between blocks."""
+    lines = [cells for block in blocks for cells, _ in block]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = "-" * (sum(widths) + 2 * len(widths) + len("song"))
+
+    def aligned(cells: list[str], label: str) -> str:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join([*numbers, label])
+
+    parts = ["\n".join(aligned(*line) for line in block) for block in blocks if block]
+    return f"\n{rule}\n".join(parts)

@@ -1,0 +1,277 @@
+"""The embedded band: seeded songs rendered per stem, the default data of the pipeline.
+
+`composer` writes a song; here real sampled instruments (symusic's synthesizer with the
+General MIDI soundfont that pretty_midi ships) and the singers of `voice` play it. Songs
+are folders in MUSDB18-HQ's layout, 44.1 kHz stereo int16, whose mixture is exactly the sum of the
+four stems. A song depends on (seed, split, index, seconds) alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...audio import write
+from ...base import progress as show
+from ...base.errors import UserError
+from ...base.unchanged import Known, code
+from ..manifest import MIXTURE, STEMS
+from .composer import compose
+from .plan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
+
+SAMPLE_RATE = 44_100
+# Whose numbers the samples come from.
+LIBRARIES = ("numpy", "pretty-midi", "scipy", "soundfile", "symusic")
+Audio = NDArray[np.float32]
+Task = tuple[Path, str, int, int, float]
+"""Folder, split, index, seed, seconds."""
+
+
+@cache
+def _soundfont() -> str:
+    spec = importlib.util.find_spec("pretty_midi")
+    path = Path(spec.origin).with_name("TimGM6mb.sf2") if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise UserError("the band needs pretty_midi's TimGM6mb.sf2; install pretty_midi")
+    return str(path)
+
+
+def _synthesise(program: int, drum: bool, notes: tuple[Note, ...], length: int) -> Audio:
+    """The notes on a sampled instrument: (length,) mono, as loud as the soundfont.
+
+    A fresh synthesizer for every call: a used one keeps state. It ignores velocities;
+    `_apply_dynamics` applies them afterwards.
+    """
+    from symusic import Note as MidiNote
+    from symusic import Score, Synthesizer, Track
+
+    score = Score(ttype="second")
+    track = Track("", program, drum, ttype="second")
+    for note in notes:
+        track.notes.append(MidiNote(note.start, note.duration, note.pitch, 100, ttype="second"))
+    score.tracks.append(track)
+    audio = np.asarray(Synthesizer(_soundfont(), SAMPLE_RATE, 3).render(score, True))
+    return _fit(0.5 * (audio[0] + audio[1]), length)
+
+
+def _fit(audio: Audio, length: int) -> Audio:
+    out = np.zeros(length, np.float32)
+    out[: min(length, len(audio))] = audio[:length]
+    return out
+
+
+def _apply_dynamics(audio: Audio, notes: tuple[Note, ...]) -> None:
+    """Scale each stretch between two onsets by the velocity of the notes that start there."""
+    onsets = np.array([int(note.start * SAMPLE_RATE) for note in notes])
+    gains = np.array([note.velocity**1.5 for note in notes], np.float32)
+    first = np.concatenate(([True], np.diff(onsets) > 600))  # notes of one chord share a gain
+    onsets, gains = onsets[first], gains[first]
+    ramp = 64  # samples before an onset in which the gain changes, so that it does not click
+    before = gains[0]
+    for start, stop, gain in zip(onsets, [*onsets[1:], len(audio)], gains, strict=True):
+        if start >= ramp:
+            audio[start - ramp : start] *= np.linspace(1, gain / before, ramp, dtype=np.float32)
+        audio[start:stop] *= gain
+        before = gain
+
+
+def _warp(audio: Audio, rate: float, depth: float) -> Audio:
+    """Vibrato by a small moving delay, `depth` in semitones."""
+    time = np.arange(len(audio), dtype=np.float64)
+    swing = depth / 12 * np.log(2) * SAMPLE_RATE / (2 * np.pi * rate)
+    moved = time + swing * np.sin(2 * np.pi * rate / SAMPLE_RATE * time)
+    return np.interp(moved, time, audio).astype(np.float32)
+
+
+def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
+    """Add one layer to the stem `out` (2, samples) at its gain and place."""
+    length = out.shape[1]
+    if layer.role == "voice":
+        from .voice import sing
+
+        audio = sing(layer.notes, SINGERS[layer.program], length, SAMPLE_RATE, rng)
+    else:
+        audio = _synthesise(layer.program, layer.role == "kit", layer.notes, length)
+        _apply_dynamics(audio, layer.notes)
+        if layer.role == "choir":
+            audio = _warp(audio, 5.5, 0.35)
+    if layer.role == "kit" and layer.notes[0].pitch in (38, 39):
+        _rattle(audio, layer.notes, rng)
+    if layer.drive:
+        audio *= layer.drive / np.abs(audio).max()
+        np.tanh(audio, out=audio)
+    if layer.bright:
+        audio[1:] += np.float32(layer.bright) * np.diff(audio)
+    level = 8 * np.sqrt(np.mean(np.square(audio)))
+    if layer.role == "kit":  # few strokes have little energy, but a booming kick has much
+        level = max(level, np.abs(audio).max())
+    audio *= 10 ** (layer.gain / 20) / level
+    angle = np.pi / 4 * (1 + layer.pan)
+    sides = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    late = int(0.011 * SAMPLE_RATE) + 97 * (layer.program % 5)
+    for channel in (0, 1):
+        out[channel] += sides[channel] * audio
+        if layer.width:  # the double sounds a little later on the other side
+            share = np.float32(0.7 * layer.width) * sides[1 - channel]
+            out[channel, late:] += share * audio[:-late]
+
+
+def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> None:
+    """The snare wires, which the soundfont's snares lack: decaying noise at every stroke."""
+    from scipy import signal  # seconds, which songs that are there already need not wait for
+
+    peak = np.abs(audio).max()
+    size = int(0.25 * SAMPLE_RATE)
+    decay = np.exp(-np.arange(size) / (rng.uniform(0.04, 0.09) * SAMPLE_RATE))
+    sos = signal.butter(1, (rng.uniform(700, 1500), 9000), "bandpass", fs=SAMPLE_RATE, output="sos")
+    for note in notes:
+        start = int(note.start * SAMPLE_RATE)
+        hit = signal.sosfilt(sos, rng.standard_normal(size) * decay)
+        hit *= 0.35 * peak * note.velocity**1.5 / np.abs(hit).max()
+        audio[start : start + size] += hit[: len(audio) - start].astype(np.float32)
+
+
+def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) -> Audio:
+    """Add the reverberation of a room: noise that decays by 60 dB in `decay` seconds.
+
+    Made at half the rate: rooms swallow treble, and it is less work.
+    """
+    from scipy import signal
+
+    size, length = int(decay * SAMPLE_RATE / 2), audio.shape[1]
+    fade = np.exp(-6.9 * np.arange(size) / size).astype(np.float32)
+    response = rng.standard_normal((2, size), dtype=np.float32) * fade
+    response /= np.sqrt(np.sum(np.square(response), axis=1, keepdims=True))
+    mono = audio[0] + audio[1]
+    send = np.float32(share / 2) * (mono[: length // 2 * 2 : 2] + mono[1::2])
+    wet = signal.oaconvolve(send[np.newaxis], response, axes=1)[:, : length // 2]
+    audio[:, : 2 * wet.shape[1] : 2] += wet
+    audio[:, 1 : 2 * wet.shape[1] - 1 : 2] += 0.5 * (wet[:, :-1] + wet[:, 1:])
+    return audio
+
+
+def _power(audio: Audio) -> float:
+    """Mean square of the mono signal below about 5 kHz, where songs are compared."""
+    mono = audio[:, : audio.shape[1] // 4 * 4].sum(axis=0).reshape(-1, 4).mean(axis=1)
+    return float(np.mean(np.square(mono)))
+
+
+def perform(plan: SongPlan) -> dict[str, NDArray[np.int16]]:
+    """Play a plan: int16 (2, samples) per stem; their sum is within full scale."""
+    length = round(plan.seconds * SAMPLE_RATE)
+    stems: dict[str, Audio] = {}
+    for number, stem in enumerate(STEMS):
+        rng = generator(plan.seed, plan.split, plan.index, 2 + number)
+        audio = np.zeros((2, length), np.float32)
+        for layer in plan.layers[stem]:
+            _play(layer, audio, rng)
+        if plan.rooms[stem]:
+            audio = _room(audio, plan.rooms[stem], plan.decay, rng)
+        fade = int(0.05 * SAMPLE_RATE)
+        audio[:, -fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+        audio *= np.float32(10 ** (plan.gains[stem] / 20) / np.sqrt(_power(audio)))
+        stems[stem] = audio
+    peak = max(np.abs(sum(stems.values())).max(), *(np.abs(a).max() for a in stems.values()))
+    scale = np.float32(plan.peak * 32767 / peak)
+    return {stem: np.rint(audio * scale).astype(np.int16) for stem, audio in stems.items()}
+
+
+def render_song(
+    folder: Path, *, split: str, index: int, seed: int, seconds: float, stems: bool = True
+) -> None:
+    """Write the song as `folder`/{mixture,drums,bass,other,vocals}.wav, or the mixture alone.
+
+    The folder appears at once, complete; an older one of that name is replaced.
+    """
+    parts = perform(compose(split, index, seed, seconds))
+    mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32).astype(np.int16)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        unfinished.chmod(0o755)
+        for name, audio in {MIXTURE: mixture, **(parts if stems else {})}.items():
+            write(unfinished / f"{name}.wav", audio, SAMPLE_RATE, subtype="PCM_16")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def render_corpus(
+    root: Path,
+    *,
+    counts: dict[str, int],
+    seconds: float,
+    seed: int,
+    workers: int = 2,
+    progress: bool = True,
+    known: Known | None = None,
+) -> list[dict[str, str]]:
+    """Render `counts[split]` songs per split to `root`/<split>/<name>; pretrain: mixtures only.
+
+    Returns name, split and group per song, in order of split and index. What the files hold does
+    not depend on `workers`. With more than one, call it under `if __name__ == "__main__"`.
+    Songs that are `known` from an earlier run and unchanged stay.
+    """
+    unknown = set(counts) - set(SPLITS)
+    if unknown:
+        raise UserError(f"split: {min(unknown)!r} is not one of {', '.join(SPLITS)}")
+    jobs = [(split, index) for split in SPLITS for index in range(counts.get(split, 0))]
+    songs = [
+        {"name": song_name(*job, seed), "split": job[0], "group": song_group(*job)} for job in jobs
+    ]
+    tasks = [
+        (root / song["split"] / song["name"], split, index, seed, seconds)
+        for song, (split, index) in zip(songs, jobs, strict=True)
+    ]
+    here = Path(__file__).parent
+    how = {"code": code(*here.glob("*.py"), here.parents[1] / "audio" / "samples.py")}
+    how |= {name: version(name) for name in LIBRARIES}
+    if known:
+        tasks = [
+            t for t in tasks if known.get(f"band {t[0]}", _files(t[0], t[1]), [how, *t[1:]]) is None
+        ]
+
+    def rendered(task: Task) -> None:
+        if known:
+            folder, split, *_ = task
+            known.put(f"band {folder}", _files(folder, split), {}, [how, *task[1:]])
+        bar.update()
+
+    with show.bar(
+        total=len(tasks), desc="band", unit="song", disable=not (progress and tasks)
+    ) as bar:
+        if workers <= 1 or len(tasks) <= 1:
+            for task in tasks:
+                rendered(_render(task))
+        else:
+            # spawn: forking a process that has threads (torch's, symusic's) can hang.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+                for done in as_completed([pool.submit(_render, task) for task in tasks]):
+                    rendered(done.result())
+    return songs
+
+
+def _render(task: Task) -> Task:
+    folder, split, index, seed, seconds = task
+    render_song(
+        folder, split=split, index=index, seed=seed, seconds=seconds, stems=split != "pretrain"
+    )
+    return task
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    return [folder / f"{part}.wav" for part in (MIXTURE, *(() if split == "pretrain" else STEMS))]

@@ -1,0 +1,124 @@
+"""What the embedded band's rooms share: a song's plan, its instruments, its random numbers.
+
+`composer` writes plans, `voice` and `jukesep.songs.band` turn them into sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ...base.errors import UserError
+
+T = TypeVar("T")
+SPLITS = ("train", "test", "pretrain")
+GROUPS = ("seen", "held_out")
+FIRST = ("amber", "copper", "distant", "electric", "golden", "hollow", "little", "paper", "silver")
+SECOND = ("harbour", "lantern", "mountain", "river", "shadow", "summer", "thunder", "window")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A singer of the band's own."""
+
+    tract: float  # factor on all formants: a long vocal tract has 1, a short one more
+    tilt: float  # slope of the source's spectrum, 1 = 6 dB an octave
+    breath: float  # noise relative to the tone
+    rate: float  # vibrato, Hz
+    depth: float  # vibrato, semitones
+    low: int  # MIDI, at or above which lies the lowest tonic it sings
+
+
+SINGERS = (
+    Voice(1.00, 0.90, 0.08, 5.2, 0.35, 45),
+    Voice(1.06, 0.70, 0.10, 5.6, 0.25, 50),
+    Voice(1.16, 0.80, 0.08, 5.9, 0.40, 55),
+    Voice(1.22, 1.00, 0.20, 5.0, 0.30, 57),
+    Voice(0.93, 0.75, 0.08, 4.7, 0.30, 47),
+    Voice(1.28, 0.90, 0.14, 6.3, 0.45, 56),
+)
+
+# General MIDI programs per role and group; kits are programs of the percussion bank. The held-out
+# ones sound from other recordings of the soundfont than the seen ones, but for the cymbals, which
+# all kits share, and the hats of kit 24.
+PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
+    "kit": {"seen": (0, 8, 16, 40), "held_out": (24, 25)},
+    "bass": {"seen": (32, 33, 34, 35, 36), "held_out": (37, 38)},
+    "comp": {"seen": (0, 1, 4, 5, 16, 24, 25, 27), "held_out": (6, 17, 26, 46)},
+    "power": {"seen": (29, 30), "held_out": (18, 81)},
+    "pad": {"seen": (19, 48, 50, 61, 89), "held_out": (21, 42, 60)},
+    "lead": {"seen": (11, 27, 56, 65, 73, 80), "held_out": (40, 66, 71, 105)},
+    "voice": {"seen": (0, 1, 2, 3), "held_out": (4, 5)},  # rows of SINGERS
+    "choir": {"seen": (53, 54), "held_out": (52,)},
+}
+
+
+class Note(NamedTuple):
+    """One note: `start` and `duration` in seconds, MIDI `pitch`, `velocity` in (0, 1]."""
+
+    start: float
+    duration: float
+    pitch: int
+    velocity: float
+    vowel: int = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One instrument's line within a stem and its place in the stem's mix."""
+
+    role: str  # key of PROGRAMS
+    program: int  # General MIDI program; for "voice" a row of SINGERS
+    notes: tuple[Note, ...]
+    gain: float  # dB within the stem
+    pan: float  # -1 left, 1 right
+    width: float  # 0 a point, 1 doubled on the other side
+    drive: float  # 0 clean; else the waveshaper's input gain
+    bright: float  # treble emphasis
+
+
+@dataclass(frozen=True)
+class SongPlan:
+    """A composed song. `layers`, `gains` (dB), `rooms` (reverb share) have one entry per stem."""
+
+    name: str
+    split: str
+    group: str
+    index: int
+    seed: int
+    seconds: float
+    tempo: float
+    key: int
+    scale: tuple[int, ...]
+    decay: float  # reverberation time in seconds
+    peak: float  # peak of the mixture, full scale = 1
+    layers: dict[str, tuple[Layer, ...]]
+    gains: dict[str, float]
+    rooms: dict[str, float]
+
+
+def generator(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
+    """Random numbers of one song and purpose, independent of every other song's."""
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    key = (SPLITS.index(split), index, purpose)
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))
+
+
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """One of the items, each as likely."""
+    return items[int(rng.integers(len(items)))]
+
+
+def song_name(split: str, index: int, seed: int) -> str:
+    """Folder name of a song, unique over splits and indices, for example `test-003-paper-river`."""
+    rng = generator(seed, split, index, 0)
+    return f"{split}-{index:03d}-{pick(rng, FIRST)}-{pick(rng, SECOND)}"
+
+
+def song_group(split: str, index: int) -> str:
+    """`held_out` for every second test song (instruments no other split hears), else `seen`."""
+    return GROUPS[index % 2] if split == "test" else GROUPS[0]

@@ -1,0 +1,392 @@
+"""What is wrong with a folder of songs: every fault at once, each with its file and a remedy.
+
+Headers first, of all files; then all samples, once, a block at a time, unless they are known from
+an earlier run. Errors stop the stage `prepare`; warnings are printed and kept. This module does not
+import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import audio
+from ..audio import AudioInfo
+from ..base.errors import UserError
+from ..base.progress import bar
+from ..base.unchanged import Known, code, marks
+
+SILENCE = 2.0**-15  # one step of 16 bit
+RESIDUAL = -50.0  # dB of the mixture: 16-bit files of a plain sum stay far below it
+_CODE = code(__file__, audio.samples.__file__)
+UNKNOWN_LENGTH = 0xFFFFFFFF  # what a writer into a pipe puts, and the mark of a 64-bit length
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in a file or folder (below the root), and what to do about it."""
+
+    file: str
+    text: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder of songs has to hold: ROOT/<split>/<song>/<part>.wav.
+
+    parts: of each split; the first is the mixture, the others are its stems.
+    optional: splits that may be missing.
+    songs: how many songs a split has; none named, none checked. names: songs it must have.
+    sample_rate, channels: of every file; None takes what most files have.
+    shortest: seconds that a song must last, in the splits that are trained on (all but "test").
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    optional: frozenset[str] = frozenset()
+    songs: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    sample_rate: int | None = None
+    channels: int | None = None
+    shortest: float = 0.0
+
+
+@dataclass
+class Checked:
+    """A song: its folder, its files' headers, and a digest of each file's samples."""
+
+    split: str
+    folder: Path
+    parts: tuple[str, ...]
+    headers: dict[str, AudioInfo] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def file(self, part: str = "") -> str:
+        """The song's folder, or a file in it, as findings name it."""
+        return f"{self.split}/{self.name}" + (f"/{part}.wav" if part else "")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a song's samples are: for each part a digest and the highest level, full scale 1; the
+    level of what the stems leave of the mixture, in dB of it (None: nothing, or not to be told)."""
+
+    digests: dict[str, str]
+    peaks: dict[str, float]
+    residual: float | None
+
+
+def check_root(
+    root: Path, layout: Layout, known: Known | None = None
+) -> tuple[list[Checked], list[Finding]]:
+    """The songs below `root`, in order of split and name, and the warnings.
+
+    Reads every sample, but of songs that are `known` from an earlier run and unchanged. UserError
+    naming every fault if there is one.
+    """
+    songs, findings = _find_songs(root, layout)
+    for song in songs:
+        song.headers, faults = read_headers(song.folder, song.parts)
+        findings += [Finding(song.file(part), text) for part, text in faults]
+    rate = layout.sample_rate or _usual(h.sample_rate for s in songs for h in s.headers.values())
+    for song in songs:
+        findings += _compare(song, layout, rate)
+    # Threads are enough: reading, hashing and numpy all leave Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reads = pool.map(partial(_check_samples, known=known), songs)
+        for found in bar(reads, total=len(songs), desc="prepare: check", unit="song"):
+            findings += found
+    raise_errors(root, findings)
+    return songs, [finding for finding in findings if finding.warning]
+
+
+def raise_errors(root: Path, findings: list[Finding]) -> None:
+    """UserError with all findings, errors first, if one of them is an error."""
+    errors = [str(finding) for finding in findings if not finding.warning]
+    warnings = [f"(warning) {finding}" for finding in findings if finding.warning]
+    if errors:
+        count = f"{len(errors)} fault(s)" + (f", {len(warnings)} warning(s)" if warnings else "")
+        raise UserError(f"{root}: {count}\n  " + "\n  ".join(sorted(errors) + sorted(warnings)))
+
+
+def read_headers(
+    folder: Path, parts: Iterable[str]
+) -> tuple[dict[str, AudioInfo], list[tuple[str, str]]]:
+    """The headers of a song's files, and (part, fault) for each that has no usable one."""
+    headers, faults = {}, []
+    for part in parts:
+        path = folder / f"{part}.wav"
+        try:
+            if fault := _wav_fault(path):
+                faults.append((part, fault))
+                continue
+            header = audio.info(path)
+        except UserError as error:
+            faults.append((part, f"{_without_path(error, path)} Copy it again."))
+            continue
+        except OSError as error:
+            faults.append((part, f"cannot be opened ({error.strerror}). Make it readable."))
+            continue
+        if header.samples:
+            headers[part] = header
+        else:
+            faults.append((part, "holds no samples. Export it again."))
+    return headers, faults
+
+
+def compare_headers(
+    headers: Mapping[str, AudioInfo], channels: int | None = None, rate: int | None = None
+) -> list[tuple[str, str]]:
+    """(part, fault) for each file of a song that differs from the others, or from what is given."""
+    channels = channels or _usual(header.channels for header in headers.values())
+    rate = rate or _usual(header.sample_rate for header in headers.values())
+    samples = _usual(header.samples for header in headers.values())
+    faults = []
+    for part, header in headers.items():
+        if header.channels != channels:
+            kind = {1: "mono", 2: "stereo"}.get(header.channels, f"{header.channels} channels")
+            wanted = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
+            faults.append((part, f"{kind} in a song that is {wanted}. Export it as {wanted}."))
+        if header.sample_rate != rate:
+            faults.append(
+                (part, f"sample rate {header.sample_rate} Hz, expected {rate} Hz. Resample it.")
+            )
+        elif header.samples != samples:
+            faults.append(
+                (
+                    part,
+                    f"{header.samples} samples long, the song's other files {samples}. Export "
+                    "all files of a song from the same start to the same end.",
+                )
+            )
+    return faults
+
+
+def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding]]:
+    """The song folders of each split, and what the folders show without opening a file."""
+    splits = [split for split in layout.parts if (root / split).is_dir()]
+    needed = [split for split in layout.parts if split not in layout.optional]
+    if not set(splits) & set(needed):
+        raise UserError(
+            f"{root}: {wrong_root(root)} Songs are folders of wav files, {needed[0]}/<song>/*.wav."
+        )
+    findings = [
+        Finding(f"{split}/", "no such folder. Copy the songs again, with all their folders.")
+        for split in needed
+        if split not in splits
+    ]
+    findings += [
+        Finding(path.name, "not part of the layout, ignored.", warning=True)
+        for path in _entries(root)
+        if path.name not in splits
+    ]
+    songs = []
+    for split in splits:
+        parts = layout.parts[split]
+        for path in _entries(root / split):
+            if not path.is_dir():
+                text = "a file beside the song folders, ignored."
+                findings.append(Finding(f"{split}/{path.name}", text, warning=True))
+            elif not any((path / f"{part}.wav").exists() for part in parts):
+                text = f"a folder without any of {', '.join(parts)} as .wav. Move it elsewhere."
+                findings.append(Finding(f"{split}/{path.name}", text))
+            else:
+                songs.append(Checked(split, path, parts))
+        findings += _count(split, {s.name for s in songs if s.split == split}, layout)
+    if not songs and any(any((root / split).glob("*.stem.mp4")) for split in splits):
+        raise UserError(f"{root}: holds .stem.mp4 files, no wav files. Use data=musdb18.")
+    seen: dict[str, str] = {}
+    for song in songs:
+        first = seen.setdefault(song.name, song.split)
+        if first != song.split and song.split != "pretrain":
+            text = f"also in {first}/: a song trained on is no test. Take it out of one of them."
+            findings.append(Finding(song.file(), text))
+    return songs, findings
+
+
+def wrong_root(root: Path) -> str:
+    """Why there may be no songs where they are expected: a sentence or two."""
+    if not root.is_dir():
+        return "no such folder."
+    if root.name in ("train", "test") or any(root.glob("*/mixture.wav")):
+        return f"no train/ and test/ in it, but songs. Give the folder above, {root.parent}."
+    for path in _entries(root):
+        if (path / "train").is_dir() or (path / "test").is_dir():
+            return f"no train/ and test/ in it. Did you mean {path}?"
+    return "neither train/ nor test/ in it. Give the folder that holds them."
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without hidden files."""
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
+
+
+def _count(split: str, found: set[str], layout: Layout) -> list[Finding]:
+    findings = []
+    wanted = layout.songs.get(split)
+    if not found:
+        findings.append(Finding(f"{split}/", "no songs in it. Copy them again."))
+    elif wanted is not None and len(found) != wanted:
+        remedy = "Copy the others" if len(found) < wanted else "Move what is no part of it"
+        text = f"{len(found)} songs, the data set has {wanted}. {remedy}, or use data=folder."
+        findings.append(Finding(f"{split}/", text))
+    for name in sorted(layout.names.get(split, frozenset()) - found):
+        text = "not there; it is on musdb's list of validation songs. Copy it again."
+        findings.append(Finding(f"{split}/{name}", text))
+    return findings
+
+
+def _usual(values: Iterable[int]) -> int:
+    """The most frequent value, the first one on a tie; 0 of none."""
+    return next((value for value, _ in Counter(values).most_common(1)), 0)
+
+
+def _compare(song: Checked, layout: Layout, rate: int) -> list[Finding]:
+    """What the headers of a song show beside each other."""
+    faults = compare_headers(song.headers, layout.channels, rate)
+    findings = [Finding(song.file(part), text) for part, text in faults]
+    if song.headers and not faults and song.split != "test":
+        header = next(iter(song.headers.values()))
+        seconds = header.samples / header.sample_rate
+        if seconds < layout.shortest:
+            text = (
+                f"{seconds:.2f} s long, shorter than a training segment ({layout.shortest:.2f} s). "
+                "Take the song out, or lower pretrain.segment, stage1.segment and stage2.segment."
+            )
+            findings.append(Finding(song.file(), text))
+    return findings
+
+
+def _wav_fault(path: Path) -> str | None:
+    """What libsndfile lets pass: a file of another format, and one that ends too early."""
+    if not path.is_file():
+        return None  # audio.info says it
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if size and (head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE"):
+            return f"not a wav file (it begins with {head[:4]!r}). Convert it to wav."
+        long = UNKNOWN_LENGTH
+        while len(chunk := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", chunk)
+            start = file.tell()
+            if name == b"ds64":
+                long = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
+            if name == b"data":
+                promised, held = long if length == UNKNOWN_LENGTH else length, size - start
+                if promised != UNKNOWN_LENGTH and promised > held:
+                    return (
+                        f"truncated: its header promises {promised} bytes of samples, it holds "
+                        f"{held}. Copy it again."
+                    )
+                return None
+            file.seek(start + length + length % 2)
+    return "truncated or corrupt: it ends before any samples. Copy it again." if size else None
+
+
+def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
+    """Set a song's digests, and say what its samples show; reads them once, if they are unknown."""
+    files = [song.folder / f"{part}.wav" for part in song.headers]
+    name, given = f"samples {song.folder}", [_CODE, song.parts]
+    if known and (facts := known.get(name, files, given)):
+        found, findings = Samples(**facts), list[Finding]()
+    else:
+        before = marks(files)
+        found, findings = _read_samples(song)
+        if known and before and not findings:
+            known.put(name, files, asdict(found), given, before)
+    song.digests = found.digests
+    findings += [_silent(song, part) for part, peak in found.peaks.items() if peak <= SILENCE]
+    if found.residual is not None and found.residual > RESIDUAL:
+        level = f"{found.residual:.1f} dB"
+        text = (
+            f"not the sum of its stems: the residual is {level} of the mixture. Mix without "
+            "mastering if you can; scores suffer from what no stem holds."
+        )
+        findings.append(Finding(song.file(song.parts[0]), text, warning=True))
+    return findings
+
+
+def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
+    """What the samples of a song are, from one pass over all its files, and why if one fails."""
+    headers, findings = song.headers, list[Finding]()
+    shapes = {(h.channels, h.samples, h.sample_rate) for h in headers.values()}
+    summed = len(song.parts) > 1 and set(headers) == set(song.parts) and len(shapes) == 1
+    hashes = {part: hashlib.blake2b(digest_size=16) for part in headers}
+    peaks = dict.fromkeys(headers, 0.0)
+    energy = residual = 0.0
+    reads = {
+        part: audio.raw_blocks(song.folder / f"{part}.wav", samples=header.samples)
+        for part, header in headers.items()
+    }
+    while reads:
+        blocks = {}
+        for part, read in list(reads.items()):
+            try:
+                block = next(read, None)
+            except UserError as error:
+                path = song.folder / f"{part}.wav"
+                findings.append(Finding(song.file(part), _without_path(error, path)))
+                del hashes[part], peaks[part]
+                block, summed = None, False
+            if block is None:
+                del reads[part]
+                continue
+            blocks[part] = block
+            step = audio.STEP if block.dtype == np.int16 else np.float32(1)
+            hashes[part].update(np.multiply(block, step, dtype=np.float32).data)
+            highest = max(float(block.max()), -float(block.min()))
+            peaks[part] = max(peaks[part], highest * float(step))
+        if summed and blocks:
+            mixture, *stems = (blocks[part] for part in song.parts)
+            of_mixture, of_rest = _energies(mixture, stems)
+            energy, residual = energy + of_mixture, residual + of_rest
+    digests = {part: found.hexdigest() for part, found in hashes.items()}
+    level = 10 * math.log10(residual / energy) if summed and energy and residual else None
+    return Samples(digests, peaks, level), findings
+
+
+def _energies(mixture: NDArray[Any], stems: list[NDArray[Any]]) -> tuple[float, float]:
+    """Of a mixture, and of what remains of it without its stems."""
+    if all(block.dtype == np.int16 for block in (mixture, *stems)):
+        # Exact, as it is in float: five such numbers have fewer than 24 bits.
+        rest, step = mixture.astype(np.int32), float(audio.STEP)
+        for stem in stems:
+            rest -= stem
+    else:
+        mixture, *stems = (
+            block * audio.STEP if block.dtype == np.int16 else block for block in (mixture, *stems)
+        )
+        rest, step = mixture - np.sum(stems, axis=0), 1.0
+    of_rest = float(np.square(rest, dtype=np.float64).sum()) if rest.any() else 0.0
+    return float(np.square(mixture, dtype=np.float64).sum()) * step**2, of_rest * step**2
+
+
+def _silent(song: Checked, part: str) -> Finding:
+    if part == song.parts[0]:
+        return Finding(song.file(part), "silent throughout. Export it again.")
+    text = "silent throughout. Right if the song lacks that stem; else export it again."
+    return Finding(song.file(part), text, warning=True)
+
+
+def _without_path(error: UserError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")

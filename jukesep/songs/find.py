@@ -1,0 +1,112 @@
+"""The songs of a folder in MUSDB18-HQ's layout, to be scored where they lie.
+
+    ROOT/test/<song>/{mixture,drums,bass,other,vocals}.wav      or ROOT/<song>/...
+    ROOT/train/<song>/...                                       with musdb's validation songs
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import audio
+from ..base.errors import UserError
+from .checks import Finding, compare_headers, raise_errors, read_headers
+from .manifest import MIXTURE, STEMS, Song
+from .musdb import validation_songs
+
+
+@dataclass(frozen=True)
+class Found:
+    """A song to score, and the header that all of its files have."""
+
+    song: Song
+    header: audio.AudioInfo
+
+
+def find_songs(
+    root: Path, split: str, stem: str, names: Collection[str] = (), first: int | None = None
+) -> list[Found]:
+    """The songs of a split: all, those of `names`, or the `first`; sorted by name.
+
+    A song needs its mixture and the wanted stem; other stems are checked where they are.
+    UserError naming every fault that the headers of the files show.
+    """
+    if stem not in STEMS:
+        raise UserError(f"--stem {stem}: there is no such stem; there are {', '.join(STEMS)}.")
+    folders = {folder.name: folder for folder in _song_folders(root, split)}
+    if unknown := sorted(set(names) - set(folders)):
+        near = difflib.get_close_matches(unknown[0], folders, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{root}: no song named {unknown[0]!r} in the split {split}.{hint}")
+    chosen = sorted(set(names) or folders)[:first]
+    found, faults = [], []
+    for name in chosen:
+        folder = folders[name]
+        there = [part for part in STEMS if part == stem or (folder / f"{part}.wav").exists()]
+        headers, wrong = read_headers(folder, (MIXTURE, *there))
+        wrong += compare_headers(headers)
+        faults += [f"{folder / part}.wav: {text}" for part, text in wrong]
+        if not wrong:
+            song = Song(name, split, split, folder, headers[MIXTURE].samples)
+            found.append(Found(song, headers[MIXTURE]))
+    if faults:
+        several = f"{root}: {len(faults)} faults\n  " if len(faults) > 1 else ""
+        raise UserError(several + "\n  ".join(faults))
+    return found
+
+
+def _song_folders(root: Path, split: str) -> list[Path]:
+    """ROOT/<split>/*, else by musdb's list of validation songs from ROOT/train, else ROOT/*."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder. Songs are expected as {root}/{split}/<song>/.")
+    inside = root / split
+    if split != "test" and (root / "train").is_dir() and not (root / "valid").is_dir():
+        validation = validation_songs()
+        found = [
+            path
+            for path in _folders(root / "train")
+            if (path.name in validation) == (split == "valid")
+        ]
+    elif inside.is_dir():
+        found = _folders(inside)
+    else:
+        found = [path for path in _folders(root) if (path / f"{MIXTURE}.wav").is_file()]
+    if not found:
+        raise UserError(
+            f"{root}: no songs of the split {split}. They are expected as "
+            f"{inside}/<song>/{MIXTURE}.wav, or as {root}/<song>/{MIXTURE}.wav."
+        )
+    return found
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+
+
+def read_folder(
+    root: Path, parts: Iterable[str] = (MIXTURE, *STEMS)
+) -> list[tuple[str, audio.AudioInfo]]:
+    """The songs of one split folder, sorted by name, each with its (common) header.
+
+    UserError naming every fault found: missing or unreadable files, files of one song that
+    differ in length, channels or sample rate. Samples are not read: `checks.check_root` does.
+    """
+    parts = tuple(parts)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder. Songs are expected as {root}/<song>/mixture.wav.")
+    songs, findings = [], []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "."):
+        headers, faults = read_headers(folder, parts)
+        faults += compare_headers(headers)
+        findings += [Finding(f"{folder.name}/{part}.wav", text) for part, text in faults]
+        if headers:
+            songs.append((folder.name, next(iter(headers.values()))))
+    raise_errors(root, findings)
+    if not songs:
+        raise UserError(f"{root}: no songs. They are expected as {root}/<song>/mixture.wav.")
+    return songs

@@ -1,0 +1,89 @@
+"""What a folder of songs is: MUSDB18-HQ's layout, and the manifest that `prepare` writes of it.
+
+    ROOT/train/<song>/{mixture,drums,bass,other,vocals}.wav
+    ROOT/test/<song>/{mixture,drums,bass,other,vocals}.wav
+    ROOT/pretrain/<song>/mixture.wav                        (the band only)
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.files import write_text
+
+STEMS = ("drums", "bass", "other", "vocals")
+MIXTURE = "mixture"
+SPLITS = ("train", "valid", "test", "pretrain")
+
+
+@dataclass(frozen=True)
+class Song:
+    """One song of a split. `folder` is relative to the manifest's folder, or absolute.
+
+    `group` parts the test songs in the report: "seen" and "held_out" instruments for the band;
+    for other data it is the name of the folder the song is from, "test". `samples` is the length
+    of every file of the song.
+    """
+
+    name: str
+    split: str
+    group: str
+    folder: Path
+    samples: int
+
+    def file(self, part: str) -> Path:
+        """Path of the mixture or of a stem."""
+        return self.folder / f"{part}.wav"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The songs of an experiment: one sample rate, four splits."""
+
+    sample_rate: int
+    songs: tuple[Song, ...]
+
+    def split(self, name: str) -> list[Song]:
+        """The songs of a split, in the manifest's order. UserError if there are none."""
+        found = [song for song in self.songs if song.split == name]
+        if not found:
+            raise UserError(
+                f"The manifest has no songs in split '{name}'. Run `dvc repro prepare`."
+            )
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; folders below the manifest's are written relative to it."""
+        base = path.parent.resolve()
+
+        def entry(song: Song) -> dict[str, object]:
+            folder = song.folder.resolve()
+            if folder.is_relative_to(base):
+                folder = folder.relative_to(base)
+            return {**asdict(song), "folder": folder.as_posix()}
+
+        content = {"sample_rate": self.sample_rate, "songs": [entry(s) for s in self.songs]}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read what `save` wrote."""
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            songs = tuple(
+                Song(**{**entry, "folder": path.parent / entry["folder"]})
+                for entry in content["songs"]
+            )
+            return cls(content["sample_rate"], songs)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file. Run `dvc repro prepare` first.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: not a manifest ({error}). Run `dvc repro prepare`."
+            ) from error

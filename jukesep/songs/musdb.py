@@ -1,0 +1,231 @@
+"""MUSDB18-HQ and MUSDB18: the archive and its licence, the validation songs, `.stem.mp4` files.
+
+    MUSDB18-HQ   ROOT/{train,test}/<song>/{mixture,drums,bass,other,vocals}.wav
+    MUSDB18      ROOT/{train,test}/<song>.stem.mp4   five AAC streams in that order
+
+The packages musdb and torchaudio are read, not imported: importing the one needs ffmpeg, the
+other torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import shutil
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import yaml
+
+from .. import audio
+from ..base.errors import UserError
+from ..base.progress import bar
+from ..base.unchanged import Known, code, marks
+from .checks import Finding, Layout, raise_errors, wrong_root
+from .manifest import MIXTURE, STEMS
+
+PARTS = (MIXTURE, *STEMS)
+SPLITS = ("train", "test")
+SONGS = {"train": 100, "test": 50}
+ARCHIVE = "musdb18hq.zip"
+STEM_FILE = ".stem.mp4"
+
+
+def layout(shortest: float) -> Layout:
+    """What MUSDB18-HQ holds."""
+    return Layout(
+        parts=dict.fromkeys(SPLITS, PARTS),
+        songs=SONGS,
+        names={"train": validation_songs()},
+        sample_rate=44_100,
+        channels=2,
+        shortest=shortest,
+    )
+
+
+def validation_songs() -> frozenset[str]:
+    """The 14 training songs that musdb sets aside for validation, by name."""
+    path = _package("musdb") / "configs" / "mus.yaml"
+    return frozenset(yaml.safe_load(path.read_text(encoding="utf-8"))["validation_tracks"])
+
+
+def archive_source() -> tuple[str, str]:
+    """Address and sha256 of MUSDB18-HQ's archive, as torchaudio's dataset module has them."""
+    path = _package("torchaudio") / "datasets" / "musdb_hq.py"
+    constants = {
+        target.id: node.value
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return ast.literal_eval(constants["_URL"]), ast.literal_eval(constants["_CHECKSUM"])
+
+
+def fetch(root: Path, accepted: bool) -> None:
+    """Fill an empty folder with MUSDB18-HQ, or go on with that; leave any other as it is.
+
+    An archive that lies in the folder already is unpacked. UserError if the licence is not
+    accepted, if the archive cannot be had, or if the disk is too small for it.
+    """
+    path = root / ARCHIVE
+    visible = [entry.name for entry in root.iterdir() if entry.name[0] != "."]
+    if all((root / split).exists() for split in SPLITS):
+        return
+    if set(visible) - {ARCHIVE, f"{ARCHIVE}.part", *(SPLITS if path.exists() else ())}:
+        return
+    url, sha256 = archive_source()
+    if not accepted:
+        raise UserError(
+            f"{root}: holds no songs. Put MUSDB18-HQ there, or let this stage fetch it from {url} "
+            "(tens of GB). It is for research only, not for commercial use: read the licence at "
+            "https://sigsep.github.io/datasets/musdb.html, and accept it with "
+            "-S data.accept_licence=true."
+        )
+    if not path.exists():
+        from ..base.download import download
+
+        download([url], path, sha256=sha256, title="MUSDB18-HQ")
+    unpack(path, root)
+    path.unlink()
+
+
+def unpack(archive: Path, root: Path) -> None:
+    """The songs in MUSDB18-HQ's archive to `root`; each split appears at once, complete."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            songs = [entry for entry in file.infolist() if _is_part(entry.filename)]
+            size, free = sum(entry.file_size for entry in songs), shutil.disk_usage(root).free
+            if size > free:
+                raise UserError(
+                    f"{root}: {free / 1e9:.1f} GB are free, unpacking {archive.name} takes "
+                    f"{size / 1e9:.1f} GB. Make room, or give a folder on another disk."
+                )
+            unfinished = root / ".unpacking"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with bar(total=size, desc=f"unpack {archive.name}", unit="B", unit_scale=True) as line:
+                for entry in songs:
+                    file.extract(entry, unfinished)
+                    line.update(entry.file_size)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(
+            f"{archive}: not a whole zip archive ({error}). Delete it and fetch it again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written to: {error.strerror or error}.") from error
+    for split in SPLITS:
+        if (unfinished / split).is_dir() and not (root / split).exists():
+            os.replace(unfinished / split, root / split)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_part(name: str) -> bool:
+    """Whether an archive's entry is <split>/<song>/<part>.wav: nothing else is unpacked."""
+    path = PurePosixPath(name)
+    return (
+        len(path.parts) == 3
+        and path.parts[0] in SPLITS
+        and path.parts[1][0] != "."
+        and path.parts[2] in {f"{part}.wav" for part in PARTS}
+    )
+
+
+def decode(root: Path, target: Path, sample_rate: int, known: Known | None = None) -> None:
+    """MUSDB18's .stem.mp4 files below `root` as wav files in MUSDB18-HQ's layout below `target`.
+
+    Decoded by stempeg, as musdb does it: to 16 bit, kept as such at their own rate, resampled to
+    float at another. Songs that are `known` from an earlier run and unchanged stay. UserError
+    naming every file that cannot be decoded.
+    """
+    stempeg = decoder()
+    files = [path for split in SPLITS for path in sorted((root / split).glob(f"*{STEM_FILE}"))]
+    if not files:
+        wavs = any((root / split).glob("*/mixture.wav") for split in SPLITS)
+        hint = "Its songs are wav files: use data=musdb18hq or data=folder." if wavs else ""
+        raise UserError(
+            f"{root}: no song. MUSDB18's are expected as {root}/train/<song>{STEM_FILE}. "
+            f"{hint or wrong_root(root)}"
+        )
+
+    how: dict[str, Any] = {"rate": sample_rate, "code": code(__file__, audio.samples.__file__)}
+    how |= {name: version(name) for name in ("stempeg", "torch", "torchaudio")}
+
+    def one(path: Path) -> Finding | None:
+        folder = target / path.parent.name / path.name.removesuffix(STEM_FILE)
+        files = [path, *(folder / f"{part}.wav" for part in PARTS)]
+        name, before = f"decoded {folder}", marks([path])
+        if known and known.get(name, files, how) is not None:
+            return None
+        try:
+            _decode_song(stempeg, path, folder, sample_rate)
+        except UserError as error:
+            return Finding(f"{path.parent.name}/{path.name}", str(error))
+        if known and before:
+            known.put(name, files, {}, how, before)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = bar(pool.map(one, files), total=len(files), desc="prepare: decode", unit="song")
+        raise_errors(root, [finding for finding in done if finding])
+
+
+def decoder() -> ModuleType:
+    """stempeg, which decodes for musdb. UserError if ffmpeg is not there."""
+    missing = [program for program in ("ffmpeg", "ffprobe") if not shutil.which(program)]
+    if missing:
+        raise UserError(
+            f"data=musdb18 needs {' and '.join(missing)} to decode {STEM_FILE} files: install "
+            "ffmpeg (`apt-get install ffmpeg`, `brew install ffmpeg`, `conda install ffmpeg`), or "
+            "use MUSDB18-HQ, whose wav files need no decoder (data=musdb18hq)."
+        )
+    import stempeg
+
+    return stempeg
+
+
+def _decode_song(stempeg: ModuleType, path: Path, folder: Path, sample_rate: int) -> None:
+    again = "Copy the file again."
+    try:
+        info = stempeg.Info(str(path))
+        streams = info.audio_stream_idx()
+        if len(streams) != len(PARTS):
+            raise UserError(
+                f"{len(streams)} audio stream(s), {len(PARTS)} were expected: {', '.join(PARTS)}. "
+                "Take the file out, or replace it by MUSDB18's."
+            )
+        for number, part in enumerate(PARTS):
+            # One stream at a time bounds the memory, and stempeg fails on unequal lengths.
+            read, rate = stempeg.read_stems(
+                str(path), stem_id=streams[number], info=info, dtype=np.int16,
+                ffmpeg_format="s16le", always_3d=True,
+            )  # fmt: skip
+            samples = read[0].T
+            promised = info.duration(number)
+            if samples.shape[1] < (promised - 0.1) * rate:
+                found = samples.shape[1] / rate
+                raise UserError(f"ends after {found:.1f} of {promised:.1f} s ({part}). {again}")
+            if rate == sample_rate:
+                audio.write(folder / f"{part}.wav", samples, rate, "PCM_16")
+            else:
+                floats = np.ascontiguousarray(samples, np.float32) / np.float32(32768)
+                resampled = audio.resample(floats, rate, sample_rate)
+                audio.write(folder / f"{part}.wav", resampled, sample_rate, "FLOAT")
+    # stempeg raises `Warning` for what it cannot read; ffmpeg is its way to the program.
+    except (stempeg.read.ffmpeg.Error, Warning, RuntimeError, ValueError, KeyError) as error:
+        detail = getattr(error, "stderr", None) or str(error).encode()
+        last = detail.decode(errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"cannot be decoded ({' '.join(last)}). {again}") from error
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(f"The package {name} is not installed; `uv sync` installs it.")
+    return Path(spec.origin).parent

@@ -1,0 +1,101 @@
+"""Every command of the README is run by a test or by .ci/run, and the pins agree."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = "tests/pipeline/test_pipeline.py"
+README = "tests/docs/test_readme.py"
+
+# The README's command -> what runs it: a test, or .ci/run.
+COVERED = {
+    "pip install uv && uv run dvc repro": f"{PIPELINE}::test_repro_makes_the_experiment",
+    "uv run pytest": ".ci/run",
+    "uv run dvc repro": f"{PIPELINE}::test_repro_makes_the_experiment",
+    "uv run dvc exp run -S stem=other": f"{PIPELINE}::test_one_stem_and_the_way_back",
+    "uv run dvc exp run -S stage1.steps=320": f"{PIPELINE}::test_one_parameter_changed",
+    "uv run dvc exp run -S scale=tiny -S stem=drums,bass --queue": f"{PIPELINE}::test_queue",
+    "uv run dvc queue start": f"{PIPELINE}::test_queue",
+    "uv run dvc exp show --drop '.*' --keep 'Experiment|_[0-9]+.json:total|stem$|scale'": (
+        f"{PIPELINE}::test_queue"
+    ),
+    "uv run dvc metrics show": f"{PIPELINE}::test_metrics_show_one_kind_of_sdr",
+    "uv run dvc metrics diff": f"{PIPELINE}::test_one_parameter_changed",
+    "uv run dvc plots show": f"{PIPELINE}::test_plots_show_opens_offline",
+    "uv run dvc plots diff": f"{PIPELINE}::test_one_parameter_changed",
+    "git restore . && uv run dvc checkout": f"{PIPELINE}::test_one_stem_and_the_way_back",
+    "uv run jukesep separate song.wav -o stems": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep separate songs/ more.flac -o stems --format flac": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep separate song.wav -o karaoke --stems vocals --residual": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep separate song.wav -o plain --refine none": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep listen stems": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep info models/separator": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep import --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals -o mine": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep separate song.wav -o mine-stems --models mine": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
+    "--data musdb18hq": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep evaluate --stage1 stage1.pth.tar --stage2 stage2.pth.tar --stem vocals "
+    "--data musdb18hq --chunking hard --output scores.csv": (
+        f"{README}::test_the_jukesep_commands_run"
+    ),
+    "uv run jukesep status": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep clean": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep clean --stale": f"{README}::test_the_jukesep_commands_run",
+    # The stages' own commands, with it.
+    "JUKESEP_NPROC=2 uv run dvc repro": (
+        "tests/training/test_processes.py::test_two_processes_compute_what_one_does"
+    ),
+    # Fewer of them.
+    "uv run python -m benchmarks.kills --kills 20": (
+        "tests/training/test_processes.py::test_a_training_killed_at_random_moments_ends_with_the_same_bits"
+    ),
+    # Some of them; skipped where there is no GPU.
+    "uv run pytest -k cuda": "tests/kernels/test_devices.py::test_a_training_learns",
+    "uv run jukesep compose": f"{README}::test_the_jukesep_commands_run",
+    "uv run jukesep compose --check": ".ci/run",
+    "uv run dvc exp run -S scale=paper -S data=musdb18hq -S data.root=/abs/path": (
+        f"{PIPELINE}::test_musdb18hq_in_place"
+    ),
+    # At tiny scale; its overrides are composed in test_readme.py.
+    "uv run dvc exp run -S scale=paper -S weights.source=file "
+    "-S weights.file=/path/to/vqvae.pth.tar": f"{PIPELINE}::test_weights_from_a_file",
+}
+
+
+def test_every_command_of_the_readme_is_run():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:sh|bash|console)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    assert {line for line in lines if line and line[0] != "#"} == set(COVERED)
+
+
+def test_what_runs_them_is_there():
+    for command, place in COVERED.items():
+        path, _, name = place.partition("::")
+        wanted = rf"^def {name}\(" if name else rf"^{re.escape(command)}$"
+        assert re.search(wanted, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), place
+
+
+def test_the_lock_file_has_the_pins_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pins = {*project["project"]["dependencies"], *project["dependency-groups"]["dev"]}
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = [line.split(" ;")[0].lower() for line in lines]
+    # A second version for other Pythons would stand beside a pin.
+    names = [line.split("==")[0] for line in locked]
+    for pin in pins:
+        assert pin.lower() in locked
+        assert names.count(pin.lower().split("==")[0]) == 1
+    # Versions alone: no address of a package index, no file of somebody's machine.
+    assert all(re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", line) for line in locked)

@@ -1,0 +1,216 @@
+"""README.md and docs/ keep to what is there: names, files, commands, parameters, examples."""
+
+import itertools
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from settings import flat
+from typer.testing import CliRunner
+
+import jukesep
+from jukesep import cli
+from jukesep.base import params
+from jukesep.model.jukebox import save_encoder, save_jukebox
+from jukesep.separation import models
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RATE = 8000
+
+
+def _text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _blocks(text, language):
+    """Contents of the fenced blocks of a language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
+
+
+def _commands(pages=PAGES):
+    """Command lines of all sh blocks, each as words."""
+    lines = [
+        line
+        for page in pages
+        for block in _blocks(page.read_text(), "sh")
+        for line in block.splitlines()
+    ]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def _made_by_the_pipeline():
+    """What `dvc repro` removes while it works: allowed to be missing."""
+    stages = yaml.safe_load(_text("dvc.yaml"))["stages"].values()
+    listed = [
+        out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])
+    ]
+    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
+
+
+def _model(seed):
+    torch.manual_seed(seed)
+    vqvae = jukesep.VQVAE(jukesep.Architecture(width=4, depth=2, latent_dim=4, codes=16))
+    vqvae.codebook.restore(torch.randn(16, 4), 1.0)
+    return vqvae
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A folder as the README's examples expect it, entered: songs, weights, models."""
+    for seed, stem in enumerate(jukesep.STEMS):
+        vqvae, hps = _model(seed), {"sample_rate": RATE}
+        about = {"init": "pretrained", "step": 6, "data": "noise", "licence": "none"}
+        models.save(tmp_path / "models/separator", stem, vqvae, about | hps)
+    save_jukebox(_model(9), tmp_path / "vqvae.pth.tar", 0)
+    save_jukebox(_model(3), tmp_path / "stage1.pth.tar", 80_001, {"sr": RATE})
+    save_encoder(_model(4).encoder, tmp_path / "stage2.pth.tar", 20_001, {"sr": RATE})
+    stems = np.random.default_rng(1).uniform(-0.2, 0.2, (4, RATE, 2))
+    folder = tmp_path / "musdb18hq/test/Somebody - Something"
+    folder.mkdir(parents=True)
+    for name, stem in zip(("mixture", *jukesep.STEMS), (stems.sum(0), *stems), strict=True):
+        soundfile.write(folder / f"{name}.wav", stem, RATE)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * 11025 + 3, 2))
+    soundfile.write(tmp_path / "song.wav", noise, 11025)
+    (tmp_path / "songs").mkdir()
+    soundfile.write(tmp_path / "songs/one.wav", noise, 11025)
+    soundfile.write(tmp_path / "more.flac", noise, 11025)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_example_runs(trained, capsys):
+    (example,) = _blocks(_text("README.md"), "python")
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+
+    mixture, stems = names["mixture"], names["stems"]
+    assert tuple(stems) == jukesep.STEMS
+    assert all(stem.shape == mixture.shape == (2, 22053) for stem in stems.values())
+    streamed, *printed = capsys.readouterr().out.splitlines()
+    assert streamed.split()[0] == "22053"
+    assert len(printed) == 3
+    assert np.isfinite([float(line) for line in printed]).all()
+    samples = names["samples"]
+    assert samples == 22048
+    assert names["latents"].shape == names["quantised"].shape == (1, 4, samples // 8)
+    assert names["codes"].shape == (1, samples // 8)
+    assert names["codes"].dtype == torch.int64
+    assert names["reconstruction"].shape == names["audio"].shape == (1, 1, samples)
+
+
+def test_the_jukesep_commands_run(trained):
+    shutil.copytree(ROOT / "conf", trained / "conf")
+    commands = [words for words in _commands() if words[:3] == ["uv", "run", "jukesep"]]
+    named = {words[3] for words in commands}
+    assert named == {
+        "separate",
+        "listen",
+        "import",
+        "info",
+        "evaluate",
+        "status",
+        "clean",
+        "compose",
+    }
+    for words in commands:
+        result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
+        assert result.exit_code == 0, (words, result.output)
+    for stem in jukesep.STEMS:
+        header = soundfile.info(trained / f"stems/song/{stem}.wav")
+        assert (header.samplerate, header.channels, header.frames) == (11025, 2, 22053)
+        assert header.subtype == "FLOAT"
+    assert (
+        "Somebody - Something,test,vocals,separation,,20001,sdr," in Path("scores.csv").read_text()
+    )
+
+
+def test_overrides_in_the_documentation_compose(tmp_path):
+    """Each `-S` of an experiment, a sweep by each of its values, makes valid parameters."""
+    experiments = [words for words in _commands() if words[2:5] == ["dvc", "exp", "run"]]
+    assert experiments
+    for words in experiments:
+        overrides = [words[i + 1] for i, word in enumerate(words) if word == "-S"]
+        keys, values = zip(*(override.split("=", 1) for override in overrides), strict=True)
+        choices = [[v] if v.startswith("[") else v.split(",") for v in values]
+        for chosen in itertools.product(*choices):
+            path = tmp_path / "params.yaml"
+            pairs = [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
+            path.write_text(params.compose(pairs, ROOT / "conf"))
+            params.load(path)
+
+
+def test_the_commands_of_the_quick_start():
+    commands = _commands([ROOT / "README.md"])
+    assert shlex.split("pip install uv && uv run dvc repro") in commands
+    assert shlex.split("uv run pytest") in commands
+
+
+def _layout():
+    """(path, listed on its line) for every entry of the README's tree."""
+    (tree,) = [block for block in _blocks(_text("README.md"), "") if "jukesep/\n" in block]
+    folders = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        for name in names:
+            yield Path(*folders[:depth], name)
+        folders[depth:] = names[:1]
+
+
+def test_the_layout_is_true():
+    made = _made_by_the_pipeline()
+    paths = {path.as_posix() for path in _layout()}
+    missing = [path for path in paths if path not in made and not (ROOT / path).exists()]
+    assert not missing
+    for folder in ("jukesep", "stages"):
+        there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
+        assert there <= paths
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    made = _made_by_the_pipeline()
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve().relative_to(ROOT)
+        generated = {path.as_posix(), *(parent.as_posix() for parent in path.parents)} & made
+        assert generated or (ROOT / path).exists(), target
+
+
+def _documented():
+    """Key -> its values at the scales paper and demo, as docs/parameters.md has them."""
+    for line in _text("docs/parameters.md").splitlines():
+        if line.startswith("| `") and line.count("|") == 6:
+            key, _, _, *values = (cell.strip() for cell in line.strip("|").split("|"))
+            for name in ("pretrain", "stage1", "stage2") if key.startswith("`*") else ("*",):
+                values_read = [yaml.safe_load(value.strip("`")) for value in values]
+                yield key.strip("`").replace("*", name), values_read
+
+
+def test_every_parameter_is_documented_with_its_values():
+    documented = dict(_documented())
+    for column, scale in enumerate(("paper", "demo")):
+        text = params.compose([f"scale={scale}"], ROOT / "conf")
+        found = {key: values[column] for key, values in documented.items()}
+        assert found == dict(flat(yaml.safe_load(text)))
+
+
+def test_every_direct_dependency_has_its_reason():
+    project = tomllib.loads(_text("pyproject.toml"))
+    listed = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in listed}
+    table = [
+        line.split("|")[1] for line in _text("docs/decisions.md").splitlines() if line[:1] == "|"
+    ]
+    explained = set(re.findall(r"[\w-]+", " ".join(table)))
+    assert names <= explained

@@ -1,0 +1,599 @@
+"""The pipeline, with the commands of the README, at scale=tiny.
+
+One `dvc repro` in a copy of this working tree makes the experiment that all tests share. Each test
+leaves it as it was found, by the way back that the README names.
+"""
+
+import csv
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import soundfile
+import yaml
+from folders import write_musdb18hq, write_song
+
+from jukesep.resume.status import trainings
+from jukesep.songs.manifest import STEMS
+
+pytestmark = pytest.mark.pipeline
+
+ROOT = Path(__file__).parents[2]
+INITS = ("pretrained", "scratch")
+STEPS = (3, 6)  # stage2.checkpoints of conf/scale/tiny.yaml
+TRAININGS = ("stage1", "stage2", "evaluate")
+BASELINES = ("mixture", "scaled_mixture", "ideal_ratio_mask")
+# Written by the report stage and kept in git: the copy starts without.
+REPORT = ("metrics/", "metrics_stereo/", "plots/", "docs/results.md", "dvc.lock")
+CPU_SECONDS = 300  # of a tiny `dvc repro`: 150 s on two cores
+
+
+@dataclass
+class Project:
+    """A project folder and the environment of its commands."""
+
+    folder: Path
+    env: dict[str, str]
+    repro: str = ""  # what the first `dvc repro` said
+    cpu: float = 0.0  # and its processor time, in seconds
+
+    def __call__(self, line: str, status: int = 0, timeout: float = 600) -> str:
+        """Run a command line as a user types it; what it said, on both channels."""
+        ended = subprocess.run(
+            shlex.split(line.removeprefix("uv run ")),
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert ended.returncode == status, f"{line}\n{ended.stdout}"
+        return ended.stdout
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def metrics(self, name: str) -> dict[str, float]:
+        return json.loads(self.path(f"metrics/{name}.json").read_text())
+
+    def tree(self, *names: str) -> dict[str, str]:
+        """Every file below the folders named, with its hash."""
+        return {
+            path.relative_to(self.folder).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
+            for name in names
+            for path in self.path(name).rglob("*")
+            if path.is_file()
+        }
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """That of a user with nothing set up, whose commands take the copy's code."""
+    env = {key: value for key, value in os.environ.items() if key[:4] not in ("DVC_", "GIT_")}
+    # Without compiled Python each of the processes compiles torch anew, 3 s long.
+    if env.pop("PYTHONDONTWRITEBYTECODE", None):
+        env["PYTHONPYCACHEPREFIX"] = str(folder / "pycache")
+    return env | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
+        "PYTHONPATH": str(folder / "project"),
+        "OMP_NUM_THREADS": "1",  # The models are so small that a second thread only waits.
+        "COLUMNS": "300",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(folder / "dvc-global"),
+        "DVC_SYSTEM_CONFIG_DIR": str(folder / "dvc-system"),
+        "DVC_SITE_CACHE_DIR": str(folder / "dvc-site"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        **{f"GIT_{who}_NAME": "Test" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_EMAIL": "test@example.org" for who in ("AUTHOR", "COMMITTER")},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The working tree's project with scale=tiny as its default, run and committed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    project = Project(folder / "project", _environment(folder))
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    )
+    for name in listed.split("\0"):
+        if name and not name.startswith(REPORT) and (ROOT / name).is_file():
+            project.path(name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, project.path(name))
+    config = project.path("conf/config.yaml")
+    text = config.read_text()
+    assert "- scale: demo" in text
+    config.write_text(text.replace("- scale: demo", "- scale: tiny"))
+    project("jukesep compose")
+    project("git init --quiet --initial-branch=main")
+    project("git add --all")
+    project("git commit --quiet --message tiny")
+    before = os.times()
+    project.repro = project("dvc repro")
+    after = os.times()
+    project.cpu = sum(after[2:4]) - sum(before[2:4])
+    project("git add --all")
+    project("git commit --quiet --message results")
+    return project
+
+
+@pytest.fixture
+def project(finished: Project):
+    """The finished project; whatever a test does to it is taken back."""
+    yield finished
+    finished("git restore .")
+    finished("dvc checkout --quiet")
+    assert finished("git status --porcelain") == ""
+
+
+def _stages(stems: tuple[str, ...] = STEMS, inits: tuple[str, ...] = INITS) -> set[str]:
+    """Names of all stages of an experiment."""
+    trained = itertools.product(TRAININGS, stems, inits)
+    return {
+        "prepare",
+        "baselines",
+        "separator",
+        "listen",
+        "report",
+        *(f"weights@{init}" for init in inits),
+        *(f"{stage}@{stem}-{init}" for stage, stem, init in trained),
+    }
+
+
+def _ran(said: str) -> set[str]:
+    return set(re.findall(r"^Running stage '(.+?)'", said, re.MULTILINE))
+
+
+def _considered(said: str) -> set[str]:
+    return set(re.findall(r"[Ss]tage '(.+?)'", said))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _experiments(project: Project) -> set[str]:
+    return set(project("dvc exp list --name-only").split())
+
+
+# --- dvc repro --------------------------------------------------------------------------------
+
+
+def test_repro_makes_the_experiment(project: Project):
+    assert _ran(project.repro) == _stages()
+    assert project.cpu < CPU_SECONDS
+    lock = yaml.safe_load(project.path("dvc.lock").read_text())["stages"]
+    assert set(lock) == _stages()
+    for name, stage in lock.items():
+        assert stage["outs"], name
+        assert all("md5" in out for out in stage["outs"]), name
+    # Progress and time left, of the trainings too.
+    for line in ("prepare: ", "pretrain mixture pretrained: ", "stage2 vocals scratch: "):
+        assert re.search(rf"{line}.*100%.*\[\d\d:\d\d<\d\d:\d\d", project.repro), line
+
+
+def test_metrics_are_the_papers_table(project: Project):
+    files = {path.removesuffix(".json") for path in project.tree("metrics")}
+    separations = {f"{init}_{step}" for init in INITS for step in STEPS}
+    baselines = {*BASELINES, *(f"ceiling_{init}" for init in INITS)}
+    expected = {f"metrics/{name}" for name in separations}
+    expected |= {f"metrics/baselines/{name}" for name in baselines}
+    groups = {song["group"] for song in _rows(project.path("results/baselines.csv"))}
+    if "held_out" in groups:
+        expected |= {name.replace("metrics/", "metrics/held_out/") for name in expected}
+    assert files == expected
+    for name in files:
+        values = project.metrics(name.removeprefix("metrics/"))
+        assert list(values) == [*STEMS, "total"]
+        assert all(math.isfinite(value) for value in values.values())
+        mean = sum(values[stem] for stem in STEMS) / len(STEMS)
+        assert values["total"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_metrics_are_means_of_the_songs_scores(project: Project):
+    rows = _rows(project.path("results/scores/vocals_scratch.csv"))
+    values = [
+        float(row["value"])
+        for row in rows
+        if (row["system"], row["metric"], row["step"]) == ("separation", "sdr", "6")
+        and row["group"] == "seen"
+    ]
+    assert len(values) == 1  # of the two of band.test
+    mean = sum(values) / len(values)
+    assert project.metrics("scratch_6")["vocals"] == pytest.approx(mean, abs=1e-4)
+
+
+def test_every_training_left_its_log_and_checkpoints(project: Project):
+    for stage, steps in (("stage1", (6,)), ("stage2", STEPS)):
+        for stem, init in itertools.product(STEMS, INITS):
+            run = project.path(f"runs/{stage}/{stem}_{init}")
+            found = {int(path.stem) for path in (run / "checkpoints").iterdir()}
+            assert found == set(steps)
+            rows = _rows(run / "log.csv")
+            assert rows[-1]["step"] == "6"
+            assert all(math.isfinite(float(row["loss"])) for row in rows)
+            assert any(row["valid_loss"] for row in rows)
+
+
+def test_plots_pictures_and_page_are_written(project: Project):
+    declared = yaml.safe_load(project.path("dvc.yaml").read_text())["plots"]
+    for plot in declared:
+        for name, settings in plot.items():
+            rows = _rows(project.path(name))
+            assert len(rows) > 1
+            assert settings["x"] in rows[0]
+    pictures = list(project.path("plots").glob("*.png"))
+    assert len(pictures) >= 3
+    for picture in pictures:
+        head = picture.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert min(struct.unpack(">II", head[16:])) > 200
+    page = project.path("docs/results.md").read_text()
+    for init, step in itertools.product(INITS, STEPS):
+        assert f"{project.metrics(f'{init}_{step}')['total']:.2f}" in page
+
+
+def test_repro_again_runs_nothing(project: Project):
+    said = project("dvc repro")
+    assert _ran(said) == set()
+    assert "up to date" in said
+    assert _ran(project("dvc repro --dry --allow-missing")) == set()
+
+
+def test_a_clone_without_the_data_is_up_to_date(project: Project, tmp_path: Path):
+    project(f"git clone --quiet . {shlex.quote(str(tmp_path / 'clone'))}")
+    clone = Project(tmp_path / "clone", project.env | {"PYTHONPATH": str(tmp_path / "clone")})
+    assert not clone.path("data").exists()
+    said = clone("dvc repro --dry --allow-missing")
+    assert _ran(said) == set()
+    assert "up to date" in said
+
+
+def test_a_change_is_noticed_with_all_that_hangs_on_it(project: Project):
+    with project.path("jukesep/report/figures.py").open("a") as file:
+        file.write("\n# changed\n")
+    assert _ran(project("dvc repro --dry --allow-missing")) == {"report"}
+    project("jukesep compose stage2.learning_rate=0.002")
+    ran = _ran(project("dvc repro --dry --allow-missing"))
+    # What evaluation reads is not there anew yet: a dry run leaves it out.
+    assert {name.split("@")[0] for name in ran} == {"stage2", "separator", "report"}
+
+
+def test_the_same_seed_gives_the_same_bits(project: Project):
+    """Stages run anew leave the hashes in dvc.lock, and the report in git, as they were."""
+    stages = (
+        "prepare weights@pretrained stage1@bass-scratch stage2@bass-pretrained "
+        "evaluate@bass-pretrained separator listen report"
+    )
+    assert _ran(project(f"dvc repro --force --single-item {stages}")) == set(stages.split())
+    assert project("git status --porcelain") == ""
+    assert _ran(project("dvc repro")) == set()
+
+
+LONGER = "stem=bass 'inits=[scratch]' stage1.steps=200 save_minutes=0.001"
+LONG = "stage1@bass-scratch"
+
+
+def _kill(project: Project, line: str, number: signal.Signals) -> None:
+    """Start a command, and kill DVC and what it runs, once a training has saved."""
+    before = _saves(project)
+    process = subprocess.Popen(
+        shlex.split(line),
+        cwd=project.folder,
+        env=project.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _until(lambda: _saves(project) - before or process.poll() is not None)
+    assert process.poll() is None
+    os.killpg(process.pid, number)
+    process.wait(60)
+    _until(lambda: all(one.condition != "running" for one in trainings(_trainings(project))))
+
+
+def _trainings(project: Project) -> Path:
+    return project.path("trainings")
+
+
+def _saves(project: Project) -> set[str]:
+    return {path.name for path in _trainings(project).glob("stage1-bass_*/state-*.state")}
+
+
+def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_killed_training_goes_on_by_the_same_commands(project: Project):
+    """Killed with DVC, in the workspace and in a temporary folder."""
+    project(f"jukesep compose {LONGER}")
+    _kill(project, f"dvc repro {LONG}", signal.SIGKILL)
+    settings = " ".join(f"-S {setting}" for setting in LONGER.split())
+    _kill(project, f"dvc exp run --temp {settings} {LONG}", signal.SIGINT)
+    assert "interrupted" in project("jukesep status")
+    said = project(f"dvc repro {LONG}")
+    assert re.search(r"goes on after step \d+ of 200", said)
+    assert "No training in progress" in project("jukesep status")
+    lock = project.path("dvc.lock").read_text()
+    said = project(f"dvc repro --force --single-item {LONG}")
+    assert "goes on" not in said
+    assert project.path("dvc.lock").read_text() == lock
+
+
+# --- real songs -------------------------------------------------------------------------------
+
+
+def test_musdb18hq_in_place(project: Project, tmp_path: Path):
+    """Read where it lies, by an experiment that runs elsewhere; a wrong root is said."""
+    root = write_musdb18hq(tmp_path / "musdb18hq", samples=5000)
+    given = "-S data=musdb18hq -S model.sample_rate=44100 -S data.root="
+    said = project(f"uv run dvc exp run --temp {given}{root} prepare")
+    assert "prepare: 86 train, 14 valid, 50 test, 86 pretrain songs" in said
+    said = project(f"uv run dvc exp run --temp {given}{root / 'train'} prepare", status=255)
+    assert f"Give the folder above, {root}." in said
+    assert str(root / "none") in project(f"dvc exp run {given}{root / 'none'} prepare", status=255)
+    assert "root is not set" in project("dvc exp run -S data=musdb18hq prepare", status=255)
+
+
+def test_songs_of_ones_own(project: Project, tmp_path: Path):
+    """The whole experiment on songs that are neither copied nor in groups."""
+    for name in ("train/a", "train/b", "train/c", "test/d"):
+        write_song(tmp_path / "songs" / name, samples=60_000)
+    said = project(
+        f"uv run dvc exp run --temp -S data=folder -S data.root={tmp_path / 'songs'} "
+        "-S data.valid_songs=1 -S model.sample_rate=44100 -S stem=vocals -S inits=[scratch]"
+    )
+    assert _ran(said) == _stages(("vocals",), ("scratch",))
+
+
+# --- experiments ------------------------------------------------------------------------------
+
+
+def test_one_stem_and_the_way_back(project: Project):
+    results = (
+        "runs",
+        "results",
+        "data",
+        "models",
+        "listen",
+        "metrics",
+        "metrics_stereo",
+        "plots",
+        "docs",
+    )
+    before = project.tree(*results)
+    total = project.metrics("pretrained_6")
+
+    said = project("uv run dvc exp run -S stem=other")
+    assert _considered(said) <= _stages(("other",))
+    # Nothing is trained that has been trained before.
+    assert _ran(said) <= {"baselines", "separator", "listen", "report"}
+    for name in project.tree("metrics"):
+        values = project.metrics(name.removeprefix("metrics/").removesuffix(".json"))
+        assert list(values) == ["other"]
+    assert project.metrics("pretrained_6")["other"] == total["other"]
+    assert {row["stem"] for row in _rows(project.path("plots/scores.csv"))} == {"other"}
+    page = project.path("docs/results.md").read_text()
+    # Not by the number: another one can look like it.
+    headings = [line for line in page.splitlines() if line.startswith("| system | metric |")]
+    assert headings
+    assert not [line for line in headings if "total" in line]
+
+    project("git restore .")
+    project("uv run dvc checkout")
+    assert project.tree(*results) == before
+    assert _ran(project("uv run dvc repro")) == set()
+
+
+def test_queue(project: Project):
+    known = _experiments(project)
+    project("uv run dvc exp run -S scale=tiny -S stem=drums,bass --queue")
+    # The queue works on what was queued, in a folder of its own.
+    with project.path("jukesep/report/write.py").open("a") as file:
+        file.write('\nraise SystemExit("edited after queueing")\n')
+    try:
+        project("uv run dvc queue start")
+        _wait_for_the_queue(project, timeout=300)
+    finally:
+        project("dvc queue stop --kill")
+    project("git restore jukesep/report/write.py")
+    assert project("git status --porcelain") == ""
+    names = _experiments(project) - known
+    assert len(names) == 2
+    columns = "Experiment|_[0-9]+.json:total|stem$|scale"
+    shown = project(f"uv run dvc exp show --drop '.*' --keep '{columns}'")
+    assert all(name in shown for name in names)
+    stems = set()
+    for name in names:
+        (ref,) = project(f"git for-each-ref --format=%(refname) refs/exps/*/*/{name}").split()
+        written = json.loads(project(f"git show {ref}:metrics/pretrained_6.json"))
+        (stem,) = written
+        assert written[stem] == project.metrics("pretrained_6")[stem]
+        assert f"stem: {stem}\n" in project(f"git show {ref}:params.yaml")
+        stems.add(stem)
+    assert stems == {"drums", "bass"}
+
+
+def _wait_for_the_queue(project: Project, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while True:
+        status = project("dvc queue status")
+        if "Failed" in status:
+            failed = re.findall(r"^(\w+) .*Failed", status, re.MULTILINE)
+            pytest.fail(status + "".join(project(f"dvc queue logs {task}") for task in failed))
+        if not re.search("Queued|Running", status):
+            assert status.count("Success") == 2, status
+            return
+        assert time.monotonic() < end, status
+        time.sleep(2)
+
+
+def test_one_parameter_changed(project: Project):
+    said = project(
+        "uv run dvc exp run -S stem=bass -S 'inits=[scratch]' -S stage1.steps=7 --name longer"
+    )
+    stages = _stages(("bass",), ("scratch",))
+    assert {name for name in stages if name.split("@")[0] in TRAININGS} <= _ran(said)
+    assert "prepare" not in _ran(said)
+
+    assert "Change" in project("uv run dvc metrics diff")
+    changes = json.loads(project("dvc metrics diff --json"))
+    change = changes["metrics/scratch_6.json"]["bass"]
+    assert change["diff"] == pytest.approx(change["new"] - change["old"])
+    assert change["diff"] != 0
+    # The baselines are the songs' and do not change.
+    assert "bass" not in changes["metrics/baselines/scaled_mixture.json"]
+
+    project("uv run dvc plots diff")
+    page = project.path("dvc_plots/index.html").read_text()
+    _needs_no_network(page)
+    assert _charts(page) == 6
+    assert '"rev": "HEAD"' in page
+    assert '"rev": "workspace"' in page
+
+    project("git restore .")
+    project("dvc checkout")
+    project("dvc exp apply longer")
+    assert "steps: 7" in project.path("params.yaml").read_text()
+    assert list(project.metrics("scratch_6")) == ["bass"]
+
+
+def test_weights_from_a_file(project: Project, tmp_path: Path):
+    """Weights of Jukebox's layout from elsewhere; one init alone is reported alone."""
+    file = shutil.copy(project.path("runs/weights/pretrained/vqvae.pth.tar"), tmp_path)
+    before = project.metrics("pretrained_6")["bass"]
+    said = project(
+        "uv run dvc exp run -S stem=bass -S 'inits=[pretrained]' "
+        f"-S weights.source=file -S weights.file={file}"
+    )
+    assert _considered(said) == _stages(("bass",), ("pretrained",))
+    assert {name.split("/")[-1] for name in project.tree("metrics")} == {
+        *(f"pretrained_{step}.json" for step in STEPS),
+        *(f"{name}.json" for name in (*BASELINES, "ceiling_pretrained")),
+    }
+    # The same weights train to the same model.
+    assert project.metrics("pretrained_6") == {"bass": before}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("stem=othr", ["'stem/othr'", "all", *STEMS]),
+        ("stage1.stepz=3", ["stage1.stepz"]),
+        ("stage1.steps=0", ["stage1.steps", "greater than or equal to 1"]),
+        ("weights.source=file", ["weights.file"]),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(project: Project, override: str, named: list[str]):
+    known = _experiments(project)
+    said = project(f"dvc exp run -S {override}", status=255)
+    assert all(name in said for name in named)
+    assert "Traceback" not in said
+    assert _experiments(project) == known
+
+
+# --- metrics and plots ------------------------------------------------------------------------
+
+
+def test_metrics_show_one_kind_of_sdr(project: Project):
+    said = project("uv run dvc metrics show")
+    header, *rows = said.splitlines()
+    assert header.split() == ["Path", *sorted([*STEMS, "total"])]
+    assert {row.split()[0] for row in rows} == set(project.tree("metrics"))
+    for metric in ("sdr_mdx", "sdr_v4"):
+        said = project(f"dvc metrics show metrics_stereo/{metric}")
+        assert {row.split()[0] for row in said.splitlines()[1:]} == set(
+            project.tree(f"metrics_stereo/{metric}")
+        )
+
+
+def _charts(page: str) -> int:
+    return len(re.findall(r"\bvegaEmbed\('#plots_\w+_csv', spec\)", page))
+
+
+def _needs_no_network(page: str) -> None:
+    page = re.sub(r"(<script\b[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
+    outside = re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)\s*=[^>]*>", page)
+    assert outside == []
+    assert not re.search(r"@import|url\(['\"]?https?:", page)
+
+
+def test_plots_show_opens_offline(project: Project):
+    said = project("uv run dvc plots show")
+    path = project.path("dvc_plots/index.html")
+    assert path.as_uri() in said
+    page = path.read_text()
+    _needs_no_network(page)
+    assert _charts(page) == 6
+    assert project("git status --porcelain") == ""
+
+
+def test_plots_open_in_a_browser(project: Project, tmp_path: Path):
+    """Every chart is drawn by a real browser that has no network."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("neither chromium nor google-chrome is there")
+    project("dvc plots show")
+    ended = subprocess.run(
+        [
+            browser,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            project.path("dvc_plots/index.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    # Vega says so of templates in the schema that DVC's editors know; it draws them the same.
+    expected = '"The compiled spec uses Vega v5, but current version is v6'
+    console = [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
+    assert [line for line in console if expected not in line] == []
+    drawn = re.findall(r'<svg[^>]*class="marks"[^>]*>.*?</svg>', ended.stdout, re.DOTALL)
+    assert len(drawn) == 6
+    for chart in drawn:
+        assert len(re.findall(r"<path|<text", chart)) > 20
+
+
+# --- the models -------------------------------------------------------------------------------
+
+
+def test_separate_uses_the_models_of_the_pipeline(project: Project, tmp_path: Path):
+    song = next(project.path("data/prepared/songs/test").iterdir()) / "mixture.wav"
+    said = project(f"uv run jukesep separate {shlex.quote(str(song))} -o {tmp_path}")
+    for stem in STEMS:
+        path = tmp_path / f"mixture/{stem}.wav"
+        assert str(path) in said
+        found, given = soundfile.info(path), soundfile.info(song)
+        assert (found.samplerate, found.channels, found.frames) == (
+            given.samplerate,
+            given.channels,
+            given.frames,
+        )

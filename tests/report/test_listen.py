@@ -1,0 +1,431 @@
+"""The listening page: what is in it, and what it does in a browser."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import browser
+import numpy as np
+import pytest
+import soundfile
+from test_bad_input import _jukesep
+
+from jukesep.base import params
+from jukesep.base.errors import UserError
+from jukesep.report import listen
+from jukesep.songs.manifest import STEMS, Manifest, Song
+
+ROOT = Path(__file__).parents[2]
+RATE = 8000
+SECONDS = 3
+NAMES = ("<script>alert(1)</script>", "/*SCRIPT*/ </script> & é")
+
+
+def _tone(frequency, seconds=SECONDS, channels=1):
+    time = np.arange(int(seconds * RATE)) / RATE
+    return np.tile(0.3 * np.sin(2 * np.pi * frequency * time), (channels, 1)).T
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """An experiment's songs, sounds and scores, of two stems, as `evaluate` leaves them."""
+    root = tmp_path_factory.mktemp("project")
+    songs = []
+    for number, name in enumerate(NAMES):
+        folder = root / f"data/prepared/songs/test/{number}"
+        folder.mkdir(parents=True)
+        for part, frequency in zip(("mixture", *STEMS), (200, 300, 400, 500, 600), strict=True):
+            soundfile.write(folder / f"{part}.wav", _tone(frequency, channels=2), RATE)
+        # A name that no file system would bear is a song's all the same.
+        songs.append(Song(name.replace("/", "_"), "test", "seen", folder, RATE * SECONDS))
+    Manifest(RATE, tuple(songs)).save(root / "data/prepared/manifest.json")
+    (root / "results/scores").mkdir(parents=True)
+    for stem in ("drums", "vocals"):
+        rows = ["song,group,stem,system,init,step,metric,value"]
+        for song in songs:
+            for init in ("pretrained", "scratch"):
+                kept = root / f"results/audio/{stem}_{init}" / song.name
+                kept.mkdir(parents=True)
+                for step in ("4", "6", "ceiling"):
+                    soundfile.write(kept / f"{step}.flac", _tone(700 + len(step)), RATE)
+                quoted = '"' + song.name.replace('"', '""') + '"'
+                rows += [
+                    f"{quoted},seen,{stem},separation,{init},{step},sdr,{step}.25"
+                    for step in (4, 6)
+                ]
+                rows.append(f"{quoted},seen,{stem},ceiling,{init},,sdr,9.5")
+        text = "\n".join(rows) + "\n"
+        (root / f"results/scores/{stem}_all.csv").write_text(text)
+    return root
+
+
+def _params(**changes):
+    found = {
+        "scale": "tiny", "stems": ["drums", "vocals"], "inits": ["pretrained", "scratch"],
+        "evaluate": {"split": "test", "audio": True}, "stage2": {"checkpoints": [4, 6]},
+    }  # fmt: skip
+    return found | changes
+
+
+@pytest.fixture(scope="module")
+def page(project):
+    listen.of_experiment(_params(), project)
+    return project / "listen"
+
+
+def _content(page):
+    text = (page / "index.html").read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="content">(.*)</script>', text)
+    return json.loads(found)
+
+
+def _sounds(page, name):
+    text = (page / name).read_text(encoding="utf-8")
+    start = f'jukesep.sounds("{name}",'
+    assert text.startswith(start)
+    return json.loads(text[len(start) : -len(");\n")])
+
+
+def test_every_system_of_every_song_is_there(page):
+    content = _content(page)
+    assert [song["name"] for song in content["songs"]] == [n.replace("/", "_") for n in NAMES]
+    assert content["rate"] == RATE
+    for song in content["songs"]:
+        assert song["note"] == "instruments heard in training"
+        assert [part["name"] for part in song["parts"]] == ["drums", "vocals"]
+        for part in song["parts"]:
+            found = [(one["label"], one["kind"], one["score"]) for one in part["sounds"]]
+            assert found == [
+                ("mixture", "mixture", None),
+                (f"true {part['name']}", "truth", None),
+                ("pretrained, 6 steps", "pretrained", 6.25),
+                ("pretrained, 4 steps", "pretrained", 4.25),
+                ("scratch, 6 steps", "scratch", 6.25),
+                ("scratch, 4 steps", "scratch", 4.25),
+                ("ceiling, pretrained", "ceiling", 9.5),
+                ("ceiling, scratch", "ceiling", 9.5),
+            ]
+            assert part["seconds"] == SECONDS
+
+
+def test_sounds_are_the_files_and_peaks_their_loudest(page, project, tmp_path):
+    part = _content(page)["songs"][0]["parts"][1]
+    clips = _sounds(page, part["file"])
+    assert len(clips) == len(part["sounds"])
+    for clip, name in ((clips[0], "mixture"), (clips[1], "vocals")):
+        assert clip["type"] == "audio/flac"
+        (tmp_path / "a.flac").write_bytes(base64.b64decode(clip["data"]))
+        found, rate = soundfile.read(tmp_path / "a.flac")
+        wanted = soundfile.read(project / f"data/prepared/songs/test/0/{name}.wav")[0].mean(1)
+        assert rate == RATE
+        np.testing.assert_allclose(found, wanted, atol=2**-14)
+        assert len(clip["peaks"]) == listen.PEAKS
+        assert max(clip["peaks"]) == pytest.approx(300, abs=1)
+
+
+def test_the_same_songs_are_the_same_files(page, project, tmp_path):
+    shutil.copytree(project, tmp_path / "again")
+    listen.of_experiment(_params(), tmp_path / "again")
+    files = sorted(p.relative_to(page) for p in page.rglob("*") if p.is_file())
+    assert len(files) == 4 + 3
+    for path in files:
+        assert (page / path).read_bytes() == (tmp_path / "again/listen" / path).read_bytes()
+
+
+def test_names_cannot_leave_their_place(page):
+    text = (page / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert text.count("</script>") == 3
+    for place in ("/*STYLE*/", "/*CONTENT*/"):
+        assert place not in text
+
+
+def test_nothing_is_asked_of_a_network(page):
+    text = (page / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"""(?:src|href)=["']([^"']*)""", text) == ["wavesurfer.min.js"]
+    assert "default-src 'none'" in text
+    assert "BSD 3-Clause" in (page / "wavesurfer.licence.txt").read_text()
+
+
+def test_an_experiment_that_kept_nothing_says_so(project, tmp_path):
+    shutil.copytree(project / "data", tmp_path / "data")
+    listen.of_experiment(_params(evaluate={"split": "test", "audio": False}), tmp_path)
+    content = _content(tmp_path / "listen")
+    assert content["songs"] == []
+    assert "set evaluate.audio=true" in content["about"]
+
+
+def test_the_stage_needs_no_torch(project, tmp_path):
+    shutil.copytree(project, tmp_path / "again")
+    changes = ["scale=tiny", "stem=drums,vocals".replace(",vocals", ""), "stage2.checkpoints=[4,6]"]
+    text = params.compose([*changes, "stage2.steps=6"], ROOT / "conf")
+    (tmp_path / "again/params.yaml").write_text(text)
+    code = (
+        "import runpy, sys; runpy.run_module('stages.listen', run_name='__main__'); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "again",
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (part,) = _content(tmp_path / "again/listen")["songs"][0]["parts"]
+    assert part["name"] == "drums"
+
+
+# --- one's own songs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stems(tmp_path, monkeypatch):
+    """stems/<song>/<stem>.wav of two songs, stereo."""
+    for song in ("one", "two"):
+        folder = tmp_path / "stems" / song
+        folder.mkdir(parents=True)
+        for number, stem in enumerate(("vocals", "drums", "no_vocals")):
+            soundfile.write(folder / f"{stem}.wav", _tone(300 + 100 * number, 1, 2), RATE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_separated_songs_have_a_page(stems, capsys):
+    assert _jukesep("listen", "stems") == 0
+    assert capsys.readouterr().out == f"{stems.resolve()}/stems-listen/index.html\n"
+    content = _content(Path("stems-listen"))
+    assert [song["name"] for song in content["songs"]] == ["one", "two"]
+    (part,) = content["songs"][0]["parts"]
+    labels = [one["label"] for one in part["sounds"]]
+    assert labels == ["all stems", "drums", "vocals", "no_vocals"]
+    assert _sounds(Path("stems-listen"), part["file"])[0]["type"] == "audio/mp3"
+    assert _jukesep("listen", "stems") == 0  # a page is replaced
+
+
+def test_songs_in_folders_below_are_found_and_long_ones_refused(stems, capsys, monkeypatch):
+    Path("stems/album").mkdir()
+    Path("stems/one").rename("stems/album/one")
+    assert _jukesep("listen", "stems") == 0
+    names = [song["name"] for song in _content(Path("stems-listen"))["songs"]]
+    assert names == ["album/one", "two"]
+    monkeypatch.setattr(listen, "LONGEST", 0.5)
+    assert _jukesep("listen", "stems") == 1
+    assert "album/one: is 0 minutes long. A browser holds" in capsys.readouterr().err
+
+
+def test_one_song_and_its_mixture(stems):
+    soundfile.write("song.wav", np.repeat(_tone(200, 1, 3), 12, axis=0), 96_000)
+    assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
+    (song,) = _content(Path("page"))["songs"]
+    assert song["name"] == "one"
+    assert song["parts"][0]["sounds"][0]["label"] == "mixture"
+
+
+def test_what_is_above_full_scale_keeps_its_proportion(stems):
+    for name, factor in (("bass", 8), ("drums", 1)):
+        path = stems / "stems/one" / f"{name}.wav"
+        soundfile.write(path, factor * _tone(300, 1, 2), RATE, subtype="FLOAT")
+    soundfile.write("song.wav", np.repeat(_tone(200, 1), 24, axis=0), 192_000)
+    assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
+    content = _content(Path("page"))
+    assert content["rate"] == 44_100  # of the sounds as they are kept
+    (part,) = content["songs"][0]["parts"]
+    clips = dict(
+        zip(
+            [one["label"] for one in part["sounds"]],
+            _sounds(Path("page"), part["file"]),
+            strict=True,
+        )
+    )
+    assert clips["bass"]["gain"] == pytest.approx(2.4, abs=0.01)
+    assert max(clips["bass"]["peaks"]) == pytest.approx(2400, abs=10)
+    assert clips["drums"]["gain"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere",), "nowhere: no such folder"),
+        (("empty",), "empty: holds no stems"),
+        (("stems", "--mixture", "song.wav"), "is of one song, stems holds 2"),
+        (("stems", "-o", "full"), "full: is there, and no listening page"),
+        (("stems", "-o", "full/file"), "full/file: is there, and no listening page"),
+        (("stems", "-o", "full/file/page"), "cannot be written"),
+        (("stems", "-o", "site"), "site: is there, and no listening page"),
+        (("silent",), "silent: all stems is empty, 0 samples long"),
+        (("stems/one", "--mixture", "nowhere.wav"), "nowhere.wav: no such file"),
+        (("uneven",), "They are of different songs"),
+        (("stems/one", "--mixture", "long.wav"), "They are of different songs"),
+    ],
+)
+def test_what_cannot_be_is_named_and_leaves_nothing(stems, capsys, words, message):
+    for folder in ("empty", "full", "site", "silent", "uneven"):
+        Path(folder).mkdir()
+    Path("site/index.html").write_text("mine")  # a page, but none of jukesep's
+    soundfile.write("silent/bass.wav", _tone(200, 0), RATE)
+    Path("full/file").write_text("mine")
+    soundfile.write("uneven/bass.wav", _tone(200), RATE)
+    soundfile.write("uneven/drums.wav", _tone(200, 1), RATE)
+    soundfile.write("long.wav", _tone(200, 2), RATE)
+    before = sorted(stems.rglob("*"))
+    assert _jukesep("listen", *words) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(stems.rglob("*")) == before
+
+
+def test_a_sound_that_is_gone_is_named(project, tmp_path):
+    shutil.copytree(project, tmp_path / "again")
+    next((tmp_path / "again/results/audio/drums_scratch").rglob("4.flac")).unlink()
+    shutil.rmtree(tmp_path / "again/listen", ignore_errors=True)
+    with pytest.raises(UserError, match=r"4\.flac: no such file"):
+        listen.of_experiment(_params(), tmp_path / "again")
+    assert not (tmp_path / "again/listen").exists()
+
+
+# --- in a browser -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(page, tmp_path):
+    if browser.program() is None:
+        pytest.skip("neither chromium nor google-chrome is there")
+    with browser.running(tmp_path) as found:
+
+        def opened(width=1200, dark=False):
+            found.open((page / "index.html").as_uri(), width=width, dark=dark)
+            found.wait("window.jukesep?.state.ready")
+            return found
+
+        yield opened
+        # The browser's advice on how a test reads pictures is no fault of the page.
+        assert [line for line in found.console if "willReadFrequently" not in line] == []
+        assert found.requests
+        assert all(url.startswith(page.as_uri()) for url in found.requests)
+
+
+STATE = "[jukesep.state.sound, jukesep.state.playing, jukesep.state.position]"
+
+
+def test_it_plays_and_switching_keeps_the_position(opened):
+    tab = opened()
+    assert tab.value("document.querySelectorAll('.sound').length") == 8
+    assert tab.value("document.querySelector('.sound .score').textContent") == ""
+    assert tab.value("document.querySelectorAll('.sound .score')[2].textContent") == "6.25 dB"
+    tab.press(" ")
+    tab.wait("jukesep.state.position > 0.3")
+    started = tab.value("performance.now()")
+    before = tab.value("jukesep.state.position")
+    for key in ("3", "2", "8"):
+        tab.press(key)
+    tab.wait("jukesep.state.level()[7] > 0.99")
+    assert tab.value(STATE)[:2] == [7, True]
+    assert tab.value("jukesep.state.level().filter((gain) => gain > 0.01).length") == 1
+    went, took = tab.value(
+        f"[jukesep.state.position - {before}, (performance.now() - {started}) / 1000]"
+    )
+    assert went == pytest.approx(took, abs=0.15)
+    tab.press(" ")
+    stopped = tab.value(STATE)
+    assert stopped[1] is False
+    assert tab.value(STATE) == stopped
+    # It sounds: what the chosen buffer holds there is not silent.
+    assert tab.value("jukesep.state.context.state") == "running"
+
+
+def test_keys_and_clicks_go_where_they_should(opened):
+    tab = opened()
+    tab.click(".sound:nth-child(4) .wave", x=0.5)
+    assert tab.value("jukesep.state.sound") == 3
+    assert tab.value("jukesep.state.position") == pytest.approx(SECONDS / 2, abs=0.05)
+    tab.press("ArrowDown")
+    assert tab.value("jukesep.state.sound") == 4
+    tab.press("ArrowLeft")
+    assert tab.value("jukesep.state.position") == 0
+    tab.press("ArrowRight")
+    assert tab.value("jukesep.state.position") == pytest.approx(2, abs=0.01)
+    tab.press(".")
+    tab.wait("jukesep.state.ready && jukesep.state.part === 1")
+    # The same place and system of another stem.
+    assert tab.value("jukesep.state.position") == pytest.approx(2, abs=0.01)
+    assert tab.value("jukesep.state.sound") == 4
+    tab.press("]")
+    tab.wait("jukesep.state.ready && jukesep.state.song === 1")
+    assert tab.value("jukesep.state.position") == 0
+    assert tab.value("document.querySelector('#song option:checked').textContent") == (
+        NAMES[1].replace("/", "_")
+    )
+    tab.click("#play")
+    assert tab.value("jukesep.state.playing") is True
+    tab.press("ArrowRight")
+    tab.press("ArrowRight")
+    tab.wait("!jukesep.state.playing")  # at the end
+    assert tab.value("jukesep.state.position") == pytest.approx(SECONDS, abs=0.01)
+
+
+def test_playing_survives_haste(opened):
+    """Paused before the first sample has sounded; another stem before the last one has loaded."""
+    tab = opened()
+    tab.press(" ")
+    tab.wait("jukesep.state.position > 0.1")
+    at_once = tab.value("""(() => {
+      const press = (key) =>
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      press(" "); press("0"); press(" "); press(" ");
+      const paused = [jukesep.state.playing, jukesep.state.position];
+      press(" ");
+      return [...paused, jukesep.state.playing];
+    })()""")
+    assert at_once == [False, 0, True]
+    tab.wait("jukesep.state.position > 0.1")
+    assert re.fullmatch(r"0:0\d\.\d", tab.value("document.getElementById('time').textContent"))
+    tab.value("""["." , "."].forEach((key) =>
+      document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })))""")
+    tab.wait("jukesep.state.ready && jukesep.state.playing")
+
+
+def test_keys_are_the_pages_after_a_choice(opened):
+    tab = opened()
+    tab.value("""(() => {
+      const song = document.getElementById("song");
+      song.focus();
+      song.value = 1;
+      song.dispatchEvent(new Event("change"));
+    })()""")
+    tab.wait("jukesep.state.ready && jukesep.state.song === 1")
+    tab.press("3")
+    assert tab.value("[jukesep.state.song, jukesep.state.sound]") == [1, 2]
+    tab.value("document.querySelectorAll('.sound')[4].focus()")
+    tab.press("Enter")
+    assert tab.value("jukesep.state.sound") == 4
+
+
+def test_the_spectrum_shows_the_tone_that_is_heard(opened):
+    """Each sound is one tone: the brightest line lies at its frequency."""
+    tab = opened()
+    brightest = """(() => {
+      const canvas = document.getElementById("spectrum");
+      const column = canvas.getContext("2d").getImageData(600, 0, 1, canvas.height).data;
+      let best = 0;
+      for (let y = 0; y < canvas.height; y++) if (column[4 * y] > column[4 * best]) best = y;
+      return (canvas.height - 0.5 - best) / canvas.height;
+    })()"""
+    for key, frequency in (("1", 200), ("2", 300), ("3", 701)):
+        tab.press(key)
+        assert RATE / 2 * tab.value(brightest) == pytest.approx(frequency, abs=25)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone(opened, dark):
+    tab = opened(width=375, dark=dark)
+    assert tab.value("document.documentElement.scrollWidth <= innerWidth") is True
+    back, front = tab.value(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    lightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (back, front)]
+    assert (lightness[0] < lightness[1]) is dark
+    assert tab.value("document.querySelectorAll('.wave').length") == 8

@@ -1,0 +1,468 @@
+"""The report on invented results: its numbers, refusals, pictures and plot templates."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jukesep.base.errors import UserError
+from jukesep.report import figures, plots_page
+from jukesep.report.write import write_report
+from jukesep.scoring.evaluation import COLUMNS
+
+REPO = Path(__file__).parents[2]
+TEMPLATES = REPO / ".dvc" / "plots"
+STEMS = ("drums", "bass", "other", "vocals")
+SONGS = {"Amber Road": "seen", "Blue, Hours": "seen", "NA": "held_out", "Öre": "held_out"}
+LEVELS = {"mixture": -5.0, "scaled_mixture": 1.0, "ideal_ratio_mask": 9.0}
+PLOTS = ("scores", "checkpoints", "transfer", "ceiling", "losses", "codebook")
+
+
+def make_params(**changes: Any) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "scale": "demo",
+        "stem": "all",
+        "stems": list(STEMS),
+        "inits": ["pretrained", "scratch"],
+        "data": {"source": "band"},
+        "weights": {"source": "pretrain"},
+        "stage2": {"steps": 600, "checkpoints": [150, 600]},
+        "evaluate": {"split": "test"},
+    }
+    return params | changes
+
+
+def make_results(params: dict[str, Any], root: Path, songs: dict[str, str] | None = None) -> None:
+    """Scores and logs that look like an experiment's, for every stem and init of `params`."""
+    songs = SONGS if songs is None else songs
+    rng = np.random.default_rng(0)
+    places = {song: place for place, song in enumerate(songs)}
+
+    def rows(stem: str, system: str, init: str, step: int | str, level: float) -> Iterator[list]:
+        metrics = ("sdr",) if system == "ceiling" else ("sdr", "sdr_mdx", "sdr_v4")
+        for song, group in songs.items():
+            for offset, metric in zip((0.0, -0.25, 0.5), metrics, strict=False):
+                value = level + offset + 0.1 * STEMS.index(stem) + 0.2 * places[song]
+                value -= 1.0 * (group == "held_out")
+                yield [song, group, stem, system, init, step, metric, f"{value:.6f}"]
+
+    baselines = [
+        row
+        for stem in params["stems"]
+        for system, level in LEVELS.items()
+        for row in rows(stem, system, "", "", level)
+    ]
+    write_csv(root / "results/baselines.csv", COLUMNS, baselines)
+    for stem in params["stems"]:
+        for init in params["inits"]:
+            level = 3.0 if init == "pretrained" else 1.2
+            scores = list(rows(stem, "ceiling", init, "", level + 3))
+            for place, step in enumerate(params["stage2"]["checkpoints"]):
+                scores += rows(stem, "separation", init, step, level + 0.6 * place)
+            write_csv(root / f"results/scores/{stem}_{init}.csv", COLUMNS, scores)
+            for stage in ("stage1", "stage2"):
+                make_log(root / f"runs/{stage}/{stem}_{init}/log.csv", stage, rng, level)
+    if params["weights"]["source"] == "pretrain":
+        make_log(root / "runs/weights/pretrained/log.csv", "stage1", rng, 1.0)
+
+
+def make_log(path: Path, stage: str, rng: np.random.Generator, level: float) -> None:
+    terms = ["l2", "linf", "multispectral", "commit"] if stage == "stage1" else []
+    book = ["usage", "perplexity", *(["revived"] if stage == "stage1" else [])]
+    header = ["step", "loss", *terms, *book, "grad_norm", "lr", "valid_loss"]
+    rows = []
+    for step in range(10, 610, 10):
+        loss = (1 + 4 / level * np.exp(-step / 150)) * (1 + 0.05 * rng.standard_normal())
+        values = {"step": step, "loss": loss, "usage": 512 - 3000 / step, "lr": 1e-3}
+        values |= {"perplexity": 300 * (1 - np.exp(-step / 100)) + 2, "revived": 4}
+        values["valid_loss"] = 1.05 * loss if step % 100 == 0 else ""
+        rows.append([values.get(name, 0.5) for name in header])
+    write_csv(path, header, rows)
+
+
+def write_csv(path: Path, header: Any, rows: list[list]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> dict[str, float | None]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    make_results(make_params(), root)
+    write_report(make_params(), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stem, one init, three checkpoints, another data set, no pretraining, no groups."""
+    root = tmp_path_factory.mktemp("small")
+    params = make_params(
+        scale="paper",
+        stems=["other"],
+        inits=["pretrained"],
+        data={"source": "musdb"},
+        weights={"source": "file"},
+        stage2={"checkpoints": [20000, 40000, 80000]},
+    )
+    make_results(params, root, {"one": "test", "two": "test"})
+    write_report(params, root)
+    return root
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a report's time."""
+    monkeypatch.setattr(figures, "write_figures", lambda results, folder: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("inits", [["pretrained", "scratch"], ["scratch"]])
+def test_the_page_says_what_was_trained_on(tmp_path: Path, inits: list[str]) -> None:
+    params = make_params(stems=["other"], inits=inits)
+    params["data"] = {"source": "musdb18hq", "train_on_validation": True}
+    make_results(params, tmp_path, {"one": "test", "two": "test"})
+    write_report(params, tmp_path)
+    page = (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    assert "the validation songs were trained on too" in page
+    assert ("mixtures of the training songs" in page) == ("pretrained" in inits)
+    assert "2 test songs." in page
+
+
+# --- metrics --------------------------------------------------------------------------------
+
+
+def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
+    metrics = read_json(report / "metrics/pretrained_600.json")
+    # Level 3.6, 0.1 a stem, songs at 0 and 0.2; those held out are at 0.4 and 0.6, less 1.
+    expected = {"drums": 3.7, "bass": 3.8, "other": 3.9, "vocals": 4.0, "total": 3.85}
+    assert metrics == expected
+    assert list(metrics) == list(expected)
+    folder = report / "metrics/baselines"
+    assert read_json(folder / "scaled_mixture.json")["total"] == pytest.approx(1.25)
+    assert read_json(folder / "ceiling_scratch.json")["drums"] == pytest.approx(4.3)
+    assert read_json(report / "metrics/scratch_150.json")["drums"] == 1.3
+    assert read_json(report / "metrics/held_out/scratch_150.json")["drums"] == 0.7
+
+
+def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
+    files = {file.relative_to(report).as_posix() for file in report.rglob("*.json")}
+    trained = {f"{init}_{step}" for init in ("pretrained", "scratch") for step in (150, 600)}
+    ceilings = {"ceiling_pretrained", "ceiling_scratch"}
+    expected = set()
+    for folder in ("metrics", "metrics/held_out"):
+        expected |= {f"{folder}/{name}.json" for name in trained}
+        expected |= {f"{folder}/baselines/{name}.json" for name in {*LEVELS, *ceilings}}
+    for folder in ("metrics_stereo/sdr_mdx", "metrics_stereo/sdr_v4"):
+        expected |= {f"{folder}/{name}.json" for name in trained}
+        expected |= {f"{folder}/baselines/{name}.json" for name in LEVELS}
+    assert files == expected
+    assert read_json(report / "metrics_stereo/sdr_mdx/pretrained_600.json")["drums"] == 3.45
+    # The median of 4.1 and 4.3.
+    assert read_json(report / "metrics_stereo/sdr_v4/pretrained_600.json")["drums"] == 4.2
+
+
+def test_one_stem_has_no_total(small_report: Path) -> None:
+    assert list(read_json(small_report / "metrics/pretrained_80000.json")) == ["other"]
+    assert not (small_report / "metrics/held_out").exists()
+    stems = {row["stem"] for row in read_csv(small_report / "plots/checkpoints.csv")}
+    assert stems == {"other"}
+    transfer = read_csv(small_report / "plots/transfer.csv")
+    assert [row["step"] for row in transfer] == ["20000", "40000", "80000"]
+    assert {(row["scratch"], row["gain"]) for row in transfer} == {("", "")}
+    assert not (small_report / "plots/transfer.png").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_reads_the_selected_files_only_and_removes_stale_metrics(tmp_path: Path) -> None:
+    make_results(make_params(stems=["bass", "vocals"]), tmp_path)
+    write_report(make_params(stems=["vocals"]), tmp_path)
+    chosen = make_params(stems=["vocals"], inits=["scratch"], stage2={"checkpoints": [150, 600]})
+    (tmp_path / "results/scores/bass_scratch.csv").write_text("not read")
+    write_report(chosen, tmp_path)
+    names = {file.name for file in (tmp_path / "metrics").glob("*.json")}
+    assert names == {"scratch_150.json", "scratch_600.json"}
+    assert list(read_json(tmp_path / "metrics/scratch_600.json")) == ["vocals"]
+
+
+def test_undefined_v4_values_are_left_out_and_counted(tmp_path: Path) -> None:
+    params = make_params(stems=["bass"], inits=["scratch"])
+    make_results(params, tmp_path)
+    path = tmp_path / "results/scores/bass_scratch.csv"
+    lines = path.read_text().splitlines()
+    for place, line in enumerate(lines):
+        if ",150,sdr_v4," in line or re.match("Amber Road,.*,600,sdr_v4,", line):
+            lines[place] = line.rsplit(",", 1)[0] + ",nan"
+    path.write_text("\n".join(lines) + "\n")
+    write_report(params, tmp_path)
+    # Without the song "Amber Road".
+    assert read_json(tmp_path / "metrics_stereo/sdr_v4/scratch_600.json") == {"bass": 2.6}
+    assert read_json(tmp_path / "metrics_stereo/sdr_v4/scratch_150.json") == {"bass": None}
+    assert "3 of 10 values" in (tmp_path / "docs/results.md").read_text()
+
+
+# --- refusals -------------------------------------------------------------------------------
+
+
+def edit(old: str, new: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        assert re.search(old, text, re.MULTILINE)
+        return re.sub(old, new, text, count=1, flags=re.MULTILINE)
+
+    return change
+
+
+SCORES = "results/scores/drums_scratch.csv"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (SCORES, None, r"drums_scratch\.csv: no such file"),
+        ("results/baselines.csv", None, r"baselines\.csv: no such file"),
+        ("runs/stage2/drums_scratch/log.csv", None, r"stage2/drums_scratch/log\.csv: no such"),
+        ("runs/weights/pretrained/log.csv", None, r"weights/pretrained/log\.csv: no such"),
+        (SCORES, lambda text: "", r"drums_scratch\.csv: not a CSV file"),
+        (SCORES, edit("^song,group", "group,song"), r"drums_scratch\.csv: the columns are"),
+        (SCORES, edit(r"^Öre,.*,150,sdr,.*\n", ""), r"'Öre' has no sdr of drums separation scr"),
+        (SCORES, edit(r"^Öre,.*,ceiling,.*\n", ""), r"'Öre' has no sdr of drums ceiling scratch"),
+        (SCORES, edit(r"^(Öre,.*\n)", r"\1\1"), r"'Öre' has sdr of drums ceiling scratch twice"),
+        (SCORES, edit(r"(150,sdr),.*", r"\1,nan"), r"sdr of drums .* at step 150 .* is nan"),
+        (SCORES, edit(r"(150,sdr_mdx),.*", r"\1,inf"), r"sdr_mdx .* is inf"),
+        (SCORES, edit(r"(150,sdr),.*", r"\1,loud"), r"value must be numbers .*'loud'"),
+        (SCORES, edit(r",150,sdr,", ",300,sdr,"), r"nobody asked for: drums separation scratch at"),
+        (SCORES, edit(r",drums,", ",bass,"), r"nobody asked for: bass"),
+        (SCORES, edit(r"^Öre,held_out", "Öre,seen"), r"'Öre' is in group 'seen', but in 'held_o"),
+        (SCORES, edit(r"^Öre,", "Oere,"), r"'Oere' is not in results/baselines\.csv"),
+        ("runs/stage1/bass_scratch/log.csv", edit("perplexity", "p"), r"lacks \['perplexity'\]"),
+        ("runs/stage1/bass_scratch/log.csv", edit(r"^20,[^,]+", "20,x"), r"'loss' holds no num"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_written(
+    tmp_path: Path, file: str, change: Callable[[str], str] | None, message: str
+) -> None:
+    params = make_params(stems=["drums", "bass"])
+    make_results(params, tmp_path)
+    path = tmp_path / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        write_report(params, tmp_path)
+    assert path.name in str(error.value)
+    assert not (tmp_path / "metrics").exists()
+    assert not (tmp_path / "docs").exists()
+
+
+# --- plots ----------------------------------------------------------------------------------
+
+
+def test_plot_data(report: Path) -> None:
+    checkpoints = read_csv(report / "plots/checkpoints.csv")
+    assert {"stem": "total", "series": "pretrained", "step": "600", "sdr": "3.85"} in checkpoints
+    assert {row["series"] for row in checkpoints} == {
+        "pretrained",
+        "scratch",
+        "scaled_mixture",
+        "ideal_ratio_mask",
+    }
+    transfer = read_csv(report / "plots/transfer.csv")
+    assert {row["gain"] for row in transfer} == {"1.8"}
+    ceiling = read_csv(report / "plots/ceiling.csv")
+    assert ceiling[0]["gap"] == "3.0"
+    songs = read_csv(report / "plots/scores.csv")
+    systems = 2 * 2 + 3 + 2
+    assert len(songs) == len(SONGS) * len(STEMS) * systems
+    assert songs[0].keys() == {*COLUMNS[:-2], "sdr", "sdr_mdx", "sdr_v4"}
+    assert {row["song"] for row in songs} == set(SONGS)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_curves_hold_all_runs_and_are_thinned(report: Path, tmp_path: Path) -> None:
+    losses = read_csv(report / "plots/losses.csv")
+    runs = {(row["stage"], row["stem"], row["init"]) for row in losses}
+    assert len(runs) == 2 * 4 * 2 + 1
+    assert ("pretrain", "mixture", "pretrained") in runs
+    assert {row["name"] for row in read_csv(report / "plots/codebook.csv")} == {
+        "perplexity",
+        "usage",
+        "revived",
+    }
+    params = make_params(stems=["bass"], inits=["scratch"])
+    make_results(params, tmp_path)
+    path = tmp_path / "runs/stage2/bass_scratch/log.csv"
+    header, first, *_ = path.read_text().splitlines()
+    fields = first.split(",", 1)[1]
+    path.write_text("\n".join([header, *(f"{step},{fields}" for step in range(1, 5001))]))
+    write_report(params, tmp_path)
+    kept = [
+        int(row["step"])
+        for row in read_csv(tmp_path / "plots/losses.csv")
+        if (row["stage"], row["name"]) == ("stage2", "loss")
+    ]
+    assert len(kept) == 300
+    assert (kept[0], kept[-1]) == (1, 5000)
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    params = make_params(stems=["bass"])
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root in (first, second):
+        make_results(params, root)
+        write_report(params, root)
+    files = sorted(file.relative_to(first) for file in first.rglob("*") if file.is_file())
+    assert files == sorted(f.relative_to(second) for f in second.rglob("*") if f.is_file())
+    assert [f.name for f in files if f.suffix == ".png"] == [
+        "curves.png",
+        "figure2.png",
+        "transfer.png",
+    ]
+    for file in files:
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
+def filled(name: str, report: Path, revisions: tuple[str, ...] = ("workspace",)) -> dict[str, Any]:
+    """A template with the data as DVC puts it in: strings, and the revision in `rev`."""
+    rows = read_csv(report / "plots" / f"{name}.csv")
+    data = [{**row, "rev": revision} for revision in revisions for row in rows]
+    text = (TEMPLATES / f"{name}.json").read_text(encoding="utf-8")
+    text = text.replace('"<DVC_METRIC_DATA>"', json.dumps(data))
+    text = text.replace("<DVC_METRIC_TITLE>", name)
+    assert "<DVC_METRIC" not in text
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_templates_use_columns_that_exist(name: str, report: Path) -> None:
+    spec = filled(name, report)
+    columns = {*read_csv(report / "plots" / f"{name}.csv")[0], "rev"}
+    text = (TEMPLATES / f"{name}.json").read_text(encoding="utf-8")
+    made = set(re.findall(r'"as": "(\w+)"', text))
+    for names in re.findall(r'"as": \[([^\]]+)\]', text):
+        made |= set(re.findall(r"\w+", names))
+    used = set(re.findall(r"datum\.(\w+)", text)) | set(re.findall(r'"field": "(\w+)"', text))
+    assert used <= columns | made
+    # CSV values are strings: numbers must be made of them.
+    assert set(re.findall(r"toNumber\(datum\.(\w+)\)", text)) >= columns & {"step", "sdr", "value"}
+    assert spec["$schema"].endswith(f"v{plots_page.VEGA_LITE.split('.')[0]}.json")
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_templates_render(name: str, report: Path) -> None:
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(filled(name, report), vl_version=plots_page.VEGA_LITE)
+    for stem in STEMS:
+        assert stem in svg
+    # Something is drawn, in the colours of both inits, and nothing at NaN.
+    assert "#0072B2" in svg
+    assert "#D55E00" in svg
+    assert "NaN" not in svg
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_templates_render_with_little_data(name: str, small_report: Path) -> None:
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(filled(name, small_report), vl_version=plots_page.VEGA_LITE)
+    assert svg.startswith("<svg")
+    assert "other" in svg
+    assert "NaN" not in svg
+
+
+def test_templates_tell_revisions_apart(report: Path) -> None:
+    import vl_convert
+
+    for name in PLOTS:
+        spec = filled(name, report, ("main", "workspace"))
+        svg = vl_convert.vegalite_to_svg(spec, vl_version=plots_page.VEGA_LITE)
+        assert ">main<" in svg
+        assert ">workspace<" in svg
+
+
+def test_page_is_the_one_that_is_generated_and_needs_no_network() -> None:
+    text = (REPO / plots_page.PAGE).read_text(encoding="utf-8")
+    licences = (REPO / plots_page.LICENCES).read_text(encoding="utf-8")
+    assert text == plots_page.page(licences), "run python -m jukesep.report.plots_page"
+    assert len(text) < 1_400_000
+    assert text.count("{plot_divs}") == text.count("{refresh_tag}") == 1
+    assert "{scripts}" not in text
+    assert not re.search(r"<(script|link)[^>]+(src|href)=", text)
+    assert text.count("</script>") == 1
+    for library in ("vega (BSD-3-Clause)", "vega-lite (BSD", "vega-embed (BSD"):
+        assert library in text
+
+
+# --- docs/results.md ------------------------------------------------------------------------
+
+
+def tables(text: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    for block in re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE):
+        lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines()]
+        yield lines[0], lines[2:]
+
+
+def test_page_of_results(report: Path) -> None:
+    text = (report / "docs/results.md").read_text(encoding="utf-8")
+    assert "2 test songs of instruments heard in training" in text
+    assert "apart from them 2 of held-out instruments" in text
+    assert "synthetic" in text
+    found = list(tables(text))
+    for header, rows in found:
+        assert all(len(row) == len(header) for row in rows)
+        if "metric" in header:
+            # One kind of metric in a table, and every row says whose data it is.
+            assert len({row[header.index("metric")] for row in rows}) == 1
+            assert all(row[header.index("data")] for row in rows)
+    header, rows = found[0]
+    assert header == ["system", "metric", "scale", "data", *STEMS, "total"]
+    systems = [row[0] for row in rows]
+    assert systems[:2] == ["**pretrained**, step 150 (early)", "**pretrained**, step 600 (late)"]
+    assert rows[1] == [systems[1], "sdr", "demo", "band", "3.70", "3.80", "3.90", "4.00", "3.85"]
+    paper = next(row for row in rows if "best checkpoint" in row[0])
+    assert paper[2:] == [
+        "published",
+        "MUSDB18-HQ, 50 test songs",
+        *["4.925", "4.073", "2.695", "5.060", "4.188"],
+    ]
+    assert not any("Wave-U-Net" in system for system in systems)
+    v4 = next(rows for header, rows in found if rows[0][1:2] == ["sdr_v4"])
+    assert any("Wave-U-Net" in row[0] for row in v4)
+    assert "never heard in training" in text
+    assert "+1.80" in text
+
+
+def test_page_of_results_for_one_stem(small_report: Path) -> None:
+    text = (small_report / "docs/results.md").read_text(encoding="utf-8")
+    header, rows = next(tables(text))
+    assert header[4:] == ["other"]
+    assert [row[0] for row in rows[:3]] == [
+        "**pretrained**, step 20000 (early)",
+        "**pretrained**, step 40000",
+        "**pretrained**, step 80000 (late)",
+    ]
+    assert any(row[4] == "about 0" for row in rows)
+    assert "synthetic" not in text
+    assert "What pretraining is worth" not in text
+    assert "never heard" not in text
+    assert "transfer.png" not in text

@@ -1,0 +1,250 @@
+"""Chunked separation equals whole-song separation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jukesep.base.errors import UserError
+from jukesep.model.checkpoints import load_model
+from jukesep.model.jukebox import save_encoder, save_jukebox
+from jukesep.model.vqvae import VQVAE, Architecture
+from jukesep.separation import chunked as separation
+from jukesep.separation.chunked import apply_chunked, windows
+from jukesep.separation.separator import Separator, load_separator
+from jukesep.songs.manifest import STEMS
+
+
+def _model(seed=0):
+    torch.manual_seed(seed)
+    model = VQVAE(Architecture(width=4, depth=2, downs=(2,), latent_dim=4, codes=16)).eval()
+    # Louder weights, so that a wrong border shows.
+    for parameter in model.parameters():
+        parameter.data *= 2
+    model.codebook.restore(torch.randn(16, 4), 1.0)
+    return model
+
+
+MODEL = _model()
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(1, 700), chunk=st.integers(1, 800), rows=st.integers(1, 3))
+def test_every_chunk_size_and_length_equals_the_whole(samples, chunk, rows):
+    generator = torch.Generator().manual_seed(samples)
+    song = torch.rand(rows, samples, generator=generator) * 2 - 1
+    whole = apply_chunked(MODEL, song, chunk=10_000)
+    chunked = apply_chunked(MODEL, song, chunk=chunk)
+    assert chunked.shape == song.shape
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
+
+
+def test_less_context_would_show(monkeypatch):
+    song = torch.rand(1, 700) * 2 - 1
+    whole = apply_chunked(MODEL, song, chunk=10_000)
+    monkeypatch.setattr(VQVAE, "context", lambda self: 0)
+    assert (apply_chunked(MODEL, song, chunk=64) - whole).abs().max() > 1e-3
+
+
+def test_hard_chunks_are_each_separated_alone():
+    song = torch.rand(2, 700) * 2 - 1
+    output = apply_chunked(MODEL, song, chunk=64, chunking="hard")
+    parts = [apply_chunked(MODEL, part, chunk=64) for part in song.split(64, dim=1)]
+    torch.testing.assert_close(output, torch.cat(parts, dim=1))
+    assert (output - apply_chunked(MODEL, song, chunk=64)).abs().max() > 1e-3
+
+
+def test_a_bypassed_bottleneck_decodes_the_latents_themselves():
+    song = torch.rand(1, 704) * 2 - 1
+    with torch.inference_mode():
+        expected = MODEL.decode(MODEL.encode(song[None]))[0]
+    output = apply_chunked(MODEL, song, chunk=64, bottleneck="bypass")
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    assert (output - apply_chunked(MODEL, song)).abs().max() > 1e-3
+
+
+def test_a_model_is_stage_1s_with_the_encoder_of_stage_2(tmp_path):
+    stage1, encoder = _model(), _model(1).encoder
+    save_jukebox(stage1, tmp_path / "1.pt", 1)
+    save_encoder(encoder, tmp_path / "2.pt", 1)
+    song = torch.rand(1, 1, 800) * 2 - 1
+    with torch.inference_mode():
+        expected = stage1.decode(stage1.quantise(encoder(song))[1])
+        assert torch.equal(load_model(tmp_path / "1.pt", tmp_path / "2.pt")(song), expected)
+        assert not torch.allclose(stage1(song), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("rate", [8000, 11025, 44100])
+def test_a_separator_keeps_rate_channels_and_length(channels, rate):
+    separator = Separator({"drums": MODEL, "vocals": _model(1)}, sample_rate=8000)
+    mixture = np.random.default_rng(0).uniform(-1, 1, (channels, 2345)).astype(np.float32)
+    told = []
+    stems = separator(mixture, rate, chunk=500, progress=told.append)
+    assert set(stems) == {"drums", "vocals"}
+    for audio in stems.values():
+        assert audio.shape == mixture.shape
+        assert np.isfinite(audio).all()
+    assert sum(told) == pytest.approx(-(-2345 * 8000 // rate) / 8000)
+
+
+def test_channels_do_not_hear_each_other():
+    separator = Separator({"drums": MODEL}, sample_rate=8000)
+    mixture = np.random.default_rng(1).uniform(-1, 1, (2, 900)).astype(np.float32)
+    both = separator(mixture, 8000)["drums"]
+    for channel in range(2):
+        alone = separator(mixture[channel : channel + 1], 8000)["drums"]
+        np.testing.assert_allclose(both[channel], alone[0], atol=1e-5)
+
+
+def test_no_models_is_an_error_that_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="dvc repro"):
+        load_separator(tmp_path)
+
+
+# --- block by block ---------------------------------------------------------------------------
+
+STEMS_MODELS = {stem: _model(seed) for seed, stem in enumerate(STEMS)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    samples=st.integers(1, 90_000),
+    channels=st.integers(1, 6),
+    rate=st.sampled_from([8000, 11025, 44100]),
+    chunk=st.integers(500, 30_000),
+    cuts=st.lists(st.integers(0, 90_000), max_size=6),
+    refinement=st.sampled_from(["none", "masks", None]),
+)
+def test_a_song_in_blocks_becomes_what_the_whole_becomes(
+    samples, channels, rate, chunk, cuts, refinement
+):
+    separator = Separator(STEMS_MODELS, 8000, refinement)
+    generator = np.random.default_rng(samples)
+    mixture = generator.uniform(-0.5, 0.5, (channels, samples)).astype(np.float32)
+    blocks = np.split(mixture, sorted(min(cut, samples) for cut in cuts), axis=1)
+    told, came, given = [], 0, 0
+    parts = []
+
+    def fed():
+        nonlocal given
+        for block in blocks:
+            given += block.shape[1]
+            yield block
+
+    for part in separator.stream(fed(), rate, chunk, told.append, stems=("vocals", "bass")):
+        assert list(part) == ["vocals", "bass"]
+        came += part["bass"].shape[1]
+        if given < samples:
+            waiting = max(block.shape[1] for block in blocks)
+            assert given - came <= separator.latency(rate, chunk) * rate + waiting
+        parts.append(part)
+    whole = separator(mixture, rate, 10_000)
+    assert set(whole) == set(STEMS)
+    for stem in ("vocals", "bass"):
+        found = np.concatenate([part[stem] for part in parts], axis=1)
+        assert found.shape == whole[stem].shape == mixture.shape
+        np.testing.assert_allclose(found, whole[stem], atol=1e-5)
+    assert sum(told) == pytest.approx(-(-samples * 8000 // rate) / 8000)
+
+
+@settings(max_examples=20, deadline=None)
+@given(samples=st.integers(1, 3000), chunk=st.integers(1, 4000), shifts=st.integers(2, 5))
+def test_shifts_are_the_mean_over_delays_whatever_the_chunks(samples, chunk, shifts):
+    mixture = np.random.default_rng(samples).uniform(-1, 1, (2, samples)).astype(np.float32)
+    found = Separator({"drums": MODEL}, 8000, shifts=shifts)(mixture, 8000, chunk)["drums"]
+    rows, runs = torch.from_numpy(mixture), []
+    with torch.inference_mode():
+        for shift in range(shifts):
+            delay = shift * MODEL.architecture.hop // shifts
+            late = torch.nn.functional.pad(rows, (delay, 0))
+            runs.append(separation.apply(MODEL, late)[:, delay:])
+    np.testing.assert_allclose(found, torch.stack(runs).mean(0).numpy(), atol=1e-5)
+
+
+def test_tensors_are_taken_too():
+    separator = Separator({"drums": MODEL}, 8000)
+    mixture = torch.rand(2, 999) - 0.5
+    np.testing.assert_array_equal(
+        separator(mixture, 8000)["drums"], separator(mixture.numpy(), 8000)["drums"]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sounds=st.lists(st.integers(0, 2999), max_size=3),
+    chunk=st.integers(100, 3000),
+    refinement=st.sampled_from(["none", "wiener", "masks", "consistency"]),
+)
+def test_silence_in_is_silence_out(sounds, chunk, refinement):
+    """Exactly where the models hear nothing else, whatever the chunks."""
+    mixture = np.zeros((2, 3000), np.float32)
+    mixture[1, sounds] = 0.5
+    stems = Separator(STEMS_MODELS, 8000, refinement)(mixture, 8000, chunk)
+    reach = MODEL.context() + (2048 if refinement != "none" else 0)
+    near = np.zeros(3000, bool)
+    for sound in sounds:
+        near[max(sound - reach, 0) : sound + reach + 1] = True
+    for audio in stems.values():
+        assert not audio[:, ~near].any()
+    if sounds:
+        assert any(audio.any() for audio in stems.values())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([], "no audio"),
+        ([np.zeros(5)], r"\(channels, samples\), found \(5,\)"),
+        ([np.zeros((0, 5))], r"found \(0, 5\)"),
+        ([np.zeros((1, 5)), np.zeros((2, 5))], r"found \(2, 5\) after 1 channels"),
+        ([np.full((1, 5), np.nan)], "NaN"),
+    ],
+)
+def test_what_is_no_audio_is_refused(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        list(Separator({"drums": MODEL}, 8000).stream(blocks, 8000))
+
+
+def test_a_song_of_no_samples_has_stems_of_none():
+    stems = Separator({"drums": MODEL}, 8000)(np.zeros((2, 0)), 44100)
+    assert stems["drums"].shape == (2, 0)
+
+
+def test_a_stem_without_a_model_and_a_refinement_of_too_few_are_refused():
+    separator = Separator({"drums": MODEL}, 8000)
+    mixture = np.zeros((1, 5), np.float32)
+    with pytest.raises(UserError, match="stem 'bass': there is no model"):
+        separator(mixture, 8000, stems=("bass",))
+    with pytest.raises(UserError, match="needs a model for each"):
+        Separator({"drums": MODEL}, 8000, "masks")(mixture, 8000)
+
+
+def test_many_channels_take_no_more_memory_at_a_time(monkeypatch):
+    widest = []
+    separator = Separator({"drums": MODEL}, 8000)
+    apply = separation.apply
+    monkeypatch.setattr(
+        "jukesep.separation.separator.apply", lambda m, x: widest.append(x.numel()) or apply(m, x)
+    )
+    separator(np.random.default_rng(0).uniform(-1, 1, (16, 9000)), 8000, 4000)
+    assert max(widest) <= 2 * 4000 + 16 * 2 * MODEL.context() + 16
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=12),
+    chunk=st.integers(1, 50),
+    context=st.integers(0, 60),
+)
+def test_windows_are_chunks_with_what_is_around_them(lengths, chunk, context):
+    song = torch.arange(sum(lengths)).expand(2, -1)
+    starts = np.cumsum([0, *lengths])[:-1]
+    blocks = [song[:, a : a + n] for a, n in zip(starts, lengths, strict=True)]
+    for start, (window, kept) in zip(
+        range(0, song.shape[1], chunk), windows(blocks, chunk, context), strict=True
+    ):
+        stop = min(start + chunk, song.shape[1])
+        assert torch.equal(window[:, kept], song[:, start:stop])
+        assert torch.equal(window, song[:, max(start - context, 0) : start + chunk + context])

@@ -1,0 +1,253 @@
+"""The embedded band: what its songs promise to whoever trains and scores on them."""
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+from scipy import signal
+
+from jukesep.base.errors import UserError
+from jukesep.songs.band import SAMPLE_RATE, perform, render_corpus, render_song
+from jukesep.songs.band.composer import MAJOR, MINOR, compose
+from jukesep.songs.band.plan import PROGRAMS, SPLITS, song_group, song_name
+from jukesep.songs.manifest import MIXTURE, STEMS
+
+COUNTS = {"train": 2, "test": 2, "pretrain": 1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("band")
+    listed = render_corpus(root, counts=COUNTS, seconds=4.0, seed=7, workers=1, progress=False)
+    return root, listed
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Mono stems at 11.025 kHz of four test songs, two of each group."""
+    songs = []
+    for index in range(4):
+        stems = perform(compose("test", index, 1, 10.0))
+        mono = [stems[stem].mean(axis=0) / 32768 for stem in STEMS]
+        songs.append(signal.resample_poly(np.array(mono), 1, 4, axis=1))
+    return songs
+
+
+def _files(root):
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*.wav")
+    }
+
+
+def _sdr(target, estimate):
+    error = np.sum((target - estimate) ** 2)
+    return 10 * np.log10((np.sum(target**2) + 1e-7) / (error + 1e-7))
+
+
+def test_layout(corpus):
+    root, listed = corpus
+    assert [song["split"] for song in listed] == ["train"] * 2 + ["test"] * 2 + ["pretrain"]
+    assert [song["group"] for song in listed] == ["seen", "seen", "seen", "held_out", "seen"]
+    expected = {
+        f"{song['split']}/{song['name']}/{part}.wav"
+        for song in listed
+        for part in ((MIXTURE,) if song["split"] == "pretrain" else (MIXTURE, *STEMS))
+    }
+    assert set(_files(root)) == expected
+    lengths = set()
+    for path in expected:
+        header = soundfile.info(root / path)
+        assert (header.samplerate, header.channels, header.subtype) == (SAMPLE_RATE, 2, "PCM_16")
+        assert 0.89 < header.frames / (4.0 * SAMPLE_RATE) < 1.11
+        lengths.add(header.frames)
+    assert len(lengths) == len(listed)
+
+
+def test_the_mixture_is_the_sum_of_its_stems_and_does_not_clip(corpus):
+    root, listed = corpus
+    for song in listed:
+        folder = root / song["split"] / song["name"]
+        mixture = soundfile.read(folder / "mixture.wav", dtype="int16")[0].astype(int)
+        assert 20_000 < np.abs(mixture).max() < 32_600
+        if song["split"] != "pretrain":
+            stems = [soundfile.read(folder / f"{s}.wav", dtype="int16")[0] for s in STEMS]
+            np.testing.assert_array_equal(mixture, np.sum(stems, axis=0, dtype=int))
+            assert all(np.abs(stem.astype(int)).max() < 32_600 for stem in stems)
+
+
+def test_workers_and_order_do_not_change_a_song(corpus, tmp_path):
+    root, listed = corpus
+    render_corpus(tmp_path / "b", counts=COUNTS, seconds=4.0, seed=7, workers=2, progress=False)
+    assert _files(tmp_path / "b") == _files(root)
+    name = listed[1]["name"]
+    folder = tmp_path / "alone" / name
+    for _ in range(2):  # the second replaces the first
+        render_song(folder, split="train", index=1, seed=7, seconds=4.0)
+        assert _files(folder) == _files(root / "train" / name)
+    assert [path.name for path in folder.parent.iterdir()] == [name]
+
+
+def test_seeds_splits_and_songs_differ():
+    plans = [compose(split, k, seed, 20.0) for split in SPLITS for k in (0, 1) for seed in (1, 2)]
+    assert len({repr(plan.layers) for plan in plans}) == len(plans)
+    assert len({song_name(split, k, 1) for split in SPLITS for k in range(50)}) == 150
+
+
+@pytest.fixture(scope="module")
+def written():
+    """The plans of as many training songs as the demo has."""
+    return [compose("train", index, 1, 12.0) for index in range(100)]
+
+
+def test_keys_tempos_scales_and_instruments_vary_over_songs(written):
+    keys = Counter(plan.key for plan in written)
+    assert set(keys) == set(range(12))
+    assert max(keys.values()) < 20
+    scales = Counter(plan.scale for plan in written)
+    assert set(scales) == {MAJOR, MINOR}
+    assert min(scales.values()) > 25
+    tempos = [plan.tempo for plan in written]
+    assert len(set(tempos)) == len(tempos)
+    assert min(tempos) < 90
+    assert max(tempos) > 135
+    assert np.std(tempos) > 12
+    bands = Counter(
+        frozenset((line.role, line.program) for lines in plan.layers.values() for line in lines)
+        for plan in written
+    )
+    assert len(bands) > 95
+
+
+def test_a_song_keeps_to_its_key_scale_and_tempo(written):
+    """They are heard in the notes, not only written on the plan."""
+
+    def tuned(plan, key, scale):
+        lines = [line for stem in STEMS[1:] for line in plan.layers[stem]]
+        tones = [(note.pitch - key) % 12 for line in lines for note in line.notes]
+        return np.mean(np.isin(tones, scale))
+
+    def off_beat(plan, tempo):
+        """How far most strokes fall from the sixteenths (swung ones are late), in sixteenths."""
+        starts = np.array([n.start for line in plan.layers["drums"] for n in line.notes])
+        steps = starts / (15 / tempo)
+        return np.median(np.abs(steps - np.round(steps)))
+
+    for plan, other in pairwise(written):
+        assert tuned(plan, plan.key, plan.scale) > 0.95
+        assert off_beat(plan, plan.tempo) < 0.08
+        if (plan.key, plan.scale) != (other.key, other.scale):
+            assert tuned(plan, plan.key, plan.scale) > tuned(plan, other.key, other.scale)
+    assert np.mean([tuned(plan, plan.key + 1, plan.scale) for plan in written]) < 0.7
+    assert np.mean([off_beat(plan, 1.07 * plan.tempo) for plan in written]) > 0.2
+
+
+def test_held_out_instruments_sound_in_held_out_songs_only():
+    for role, programs in PROGRAMS.items():
+        assert not set(programs["seen"]) & set(programs["held_out"]), role
+    used = {"seen": set(), "held_out": set()}
+    for split in SPLITS:
+        for index in range(60):
+            plan = compose(split, index, 3, 8.0)
+            assert plan.group == song_group(split, index)
+            assert split == "test" or plan.group == "seen"
+            lines = [line for lines in plan.layers.values() for line in lines]
+            used[plan.group] |= {(line.role, line.program) for line in lines}
+    for group, found in used.items():
+        assert found == {(role, p) for role in PROGRAMS for p in PROGRAMS[role][group]}
+
+
+def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played):
+    silent = np.zeros((len(played), len(STEMS)))
+    for song, stems in enumerate(played):
+        frames = stems[:, : stems.shape[1] // 2205 * 2205].reshape(len(STEMS), -1, 2205)
+        silent[song] = np.mean(np.sqrt(np.mean(frames**2, axis=2)) < 1e-3, axis=1)
+    assert (silent < 0.6).all()
+    rests = np.zeros(len(STEMS), bool)
+    for index in range(20):
+        layers = compose("train", index, 1, 20.0).layers
+        for k, stem in enumerate(STEMS):
+            spans = sorted(
+                (n.start, n.start + n.duration) for line in layers[stem] for n in line.notes
+            )
+            ends = np.maximum.accumulate([0.0] + [end for _, end in spans])
+            assert spans
+            rests[k] |= np.max(np.array([start for start, _ in spans]) - ends[:-1]) > 1.0
+    assert rests.all()
+
+
+def test_difficulty(played):
+    """About as hard as real music: mixture / 4 scores 1.15 dB, an ideal ratio mask about 10."""
+    scaled, masked = [], []
+    for stems in played:
+        mixture = stems.sum(axis=0)
+        spectra = signal.stft(stems, nperseg=2048, noverlap=1536)[2]
+        shares = np.abs(spectra) / (np.abs(spectra).sum(axis=0) + 1e-9)
+        estimates = signal.istft(shares * spectra.sum(axis=0), nperseg=2048, noverlap=1536)[1]
+        for stem, estimate in zip(stems, estimates, strict=True):
+            scaled.append(_sdr(stem, mixture / 4))
+            masked.append(_sdr(stem, estimate[: len(stem)]))
+    assert 0.9 < np.mean(scaled) < 1.4
+    assert 8 < np.mean(masked) < 11
+    levels = [10 * np.log10(np.mean(stems**2, axis=1)) for stems in played]
+    assert np.ptp(np.mean(levels, axis=0)) < 5
+
+
+def test_stems_have_characters_of_their_own(played):
+    """Shares of energy under 300 Hz, averaged over songs; and no stem follows another."""
+    shares = []
+    for stems in played:
+        power = np.abs(np.fft.rfft(stems, axis=1)) ** 2
+        low = int(300 / (11025 / 2) * power.shape[1])
+        shares.append(power[:, :low].sum(axis=1) / power.sum(axis=1))
+    drums, bass, other, vocals = np.mean(shares, axis=0)
+    assert bass > 0.7
+    assert max(other, vocals) < 0.5
+    assert 0.1 < drums < 0.9
+    correlations = np.abs(np.corrcoef(np.concatenate(played, axis=1)) - np.eye(len(STEMS)))
+    assert correlations.max() < 0.1
+
+
+@pytest.mark.parametrize("seconds", [2.0, 3.3, 60.0])
+def test_songs_of_any_length_have_all_stems(seconds):
+    for index in range(20):
+        plan = compose("test", index, 5, seconds)
+        for stem in STEMS:
+            notes = [note for line in plan.layers[stem] for note in line.notes]
+            assert all(line.notes for line in plan.layers[stem])
+            assert max(note.start + note.duration for note in notes) <= plan.seconds
+            assert all(0 < note.velocity <= 1 and 20 < note.pitch < 100 for note in notes)
+    if seconds < 4:
+        for stem in perform(plan).values():
+            assert np.abs(stem.astype(int)).max() > 300
+
+
+def test_a_plan_is_the_same_on_every_machine():
+    plan = asdict(compose("train", 0, 1, 20.0))
+    lines = [
+        (stem, line["role"], line["program"], [(n.pitch, round(n.start, 6)) for n in line["notes"]])
+        for stem in STEMS
+        for line in plan["layers"][stem]
+    ]
+    assert hashlib.sha256(repr(lines).encode()).hexdigest()[:16] == "a67a0c903c3e5b6d"
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"seconds: 0\.5 is too short"):
+        compose("train", 0, 1, 0.5)
+    with pytest.raises(UserError, match="'valid' is not one of train, test, pretrain"):
+        render_corpus(tmp_path, counts={"valid": 1}, seconds=4.0, seed=1)
+
+
+def test_a_failed_render_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("jukesep.songs.band.write", full)
+    with pytest.raises(OSError, match="no space"):
+        render_song(tmp_path / "song", split="train", index=0, seed=1, seconds=2.0)
+    assert not list(tmp_path.iterdir())

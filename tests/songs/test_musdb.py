@@ -1,0 +1,212 @@
+"""MUSDB18's own matters: the archive, the validation songs, .stem.mp4 files."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from folders import RATE, write_song
+
+from jukesep import audio
+from jukesep.base.errors import UserError
+from jukesep.songs import musdb
+from jukesep.songs.manifest import MIXTURE, STEMS
+
+PARTS = (MIXTURE, *STEMS)
+needs_ffmpeg = pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
+    reason="ffmpeg and ffprobe are not installed",
+)
+
+
+def test_address_sum_and_validation_songs_are_those_of_torchaudio_and_musdb():
+    from torchaudio.datasets import musdb_hq
+
+    assert musdb.archive_source() == (musdb_hq._URL, musdb_hq._CHECKSUM)
+    assert musdb.validation_songs() == set(musdb_hq._VALIDATION_SET)
+    assert len(musdb.validation_songs()) == 14
+
+
+# Fetching.
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """An archive as MUSDB18-HQ's is laid out, with what others put into zip files too."""
+    songs = tmp_path / "made"
+    for split in ("train", "test"):
+        write_song(songs / split / f"{split} song", samples=500)
+    path = tmp_path / "made.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for wav in sorted(songs.rglob("*.wav")):
+            file.write(wav, wav.relative_to(songs))
+        file.writestr("__MACOSX/train/._x", "")
+        file.writestr("train/train song/notes.txt", "no part of a song")
+        file.writestr("../outside.wav", "escapes")
+        file.writestr("train/../../outside.wav", "escapes")
+        file.writestr("train/../mixture.wav", "escapes")
+    return path
+
+
+@pytest.fixture
+def server(archive, monkeypatch):
+    """In place of the download: copies the archive, and notes what it was asked for."""
+    asked = []
+
+    def download(urls, target, *, sha256, title, timeout=30, tries=3):
+        asked.append((urls, sha256, title))
+        shutil.copy(archive, target)
+        return target
+
+    module = types.SimpleNamespace(download=download)
+    monkeypatch.setitem(sys.modules, "jukesep.base.download", module)
+    return asked
+
+
+def test_an_empty_folder_is_filled_once_the_licence_is_accepted(tmp_path, server):
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(UserError, match=r"research only.*data\.accept_licence=true"):
+        musdb.fetch(root, accepted=False)
+    assert not list(root.iterdir())
+    assert not server
+    musdb.fetch(root, accepted=True)
+    assert server == [([musdb.archive_source()[0]], musdb.archive_source()[1], "MUSDB18-HQ")]
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert files == {f"{s}/{s} song/{part}.wav" for s in ("train", "test") for part in PARTS}
+    assert not list(tmp_path.rglob("outside.wav"))
+    musdb.fetch(root, accepted=True)
+    assert len(server) == 1
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, server):
+    root = tmp_path / "root"
+    (root / "holiday").mkdir(parents=True)
+    musdb.fetch(root, accepted=True)
+    assert not server
+    assert [path.name for path in root.iterdir()] == ["holiday"]
+
+
+@pytest.mark.parametrize("left", ["part", "archive", "half unpacked", "one split"])
+def test_an_interrupted_fetch_goes_on(tmp_path, archive, server, left):
+    root = tmp_path / "root"
+    root.mkdir()
+    if left == "part":
+        (root / "musdb18hq.zip.part").write_bytes(b"PK")
+    else:
+        shutil.copy(archive, root / "musdb18hq.zip")
+    if left == "half unpacked":
+        (root / ".unpacking/train/half a song").mkdir(parents=True)
+    if left == "one split":
+        write_song(root / "train/train song", samples=500)
+    musdb.fetch(root, accepted=True)
+    (root / "musdb18hq.zip.part").unlink(missing_ok=True)  # the download's own
+    assert len(server) == (left == "part")
+    assert {path.name for path in root.iterdir()} == {"train", "test"}
+    assert [path.name for path in (root / "train").iterdir()] == ["train song"]
+
+
+def test_a_damaged_archive_and_a_full_disk_are_said(tmp_path, archive, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    content = bytearray(archive.read_bytes())
+    content[1000] ^= 1
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.zip: not a whole zip archive"):
+        musdb.unpack(damaged, root)
+    damaged.write_bytes(content[:5000])
+    with pytest.raises(UserError, match=r"damaged\.zip: not a whole zip archive"):
+        musdb.unpack(damaged, root)
+    usage = shutil.disk_usage(root)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="Make room"):
+        musdb.unpack(archive, root)
+    assert not (root / "train").exists()
+
+
+# .stem.mp4 files.
+
+
+def test_without_ffmpeg_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs ffmpeg and ffprobe .* install ffmpeg"):
+        musdb.decode(tmp_path, tmp_path / "out", RATE)
+
+
+@pytest.fixture
+def stems(tmp_path):
+    """MUSDB18's layout with the one real song that stempeg carries, twice."""
+    package = importlib.util.find_spec("stempeg")
+    (song,) = Path(package.origin).parent.glob("data/*.stem.mp4")
+    root = tmp_path / "musdb18"
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        shutil.copy(song, root / split / f"Band - {split}.stem.mp4")
+    return root
+
+
+@needs_ffmpeg
+def test_stem_files_are_decoded_as_musdb_does_it(tmp_path, stems):
+    import musdb as package
+
+    musdb.decode(stems, tmp_path / "out", RATE)
+    for track in package.DB(root=str(stems)):
+        folder = tmp_path / "out" / track.subset / track.name
+        for part, expected in zip(PARTS, track.stems, strict=True):
+            assert audio.info(folder / f"{part}.wav").subtype == "PCM_16"
+            np.testing.assert_array_equal(audio.read(folder / f"{part}.wav"), expected.T)
+    shutil.rmtree(stems / "train")
+    musdb.decode(stems, tmp_path / "low", 11025)
+    header = audio.info(tmp_path / "low/test/Band - test/bass.wav")
+    assert (header.sample_rate, header.subtype) == (11025, "FLOAT")
+    assert header.samples == -(-len(expected) // 4)
+
+
+@needs_ffmpeg
+def test_all_stem_files_that_cannot_be_decoded_are_named(tmp_path, stems):
+    shutil.copy(stems / "test/Band - test.stem.mp4", stems / "test/Whole.stem.mp4")
+    content = (stems / "train/Band - train.stem.mp4").read_bytes()
+    (stems / "train/Band - train.stem.mp4").write_bytes(content[: len(content) // 2])
+    (stems / "test/Band - test.stem.mp4").write_text("no mp4")
+    soundfile.write(tmp_path / "one.wav", np.zeros((RATE, 2)), RATE)
+    one = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "one.wav"), "-f", "mp4"]
+    subprocess.run([*one, str(stems / "train/One.stem.mp4")], check=True)
+    with pytest.raises(UserError) as caught:
+        musdb.decode(stems, tmp_path / "out", RATE)
+    report = str(caught.value)
+    assert report.startswith(f"{stems}: 3 fault(s)")
+    assert "train/Band - train.stem.mp4: " in report
+    assert "test/Band - test.stem.mp4: cannot be decoded" in report
+    assert "train/One.stem.mp4: 1 audio stream(s), 5 were expected" in report
+
+
+@needs_ffmpeg
+def test_a_folder_of_wav_files_is_no_musdb18(tmp_path):
+    write_song(tmp_path / "train/a")
+    with pytest.raises(UserError, match="use data=musdb18hq"):
+        musdb.decode(tmp_path, tmp_path / "out", RATE)
+
+
+@needs_ffmpeg
+def test_wav_songs_are_read_as_musdb_reads_them(tmp_path):
+    """The same samples at the same places; musdb rounds to 16 bit, so the files are 16 bit."""
+    import musdb as package
+
+    write_song(tmp_path / "test/Band - Song", samples=RATE)
+    (track,) = package.DB(root=str(tmp_path), is_wav=True, subsets="test")
+    folder = tmp_path / "test/Band - Song"
+    np.testing.assert_array_equal(audio.read(folder / "mixture.wav"), track.audio.T)
+    for stem in STEMS:
+        np.testing.assert_array_equal(
+            audio.read(folder / f"{stem}.wav"), track.targets[stem].audio.T
+        )
+    track.chunk_start, track.chunk_duration = 0.25, 0.5
+    found = audio.read(folder / "mixture.wav", RATE // 4, RATE // 2)
+    np.testing.assert_array_equal(found, track.audio.T)
