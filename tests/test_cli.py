@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner
+from commands import run_jukesep
 
-from jukesep import cli
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.songs.manifest import STEMS
@@ -50,32 +49,9 @@ def _song(path, rate=11025, channels=2, samples=5001, **options):
     soundfile.write(path, noise, rate, **options)
 
 
-def _jukesep(*words):
-    """`jukesep WORDS` in this process, as its entry point runs it."""
-    runner = CliRunner()
-    with pytest.MonkeyPatch.context() as patch:
-        # typer's runner calls the app; the entry point wraps it.
-        patch.setattr(cli, "app", lambda: _run(runner, words))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return end.value.code
-
-
-def _run(runner, words):
-    result = runner.invoke(cli_app, words, catch_exceptions=True)
-    print(result.stdout, end="")
-    print(result.stderr, end="", file=sys.stderr)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    sys.exit(result.exit_code)
-
-
-cli_app = cli.app
-
-
 def _fails(capsys, *words):
     """The one line that `jukesep WORDS` ends in."""
-    assert _jukesep(*words) == 1
+    assert run_jukesep(*words) == 1
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     assert captured.out == ""
@@ -101,7 +77,7 @@ def _files(folder):
     ],
 )
 def test_help_names_what_there_is(words, named, capsys):
-    _jukesep(*words)
+    run_jukesep(*words)
     captured = capsys.readouterr()
     for name in named:
         assert name in captured.out + captured.err
@@ -124,7 +100,7 @@ def test_help_names_what_there_is(words, named, capsys):
 def test_separate_keeps_rate_channels_and_length(project, capsys, name, rate, channels):
     _song(project / name, rate, channels)
     expected = soundfile.info(project / name)
-    assert _jukesep("separate", name, "-o", "stems") == 0
+    assert run_jukesep("separate", name, "-o", "stems") == 0
     folder = project / "stems" / Path(name).stem
     assert _files(project / "stems") == [f"{folder.name}/{stem}.wav" for stem in TRAINED]
     assert capsys.readouterr().out.split("\n")[:2] == [
@@ -142,15 +118,15 @@ def test_separate_keeps_rate_channels_and_length(project, capsys, name, rate, ch
 
 
 def test_chunks_do_not_show(project):
-    _jukesep("separate", "song.wav", "-o", "whole")
-    _jukesep("separate", "song.wav", "-o", "chunked", "--chunk", "700")
+    run_jukesep("separate", "song.wav", "-o", "whole")
+    run_jukesep("separate", "song.wav", "-o", "chunked", "--chunk", "700")
     whole, chunked = (soundfile.read(f"{name}/song/drums.wav")[0] for name in ("whole", "chunked"))
     np.testing.assert_allclose(whole, chunked, atol=1e-5)
 
 
 def test_init_chooses_the_models(project):
     _train(project / "runs", "bass", "scratch")
-    assert _jukesep("separate", "song.wav", "-o", "stems", "--init", "scratch") == 0
+    assert run_jukesep("separate", "song.wav", "-o", "stems", "--init", "scratch") == 0
     assert _files(project / "stems") == ["song/bass.wav"]
 
 
@@ -158,13 +134,13 @@ def test_separate_replaces_only_when_told(project, capsys):
     target = project / "stems/song/vocals.wav"
     target.parent.mkdir(parents=True)
     target.write_text("mine")
-    assert _jukesep("separate", "song.wav", "-o", "stems") == 0
+    assert run_jukesep("separate", "song.wav", "-o", "stems") == 0
     assert target.read_text() == "mine"
     assert _files(project / "stems") == ["song/drums.wav", "song/vocals.wav"]
-    assert _jukesep("separate", "song.wav", "-o", "stems") == 0
+    assert run_jukesep("separate", "song.wav", "-o", "stems") == 0
     assert "song.wav: separated already; --overwrite replaces." in capsys.readouterr().err
     assert target.read_text() == "mine"
-    assert _jukesep("separate", "song.wav", "-o", "stems", "--overwrite") == 0
+    assert run_jukesep("separate", "song.wav", "-o", "stems", "--overwrite") == 0
     assert soundfile.info(target).frames == 5001
 
 
@@ -237,7 +213,7 @@ def test_a_device_that_is_not_there(project, capsys):
     ],
 )
 def test_wrong_usage_says_what_is_wrong(project, capsys, words):
-    assert _jukesep(*words) == 2
+    assert run_jukesep(*words) == 2
     assert "Usage:" in capsys.readouterr().err
 
 
@@ -270,18 +246,18 @@ def conf(tmp_path, monkeypatch):
 
 def test_compose_writes_what_check_accepts(conf, capsys):
     assert "jukesep compose" in _fails(capsys, "compose", "--check")
-    assert _jukesep("compose") == 0
+    assert run_jukesep("compose") == 0
     assert Path("params.yaml").read_text() == (ROOT / "params.yaml").read_text()
-    assert _jukesep("compose", "--check") == 0
-    assert _jukesep("compose", "scale=tiny", "stem=bass") == 0
+    assert run_jukesep("compose", "--check") == 0
+    assert run_jukesep("compose", "scale=tiny", "stem=bass") == 0
     assert "stem: bass" in Path("params.yaml").read_text().splitlines()
-    assert _jukesep("compose", "--check", "scale=tiny", "stem=bass") == 0
+    assert run_jukesep("compose", "--check", "scale=tiny", "stem=bass") == 0
     _fails(capsys, "compose", "--check")
 
 
 @pytest.mark.parametrize("drifted", ["params.yaml", "conf/config.yaml"])
 def test_check_fails_when_either_side_is_edited(conf, capsys, drifted):
-    _jukesep("compose")
+    run_jukesep("compose")
     text = Path(drifted).read_text()
     assert "seed: 0" in text
     Path(drifted).write_text(text.replace("seed: 0", "seed: 7", 1))
@@ -300,7 +276,7 @@ def test_check_fails_when_either_side_is_edited(conf, capsys, drifted):
     ],
 )
 def test_compose_writes_nothing_for_a_setting_that_does_not_fit(conf, capsys, override, named):
-    assert _jukesep("compose", override) == 1
+    assert run_jukesep("compose", override) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert named in captured.err

@@ -2,9 +2,9 @@
 
 import re
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from documents import read
+
 PIPELINE = "tests/pipeline/test_pipeline.py"
 README = "tests/docs/test_readme.py"
 
@@ -74,7 +74,7 @@ COVERED = {
 
 
 def test_every_command_of_the_readme_is_run():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = read("README.md")
     blocks = re.findall(r"^```(?:sh|bash|console)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     assert {line for line in lines if line and line[0] != "#"} == set(COVERED)
@@ -84,13 +84,13 @@ def test_what_runs_them_is_there():
     for command, place in COVERED.items():
         path, _, name = place.partition("::")
         wanted = rf"^def {name}\(" if name else rf"^{re.escape(command)}$"
-        assert re.search(wanted, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), place
+        assert re.search(wanted, read(path), re.MULTILINE), place
 
 
 def test_the_lock_file_has_the_pins_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads(read("pyproject.toml"))
     pins = {*project["project"]["dependencies"], *project["dependency-groups"]["dev"]}
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    lines = read("requirements.lock").splitlines()
     locked = [line.split(" ;")[0].lower() for line in lines]
     # A second version for other Pythons would stand beside a pin.
     names = [line.split("==")[0] for line in locked]

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from documents import ROOT, made_by_the_pipeline, read
 from settings import flat
 from typer.testing import CliRunner
 
@@ -21,13 +22,8 @@ from jukesep.base import params
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.separation import models
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RATE = 8000
-
-
-def _text(name):
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def _blocks(text, language):
@@ -45,15 +41,6 @@ def _commands(pages=PAGES):
         for line in block.splitlines()
     ]
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
-
-
-def _made_by_the_pipeline():
-    """What `dvc repro` removes while it works: allowed to be missing."""
-    stages = yaml.safe_load(_text("dvc.yaml"))["stages"].values()
-    listed = [
-        out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])
-    ]
-    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
 
 
 def _model(seed):
@@ -88,7 +75,7 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_the_python_example_runs(trained, capsys):
-    (example,) = _blocks(_text("README.md"), "python")
+    (example,) = _blocks(read("README.md"), "python")
     names = {}
     exec(compile(example, "README.md", "exec"), names)
 
@@ -156,7 +143,7 @@ def test_the_commands_of_the_quick_start():
 
 def _layout():
     """(path, listed on its line) for every entry of the README's tree."""
-    (tree,) = [block for block in _blocks(_text("README.md"), "") if "jukesep/\n" in block]
+    (tree,) = [block for block in _blocks(read("README.md"), "") if "jukesep/\n" in block]
     folders = []
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
@@ -167,7 +154,7 @@ def _layout():
 
 
 def test_the_layout_is_true():
-    made = _made_by_the_pipeline()
+    made = made_by_the_pipeline()
     paths = {path.as_posix() for path in _layout()}
     missing = [path for path in paths if path not in made and not (ROOT / path).exists()]
     assert not missing
@@ -178,7 +165,7 @@ def test_the_layout_is_true():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    made = _made_by_the_pipeline()
+    made = made_by_the_pipeline()
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" in target:
             continue
@@ -189,7 +176,7 @@ def test_links_lead_somewhere(page):
 
 def _documented():
     """Key -> its values at the scales paper and demo, as docs/parameters.md has them."""
-    for line in _text("docs/parameters.md").splitlines():
+    for line in read("docs/parameters.md").splitlines():
         if line.startswith("| `") and line.count("|") == 6:
             key, _, _, *values = (cell.strip() for cell in line.strip("|").split("|"))
             for name in ("pretrain", "stage1", "stage2") if key.startswith("`*") else ("*",):
@@ -206,11 +193,11 @@ def test_every_parameter_is_documented_with_its_values():
 
 
 def test_every_direct_dependency_has_its_reason():
-    project = tomllib.loads(_text("pyproject.toml"))
+    project = tomllib.loads(read("pyproject.toml"))
     listed = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in listed}
     table = [
-        line.split("|")[1] for line in _text("docs/decisions.md").splitlines() if line[:1] == "|"
+        line.split("|")[1] for line in read("docs/decisions.md").splitlines() if line[:1] == "|"
     ]
     explained = set(re.findall(r"[\w-]+", " ".join(table)))
     assert names <= explained

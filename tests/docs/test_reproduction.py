@@ -9,8 +9,8 @@ import pytest
 import torch
 import typer
 import yaml
+from documents import ROOT, made_by_the_pipeline, read
 from settings import flat
-from test_readme import ROOT, _made_by_the_pipeline
 
 from jukesep import cli
 from jukesep.base import params
@@ -19,7 +19,7 @@ from jukesep.model.codebook import Codebook
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring.metrics import METRICS
 
-PAGE = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+PAGE = read("docs/reproduction.md")
 FENCED = re.compile(r"^```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -75,7 +75,7 @@ def _definitions(file):
             if isinstance(node, ast.ClassDef):
                 yield from definitions(node.body, f"{node.name}.")
 
-    return dict(definitions(ast.parse((ROOT / file).read_text(encoding="utf-8")).body))
+    return dict(definitions(ast.parse(read(file)).body))
 
 
 def _can_be_typed(command):
@@ -107,7 +107,7 @@ def _exists(name):
         # Real songs lie somewhere: their data= needs a root.
         return bool(_compose(name, *(["data.root=/songs"] if name.startswith("data=") else [])))
     if "/" in name or name.endswith(".yaml"):
-        return (ROOT / name).exists() or name.split("/")[0] in {"runs", *_made_by_the_pipeline()}
+        return (ROOT / name).exists() or name.split("/")[0] in {"runs", *made_by_the_pipeline()}
     return name in _compose()
 
 
@@ -157,7 +157,7 @@ def test_the_limits_of_the_golden_numbers_are_those_of_their_tests(row):
         assert "assert_array_equal" in text or "assert stats.revived ==" in text
         return
     # Limits that depend on the size of the model stand beside it, in SIZES.
-    body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    body = ast.parse(read(file)).body
     (sizes,) = (node for node in body if ast.unparse(node).startswith("SIZES = "))
     limits = {
         constant.value

@@ -12,7 +12,7 @@ import browser
 import numpy as np
 import pytest
 import soundfile
-from test_bad_input import _jukesep
+from commands import run_jukesep
 
 from jukesep.base import params
 from jukesep.base.errors import UserError
@@ -196,7 +196,7 @@ def stems(tmp_path, monkeypatch):
 
 
 def test_separated_songs_have_a_page(stems, capsys):
-    assert _jukesep("listen", "stems") == 0
+    assert run_jukesep("listen", "stems") == 0
     assert capsys.readouterr().out == f"{stems.resolve()}/stems-listen/index.html\n"
     content = _content(Path("stems-listen"))
     assert [song["name"] for song in content["songs"]] == ["one", "two"]
@@ -204,23 +204,23 @@ def test_separated_songs_have_a_page(stems, capsys):
     labels = [one["label"] for one in part["sounds"]]
     assert labels == ["all stems", "drums", "vocals", "no_vocals"]
     assert _sounds(Path("stems-listen"), part["file"])[0]["type"] == "audio/mp3"
-    assert _jukesep("listen", "stems") == 0  # a page is replaced
+    assert run_jukesep("listen", "stems") == 0  # a page is replaced
 
 
 def test_songs_in_folders_below_are_found_and_long_ones_refused(stems, capsys, monkeypatch):
     Path("stems/album").mkdir()
     Path("stems/one").rename("stems/album/one")
-    assert _jukesep("listen", "stems") == 0
+    assert run_jukesep("listen", "stems") == 0
     names = [song["name"] for song in _content(Path("stems-listen"))["songs"]]
     assert names == ["album/one", "two"]
     monkeypatch.setattr(listen, "LONGEST", 0.5)
-    assert _jukesep("listen", "stems") == 1
+    assert run_jukesep("listen", "stems") == 1
     assert "album/one: is 0 minutes long. A browser holds" in capsys.readouterr().err
 
 
 def test_one_song_and_its_mixture(stems):
     soundfile.write("song.wav", np.repeat(_tone(200, 1, 3), 12, axis=0), 96_000)
-    assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
+    assert run_jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
     (song,) = _content(Path("page"))["songs"]
     assert song["name"] == "one"
     assert song["parts"][0]["sounds"][0]["label"] == "mixture"
@@ -231,7 +231,7 @@ def test_what_is_above_full_scale_keeps_its_proportion(stems):
         path = stems / "stems/one" / f"{name}.wav"
         soundfile.write(path, factor * _tone(300, 1, 2), RATE, subtype="FLOAT")
     soundfile.write("song.wav", np.repeat(_tone(200, 1), 24, axis=0), 192_000)
-    assert _jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
+    assert run_jukesep("listen", "stems/one", "-o", "page", "--mixture", "song.wav") == 0
     content = _content(Path("page"))
     assert content["rate"] == 44_100  # of the sounds as they are kept
     (part,) = content["songs"][0]["parts"]
@@ -273,7 +273,7 @@ def test_what_cannot_be_is_named_and_leaves_nothing(stems, capsys, words, messag
     soundfile.write("uneven/drums.wav", _tone(200, 1), RATE)
     soundfile.write("long.wav", _tone(200, 2), RATE)
     before = sorted(stems.rglob("*"))
-    assert _jukesep("listen", *words) == 1
+    assert run_jukesep("listen", *words) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert sorted(stems.rglob("*")) == before
 

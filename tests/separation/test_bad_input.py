@@ -14,26 +14,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner
+from commands import STEM, files_below, noise, run_jukesep, save_models
 
-from jukesep import cli
-from jukesep.model.jukebox import save_encoder, save_jukebox
-from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.songs.manifest import STEMS
 
 ROOT = Path(__file__).parents[2]
 RATE = 8000
 SAMPLES = 4000
-STEM = "vocals"
-ARCHITECTURE = Architecture(width=4, depth=1, latent_dim=4, codes=8)
-
-
-def _noise(samples=SAMPLES, channels=2):
-    return np.random.default_rng(0).uniform(-0.5, 0.5, (samples, channels))
 
 
 def _wav(path, audio=None, rate=RATE, **options):
-    soundfile.write(path, _noise() if audio is None else audio, rate, **options)
+    soundfile.write(path, noise() if audio is None else audio, rate, **options)
     return path
 
 
@@ -44,7 +35,7 @@ def _bytes(path, content):
 
 def _header(path, **changes):
     """A wav file of 16 bit whose header says something else."""
-    data = (_noise() * 32767).astype("<i2").tobytes()
+    data = (noise() * 32767).astype("<i2").tobytes()
     said = {"channels": 2, "rate": RATE, "bits": 16, "data": len(data), "riff": 36 + len(data)}
     said |= changes
     frame = said["channels"] * said["bits"] // 8
@@ -61,7 +52,7 @@ def _cut_to(size, path):
 
 
 def _truncated(path, tenths, **options):
-    whole = _wav(path, _noise(40_000), **options).read_bytes()
+    whole = _wav(path, noise(40_000), **options).read_bytes()
     return _bytes(path, whole[: len(whole) * tenths // 10])
 
 
@@ -75,59 +66,23 @@ def _pipe(path):
     return path
 
 
-def _model(folder, init="pretrained", stem=STEM, **changes):
-    """A stem's two checkpoints as the pipeline leaves them; their paths."""
-    torch.manual_seed(0)
-    vqvae = VQVAE(ARCHITECTURE)
-    vqvae.codebook.restore(torch.randn(8, 4), 1.0)
-    encoder = VQVAE(Architecture(**{**vars(ARCHITECTURE), **changes})).encoder
-    paths = [folder / f"{stage}/{stem}_{init}/checkpoints/4.pt" for stage in ("stage1", "stage2")]
-    save_jukebox(vqvae, paths[0], 4, {"sample_rate": RATE})
-    save_encoder(encoder, paths[1], 4, {"sample_rate": RATE})
-    return paths
-
-
-def _jukesep(*words):
-    """`jukesep WORDS` in this process, as its entry point runs it."""
-    app, runner = cli.app, CliRunner()
-
-    def run():
-        result = runner.invoke(app, words)
-        print(result.stdout, end="")
-        print(result.stderr, end="", file=sys.stderr)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        sys.exit(result.exit_code)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "app", run)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return end.value.code
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An entered folder with runs/ of one stem."""
     folder = tmp_path / "project"
     folder.mkdir()
-    _model(folder / "runs")
+    save_models(folder / "runs")
     monkeypatch.chdir(folder)
     return folder
 
 
-def _left(folder):
-    """All files below a folder, those that are hidden too."""
-    return sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
-
-
 def _check(capsys, song, words, message):
     """The command separates the song as it is read, or fails and leaves nothing."""
-    before = set(_left("."))
-    status = _jukesep("separate", "--models", "runs", "-o", "stems", *words)
+    before = set(files_below("."))
+    status = run_jukesep("separate", "--models", "runs", "-o", "stems", *words)
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    new = [path for path in _left(".") if path not in before]
+    new = [path for path in files_below(".") if path not in before]
     if message is None:
         assert status == 0, said
         expected = soundfile.info(song)
@@ -148,19 +103,19 @@ WORKS = {
     "8 kHz": lambda f: _wav(f / "a.wav", rate=8000),
     "192 kHz": lambda f: _wav(f / "a.wav", rate=192_000),
     "an odd rate": lambda f: _wav(f / "a.wav", rate=8820),
-    "1 Hz": lambda f: _wav(f / "a.wav", _noise(40), rate=1),
-    "32 channels": lambda f: _wav(f / "a.wav", _noise(500, 32)),
+    "1 Hz": lambda f: _wav(f / "a.wav", noise(40), rate=1),
+    "32 channels": lambda f: _wav(f / "a.wav", noise(500, 32)),
     "8 bit": lambda f: _wav(f / "a.wav", subtype="PCM_U8"),
     "24 bit": lambda f: _wav(f / "a.wav", subtype="PCM_24"),
     "double": lambda f: _wav(f / "a.wav", subtype="DOUBLE"),
     "mu-law": lambda f: _wav(f / "a.wav", subtype="ULAW"),
-    "float above 1": lambda f: _wav(f / "a.wav", 8 * _noise(), subtype="FLOAT"),
-    "huge float": lambda f: _wav(f / "a.wav", 1e30 * _noise(), subtype="FLOAT"),
+    "float above 1": lambda f: _wav(f / "a.wav", 8 * noise(), subtype="FLOAT"),
+    "huge float": lambda f: _wav(f / "a.wav", 1e30 * noise(), subtype="FLOAT"),
     "DC": lambda f: _wav(f / "a.wav", np.full((SAMPLES, 2), 0.5)),
     "silence": lambda f: _wav(f / "a.wav", np.zeros((SAMPLES, 2))),
-    "one sample": lambda f: _wav(f / "a.wav", _noise(1)),
-    "two samples": lambda f: _wav(f / "a.wav", _noise(2, 1)),
-    "a hop and one": lambda f: _wav(f / "a.wav", _noise(9)),
+    "one sample": lambda f: _wav(f / "a.wav", noise(1)),
+    "two samples": lambda f: _wav(f / "a.wav", noise(2, 1)),
+    "a hop and one": lambda f: _wav(f / "a.wav", noise(9)),
     "big-endian": lambda f: _wav(f / "a.aiff"),
     "a suffix of another format": lambda f: _wav(f / "a.mp3", format="WAV"),
     "no suffix": lambda f: _wav(f / "a", format="WAV"),
@@ -191,13 +146,13 @@ FAILS = {
     "zeros": (lambda f: _bytes(f / "a.flac", bytes(9999)), "not readable as audio"),
     "a picture": (lambda f: _bytes(f / "a.ogg", b"\x89PNG\r\n\x1a\n" + bytes(999)), "not readable"),
     "only a header": (lambda f: _cut_to(44, _header(f / "a.wav", data=0)), "no samples"),
-    "no samples": (lambda f: _wav(f / "a.wav", _noise(0)), "no samples"),
+    "no samples": (lambda f: _wav(f / "a.wav", noise(0)), "no samples"),
     "half a header": (lambda f: _cut_to(30, _header(f / "a.wav")), "a.wav"),
     "no channels": (lambda f: _header(f / "a.wav", channels=0), "not readable as audio"),
     "a rate of nothing": (lambda f: _header(f / "a.wav", rate=0), "a.wav"),
     "NaN": (lambda f: _wav(f / "a.wav", np.full((SAMPLES, 2), np.nan), subtype="FLOAT"), "NaN"),
     "one infinity at the end": (
-        lambda f: _wav(f / "a.wav", np.append(_noise(channels=1), [[-np.inf]], 0), subtype="FLOAT"),
+        lambda f: _wav(f / "a.wav", np.append(noise(channels=1), [[-np.inf]], 0), subtype="FLOAT"),
         "infinite",
     ),
     "a link to nothing": (lambda f: _link(f / "a.wav", f / "b.wav"), "no such file"),
@@ -237,11 +192,11 @@ def test_a_name_that_begins_with_a_dash(project, capsys):
 def test_a_compressed_song_that_is_cut(project, capsys, suffix, tenths):
     """What is left is separated, if libsndfile reads it, or the song is named."""
     song = _truncated(project / f"a.{suffix}", tenths)
-    before = set(_left("."))
-    status = _jukesep("separate", "--models", "runs", "-o", "stems", song.name)
+    before = set(files_below("."))
+    status = run_jukesep("separate", "--models", "runs", "-o", "stems", song.name)
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    new = [path for path in _left(".") if path not in before]
+    new = [path for path in files_below(".") if path not in before]
     if status == 0:
         frames = len(soundfile.read(song)[0])
         assert [soundfile.info(path).frames for path in new] == [frames]
@@ -257,31 +212,31 @@ def _tampered(folder):
         def __reduce__(self):
             return os.system, (f"touch {folder / 'ran'}",)
 
-    torch.save({"model": Command()}, _model(folder / "runs")[0])
+    torch.save({"model": Command()}, save_models(folder / "runs")[0])
 
 
 def _not_a_number(folder):
-    path = _model(folder / "runs")[0]
+    path = save_models(folder / "runs")[0]
     saved = torch.load(path, weights_only=True)
     next(iter(saved["model"].values())).fill_(float("nan"))
     torch.save(saved, path)
 
 
 def _cut(folder, index):
-    path = _model(folder / "runs")[index]
+    path = save_models(folder / "runs")[index]
     path.write_bytes(path.read_bytes()[:2000])
 
 
 MODELS = {
     "none": lambda f: (f / "runs").rename(f / "elsewhere"),
     "another init": lambda f: (f / "runs/stage2").rename(f / "runs/stage3"),
-    "stage 1 missing": lambda f: _model(f / "runs")[0].unlink(),
-    "stage 2 missing": lambda f: _model(f / "runs")[1].unlink(),
+    "stage 1 missing": lambda f: save_models(f / "runs")[0].unlink(),
+    "stage 2 missing": lambda f: save_models(f / "runs")[1].unlink(),
     "stage 1 cut": lambda f: _cut(f, 0),
     "stage 2 cut": lambda f: _cut(f, 1),
-    "another width": lambda f: _model(f / "runs", width=8),
-    "another hop": lambda f: _model(f / "runs", downs=(2,)),
-    "other latents": lambda f: _model(f / "runs", latent_dim=8),
+    "another width": lambda f: save_models(f / "runs", width=8),
+    "another hop": lambda f: save_models(f / "runs", downs=(2,)),
+    "other latents": lambda f: save_models(f / "runs", latent_dim=8),
     "tampered": _tampered,
     "weights that are no numbers": _not_a_number,
 }
@@ -291,28 +246,28 @@ MODELS = {
 def test_models_that_do_not_fit(project, capsys, name):
     MODELS[name](project)
     song = _wav(project / "a.wav")
-    before = set(_left("."))
-    assert _jukesep("separate", "--models", "runs", "-o", "stems", song.name) not in (0, None)
+    before = set(files_below("."))
+    assert run_jukesep("separate", "--models", "runs", "-o", "stems", song.name) not in (0, None)
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert "runs" in said.splitlines()[-1]
-    assert set(_left(".")) == before
+    assert set(files_below(".")) == before
 
 
 @pytest.mark.parametrize("output", ["a.wav", "a.wav/below", "/proc/stems"])
 def test_an_output_that_cannot_be_written(project, capsys, output):
     song = _wav(project / "a.wav")
-    before = _left(".")
-    assert _jukesep("separate", "--models", "runs", "-o", output, song.name) not in (0, None)
+    before = files_below(".")
+    assert run_jukesep("separate", "--models", "runs", "-o", output, song.name) not in (0, None)
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert output in said
-    assert _left(".") == before
+    assert files_below(".") == before
 
 
 def test_a_disk_that_is_full(project):
     """Stood in for by a limit on the size of a file, which fails a write in the same way."""
-    _wav(project / "a.wav", _noise(40_000))
+    _wav(project / "a.wav", noise(40_000))
     code = "from jukesep.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "separate", "--models", "runs", "-o", "stems", "a.wav"],
@@ -325,7 +280,7 @@ def test_a_disk_that_is_full(project):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "stems" in done.stderr.splitlines()[-1]
-    assert _left("stems") == []
+    assert files_below("stems") == []
 
 
 def test_a_song_that_fails_leaves_the_others_their_stems(project, capsys):
@@ -333,9 +288,9 @@ def test_a_song_that_fails_leaves_the_others_their_stems(project, capsys):
     _bytes(project / "b.wav", b"text")
     _wav(project / "c.wav")
     words = ("separate", "--models", "runs", "-o", "stems", "a.wav", "b.wav", "c.wav")
-    assert _jukesep(*words) not in (0, None)
+    assert run_jukesep(*words) not in (0, None)
     assert "b.wav" in capsys.readouterr().err
-    assert [path.as_posix() for path in _left("stems")] == [
+    assert [path.as_posix() for path in files_below("stems")] == [
         f"stems/{song}/{STEM}.wav" for song in ("a", "c")
     ]
     assert STEM in STEMS

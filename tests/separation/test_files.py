@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_bad_input import ARCHITECTURE, _jukesep, _left, _model, _noise
+from commands import ARCHITECTURE, files_below, noise, run_jukesep, save_models
 
 from jukesep.audio import decode
 from jukesep.audio.encode import FORMATS, writing
@@ -32,8 +32,8 @@ RATE = 8000  # of the models
 def project(tmp_path, monkeypatch):
     """An entered folder with models of all stems in runs/, and song.wav, stereo at 11,025 Hz."""
     for stem in STEMS:
-        _model(tmp_path / "runs", stem=stem)
-    soundfile.write(tmp_path / "song.wav", _noise(5001), 11025)
+        save_models(tmp_path / "runs", stem=stem)
+    soundfile.write(tmp_path / "song.wav", noise(5001), 11025)
     (tmp_path / "models").mkdir()
     (tmp_path / "models/separator").symlink_to(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
@@ -41,7 +41,7 @@ def project(tmp_path, monkeypatch):
 
 
 def _names(folder="stems"):
-    return [path.relative_to(folder).as_posix() for path in _left(folder)]
+    return [path.relative_to(folder).as_posix() for path in files_below(folder)]
 
 
 def _read(path):
@@ -51,10 +51,10 @@ def _read(path):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("clip", ["rescale", "clamp", "none"])
 def test_every_format_has_the_rate_channels_and_length_of_the_song(project, form, clip):
-    assert _jukesep("separate", "song.wav", "-o", "stems", "--format", form, "--clip", clip) == 0
+    assert run_jukesep("separate", "song.wav", "-o", "stems", "--format", form, "--clip", clip) == 0
     suffix = FORMATS[form].suffix
     assert _names() == [f"song/{stem}.{suffix}" for stem in sorted(STEMS)]
-    for path in _left("stems"):
+    for path in files_below("stems"):
         found = soundfile.info(path)
         assert (found.samplerate, found.channels, found.frames) == (11025, 2, 5001)
         assert found.subtype == FORMATS[form].subtype
@@ -62,27 +62,27 @@ def test_every_format_has_the_rate_channels_and_length_of_the_song(project, form
 
 def test_the_stems_sum_to_the_mixture_below_the_models_rate(project):
     """Refined by default; what resampling takes from the song is in none of them."""
-    soundfile.write("slow.wav", _noise(6000), RATE, subtype="FLOAT")
-    assert _jukesep("separate", "slow.wav", "-o", "stems") == 0
-    total = sum(_read(path) for path in _left("stems"))
+    soundfile.write("slow.wav", noise(6000), RATE, subtype="FLOAT")
+    assert run_jukesep("separate", "slow.wav", "-o", "stems") == 0
+    total = sum(_read(path) for path in files_below("stems"))
     np.testing.assert_allclose(total, _read("slow.wav"), atol=1e-4)
-    assert _jukesep("separate", "slow.wav", "-o", "plain", "--refine", "none") == 0
-    assert np.abs(sum(_read(path) for path in _left("plain")) - total).max() > 0.01
+    assert run_jukesep("separate", "slow.wav", "-o", "plain", "--refine", "none") == 0
+    assert np.abs(sum(_read(path) for path in files_below("plain")) - total).max() > 0.01
 
 
 def test_loud_stems_are_lowered_together_or_cut_off(project):
-    soundfile.write("loud.wav", 20 * _noise(), RATE, subtype="FLOAT")
+    soundfile.write("loud.wav", 20 * noise(), RATE, subtype="FLOAT")
     for clip in ("rescale", "clamp"):
         words = ("loud.wav", "-o", clip, "--format", "wav24", "--clip", clip)
-        assert _jukesep("separate", *words) == 0
-    assert _jukesep("separate", "loud.wav", "-o", "float") == 0
-    for path in _left("float"):
+        assert run_jukesep("separate", *words) == 0
+    assert run_jukesep("separate", "loud.wav", "-o", "float") == 0
+    for path in files_below("float"):
         whole, name = _read(path), path.relative_to("float")
         np.testing.assert_allclose(_read("clamp" / name), np.clip(whole, -1, 1), atol=1e-6)
-    peaks = {p.name: np.abs(_read(p)).max() for p in _left("float")}
+    peaks = {p.name: np.abs(_read(p)).max() for p in files_below("float")}
     gain = (1 - 2**-15) / max(peaks.values())
     assert gain < 0.5
-    for path in _left("float"):
+    for path in files_below("float"):
         scaled = _read(Path("rescale") / path.relative_to("float"))
         np.testing.assert_allclose(scaled, gain * _read(path), atol=1e-6)
 
@@ -91,7 +91,7 @@ def test_a_missing_stem_has_the_gain_of_the_others(project):
     """The loudest stem decides it, whichever are there."""
     torch.manual_seed(1)
     loaded = Separator({"drums": _louder(1), "bass": _louder(30)}, RATE)
-    soundfile.write("loud.wav", 20 * _noise(), RATE, subtype="FLOAT")
+    soundfile.write("loud.wav", 20 * noise(), RATE, subtype="FLOAT")
     names = ("drums", "bass")
 
     def separate(output):
@@ -121,7 +121,7 @@ def test_stems_beside_each_other_keep_apart_under_long_names(tmp_path, form):
     with writing(targets, FORMATS[form], "rescale", RATE, 1, 100) as put:
         put({"a": np.full((1, 100), 0.25, np.float32), "b": np.full((1, 100), -0.5, np.float32)})
     assert [_read(path)[0, 0] for path in targets.values()] == [0.25, -0.5]
-    assert _left(tmp_path) == sorted(targets.values())
+    assert files_below(tmp_path) == sorted(targets.values())
 
 
 @pytest.mark.parametrize("form", ["ogg", "flac", "wav16"])
@@ -169,25 +169,25 @@ def test_what_a_format_does_not_hold_is_refused_first(tmp_path, form, channels, 
         writing({"a": target}, FORMATS[form], "clamp", rate, channels, 9),
     ):
         pass
-    assert _left(tmp_path) == []
+    assert files_below(tmp_path) == []
 
 
 def test_some_stems_and_what_is_left_of_the_mixture(project):
-    assert _jukesep("separate", "song.wav", "-o", "a", "--stems", "vocals", "--residual") == 0
+    assert run_jukesep("separate", "song.wav", "-o", "a", "--stems", "vocals", "--residual") == 0
     assert _names("a") == ["song/no_vocals.wav", "song/vocals.wav"]
     total = _read("a/song/vocals.wav") + _read("a/song/no_vocals.wav")
     np.testing.assert_allclose(total, _read("song.wav"), atol=1e-6)
     words = ("song.wav", "-o", "b", "--stems", "drums, bass", "--residual", "--refine", "none")
-    assert _jukesep("separate", *words) == 0
+    assert run_jukesep("separate", *words) == 0
     assert _names("b") == ["song/bass.wav", "song/drums.wav", "song/residual.wav"]
-    total = sum(_read(path) for path in _left("b"))
+    total = sum(_read(path) for path in files_below("b"))
     np.testing.assert_allclose(total, _read("song.wav"), atol=1e-6)
 
 
 def test_shifts_are_other_estimates(project):
     for output, shifts in (("a", "1"), ("b", "4")):
         words = ("song.wav", "-o", output, "--stems", "bass", "--refine", "none")
-        assert _jukesep("separate", *words, "--shifts", shifts) == 0
+        assert run_jukesep("separate", *words, "--shifts", shifts) == 0
     one, two = (_read(f"{output}/song/bass.wav") for output in "ab")
     assert one.shape == two.shape
     assert np.abs(one - two).max() > 1e-3
@@ -196,7 +196,7 @@ def test_shifts_are_other_estimates(project):
 def test_chunks_do_not_show_in_what_is_left(project):
     for output, chunk in (("a", "500"), ("b", "100000")):
         words = ("song.wav", "-o", output, "--stems", "bass", "--residual", "--chunk", chunk)
-        assert _jukesep("separate", *words) == 0
+        assert run_jukesep("separate", *words) == 0
     for name in ("bass", "no_bass"):
         one, two = (_read(f"{output}/song/{name}.wav") for output in "ab")
         np.testing.assert_allclose(one, two, atol=1e-5)
@@ -205,10 +205,10 @@ def test_chunks_do_not_show_in_what_is_left(project):
 def test_a_folder_is_its_songs_and_those_below_it(project):
     for name in ("in/b.flac", "in/below/a.WAV", "in/.hidden.wav"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(name, _noise(200), RATE, format="FLAC" if "flac" in name else "WAV")
+        soundfile.write(name, noise(200), RATE, format="FLAC" if "flac" in name else "WAV")
     Path("in/notes.txt").write_text("no music")
     Path("in/loop").symlink_to(Path("in").resolve())
-    assert _jukesep("separate", "in", "song.wav", "-o", "stems", "--stems", "drums") == 0
+    assert run_jukesep("separate", "in", "song.wav", "-o", "stems", "--stems", "drums") == 0
     assert _names() == ["b/drums.wav", "below/a/drums.wav", "song/drums.wav"]
 
 
@@ -254,7 +254,7 @@ def test_standard_input_of_the_command(project):
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(project, capsys, words, message):
-    assert _jukesep("separate", "song.wav", "-o", "stems", *words) == 1
+    assert run_jukesep("separate", "song.wav", "-o", "stems", *words) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("stems").exists()
 
@@ -263,17 +263,17 @@ def test_the_folder_of_songs_is_not_that_of_stems(project, capsys):
     Path("in").mkdir()
     shutil.copy("song.wav", "in/song.wav")
     for _ in range(2):
-        assert _jukesep("separate", "in", "-o", "in/stems", "--stems", "bass") == 0
+        assert run_jukesep("separate", "in", "-o", "in/stems", "--stems", "bass") == 0
         assert _names("in") == ["song.wav", "stems/song/bass.wav"]
-    assert _jukesep("separate", "in", "-o", "in/../in") == 1
+    assert run_jukesep("separate", "in", "-o", "in/../in") == 1
     assert "in: is the output folder too" in capsys.readouterr().err
-    assert _jukesep("separate", "in/stems", "-o", "again", "--stems", "bass") == 0
+    assert run_jukesep("separate", "in/stems", "-o", "again", "--stems", "bass") == 0
     assert _names("again") == ["song/bass/bass.wav"]
 
 
 def test_a_folder_in_the_place_of_a_stem(project, capsys):
     Path("stems/song/bass.wav").mkdir(parents=True)
-    assert _jukesep("separate", "song.wav", "-o", "stems") == 1
+    assert run_jukesep("separate", "song.wav", "-o", "stems") == 1
     assert "bass.wav: is a folder. Change --filename" in capsys.readouterr().err
     assert _names() == []
 
@@ -281,17 +281,17 @@ def test_a_folder_in_the_place_of_a_stem(project, capsys):
 def test_songs_of_one_name_are_refused_and_named(project, capsys):
     Path("b").mkdir()
     shutil.copy("song.wav", "b/Song.flac")
-    assert _jukesep("separate", "song.wav", "b/Song.flac", "-o", "stems") == 1
+    assert run_jukesep("separate", "song.wav", "b/Song.flac", "-o", "stems") == 1
     said = capsys.readouterr().err
     assert "song.wav and b/Song.flac" in said
     assert not Path("stems").exists()
-    assert _jukesep("separate", "song.wav", "song.wav", "-o", "stems", "--stems", "bass") == 0
+    assert run_jukesep("separate", "song.wav", "song.wav", "-o", "stems", "--stems", "bass") == 0
 
 
 def test_a_song_is_never_replaced_by_a_stem(project, capsys):
     Path("vocals.wav").write_bytes(Path("song.wav").read_bytes())
     words = ("vocals.wav", "-o", ".", "--filename", "{stem}.{ext}", "--overwrite")
-    assert _jukesep("separate", *words) == 1
+    assert run_jukesep("separate", *words) == 1
     assert "is the song itself" in capsys.readouterr().err
     assert Path("vocals.wav").read_bytes() == Path("song.wav").read_bytes()
 
@@ -300,26 +300,26 @@ def test_a_link_out_of_the_output_is_not_followed(project, capsys):
     Path("elsewhere").mkdir()
     Path("stems").mkdir()
     Path("stems/song").symlink_to(Path("elsewhere").resolve())
-    assert _jukesep("separate", "song.wav", "-o", "stems") == 1
+    assert run_jukesep("separate", "song.wav", "-o", "stems") == 1
     assert "outside of stems" in capsys.readouterr().err
-    assert _left("elsewhere") == []
+    assert files_below("elsewhere") == []
 
 
 def test_a_refinement_needs_all_models(project, capsys):
     shutil.rmtree("runs/stage2/bass_pretrained")
-    assert _jukesep("separate", "song.wav", "-o", "stems") == 0
+    assert run_jukesep("separate", "song.wav", "-o", "stems") == 0
     assert len(_names()) == 3
-    assert _jukesep("separate", "song.wav", "-o", "b", "--refine", "masks") == 1
+    assert run_jukesep("separate", "song.wav", "-o", "b", "--refine", "masks") == 1
     assert "refinement 'masks': needs a model for each" in capsys.readouterr().err
-    assert _jukesep("separate", "song.wav", "-o", "b", "--stems", "bass") == 1
+    assert run_jukesep("separate", "song.wav", "-o", "b", "--stems", "bass") == 1
     assert "models/separator: has no model for bass" in capsys.readouterr().err
 
 
 def test_precision_and_threads_are_those_of_the_models(project):
     words = ("song.wav", "--refine", "none", "--stems", "bass", "-o")
-    assert _jukesep("separate", *words, "a") == 0
+    assert run_jukesep("separate", *words, "a") == 0
     before = torch.get_num_threads()
-    assert _jukesep("separate", *words, "b", "--precision", "bf16", "--threads", "1") == 0
+    assert run_jukesep("separate", *words, "b", "--precision", "bf16", "--threads", "1") == 0
     torch.set_num_threads(before)
     one, two = (_read(f"{output}/song/bass.wav") for output in "ab")
     assert one.shape == two.shape
@@ -328,7 +328,7 @@ def test_precision_and_threads_are_those_of_the_models(project):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_file(project, number):
     """A signal in the middle of a song, once a part of it is written."""
-    soundfile.write("long.wav", np.tile(_noise(80_000), (100, 1)), RATE)
+    soundfile.write("long.wav", np.tile(noise(80_000), (100, 1)), RATE)
     code = "from jukesep.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "separate", "long.wav", "-o", "stems", "--chunk", "8000"],
@@ -337,7 +337,7 @@ def test_an_interrupted_run_leaves_no_file(project, number):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 1000 for path in _left("stems")):
+    while not any(path.stat().st_size > 1000 for path in files_below("stems")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -351,13 +351,13 @@ def test_an_interrupted_run_leaves_no_file(project, number):
 
 def test_a_stream_of_flac_does_not_say_how_long_it_is(project, capsys, monkeypatch):
     """ffmpeg reads it; without, one line says so, and the bar is not of 10^15 seconds."""
-    soundfile.write("stream.flac", _noise(6000), RATE)
+    soundfile.write("stream.flac", noise(6000), RATE)
     content = bytearray(Path("stream.flac").read_bytes())
     content[21] &= 0xF0
     content[22:26] = bytes(4)
     Path("stream.flac").write_bytes(content)
     monkeypatch.setenv("PATH", "")
-    assert _jukesep("separate", "stream.flac", "song.wav", "-o", "stems") == 1
+    assert run_jukesep("separate", "stream.flac", "song.wav", "-o", "stems") == 1
     said = capsys.readouterr().err
     assert "error: stream.flac: does not say how long it is" in said
     assert "0/0 s" in said.splitlines()[-2]
@@ -366,21 +366,21 @@ def test_a_stream_of_flac_does_not_say_how_long_it_is(project, capsys, monkeypat
         (project / "bin").mkdir()
         (project / "bin/ffmpeg").symlink_to(_ffmpeg())
         monkeypatch.setenv("PATH", str(project / "bin"))
-        assert _jukesep("separate", "stream.flac", "-o", "stems", "--stems", "bass") == 0
+        assert run_jukesep("separate", "stream.flac", "-o", "stems", "--stems", "bass") == 0
         assert soundfile.info("stems/stream/bass.wav").frames == 6000
 
 
 @pytest.mark.parametrize("peak", [1e25, 3e38])
 def test_samples_too_large_for_the_refinement_are_refused(project, capsys, peak):
-    soundfile.write("huge.wav", peak * 2 * _noise(), RATE, subtype="FLOAT")
-    assert _jukesep("separate", "huge.wav", "-o", "stems") == 1
+    soundfile.write("huge.wav", peak * 2 * noise(), RATE, subtype="FLOAT")
+    assert run_jukesep("separate", "huge.wav", "-o", "stems") == 1
     assert "huge.wav: the samples are too large" in capsys.readouterr().err
     assert not Path("stems").exists()
 
 
 def test_rates_without_a_common_divisor_are_refused(project, capsys):
-    soundfile.write("odd.wav", _noise(100), 44_101)
-    assert _jukesep("separate", "odd.wav", "-o", "stems") == 1
+    soundfile.write("odd.wav", noise(100), 44_101)
+    assert run_jukesep("separate", "odd.wav", "-o", "stems") == 1
     assert "odd.wav: a sample rate of 44101 Hz has too little" in capsys.readouterr().err
     for rate in (8000, 11_025, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000):
         for model in (8000, 11_025, 44_100):
@@ -388,7 +388,7 @@ def test_rates_without_a_common_divisor_are_refused(project, capsys):
 
 
 def test_a_name_that_no_system_holds_and_one_that_is_no_text(project):
-    assert _jukesep("separate", "c" * 300 + ".wav", "song.wav", "-o", "stems") == 1
+    assert run_jukesep("separate", "c" * 300 + ".wav", "song.wav", "-o", "stems") == 1
     assert {path.split("/")[0] for path in _names()} == {"song"}
     name = os.fsdecode(b"\xff.wav")
     try:
@@ -402,12 +402,12 @@ def test_a_name_that_no_system_holds_and_one_that_is_no_text(project):
 
 
 def test_a_fault_in_standard_input_names_it(project, capsys, monkeypatch):
-    audio = _noise(3000)
+    audio = noise(3000)
     audio[2900] = np.nan
     soundfile.write("nan.wav", audio, RATE, subtype="FLOAT")
     with open("nan.wav", "rb") as stream:
         monkeypatch.setattr(decode, "spooled", functools.partial(decode.spooled, stream))
-        assert _jukesep("separate", "-", "-o", "stems") == 1
+        assert run_jukesep("separate", "-", "-o", "stems") == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: standard input: holds NaN")
 
 
@@ -416,7 +416,7 @@ def test_too_little_memory_is_said_so(project, capsys, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("jukesep.separation.separator.apply", full)
-    assert _jukesep("separate", "song.wav", "-o", "stems") == 1
+    assert run_jukesep("separate", "song.wav", "-o", "stems") == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: song.wav: out of memory. Lower --chunk")
     assert not Path("stems").exists()
@@ -425,14 +425,14 @@ def test_too_little_memory_is_said_so(project, capsys, monkeypatch):
 def test_an_output_that_leads_nowhere(project, capsys):
     Path("one").symlink_to("two")
     Path("two").symlink_to("one")
-    assert _jukesep("separate", "song.wav", "-o", "one/below") == 1
+    assert run_jukesep("separate", "song.wav", "-o", "one/below") == 1
     assert "one" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_ffmpeg_is_asked_for_where_it_would_help(project, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     Path("song.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + bytes(99))
-    assert _jukesep("separate", "song.m4a", "-o", "stems") == 1
+    assert run_jukesep("separate", "song.m4a", "-o", "stems") == 1
     assert "song.m4a: .m4a files are read through ffmpeg, which is not installed" in (
         capsys.readouterr().err
     )
@@ -456,12 +456,12 @@ def test_other_formats_are_read_through_ffmpeg(project, capsys, monkeypatch):
     with decode.readable("song.m4a") as path:
         expected = soundfile.info(path)
     assert not path.exists()
-    assert _jukesep("separate", "song.m4a", "-o", "stems", "--stems", "bass") == 0
+    assert run_jukesep("separate", "song.m4a", "-o", "stems", "--stems", "bass") == 0
     found = soundfile.info("stems/song/bass.wav")
     assert (found.samplerate, found.channels) == (11025, 2)
     assert found.frames == expected.frames >= 5001
     Path("list.m4a").write_text(f"ffconcat version 1.0\nfile '{project}/song.wav'\n")
-    assert _jukesep("separate", "list.m4a", "-o", "stems") == 1
+    assert run_jukesep("separate", "list.m4a", "-o", "stems") == 1
     assert "list.m4a: not readable as audio, nor by ffmpeg" in capsys.readouterr().err
 
 

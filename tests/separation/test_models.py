@@ -13,15 +13,15 @@ import pytest
 import soundfile
 import torch
 import yaml
+from commands import run_jukesep, save_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jukesep.model.checkpoints import load_model
 from safetensors.torch import load_file, save_file
-from test_bad_input import _jukesep, _model
 
 import jukesep
 from jukesep.base import params
 from jukesep.base.errors import UserError
+from jukesep.model.checkpoints import load_model
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.pipeline import pack
@@ -95,7 +95,7 @@ def test_a_separator_is_loaded_from_models_and_from_trainings(folder, tmp_path):
     assert separator.stems == ("drums", "vocals")
     assert separator.sample_rate == 8000
     assert set(separator(mixture, 8000)) == {"drums", "vocals"}
-    stage1, stage2 = _model(tmp_path / "runs")
+    stage1, stage2 = save_models(tmp_path / "runs")
     runs = jukesep.load_separator(tmp_path / "runs")
     models.save(tmp_path / "packed", "vocals", load_model(stage1, stage2), ABOUT)
     packed = jukesep.load_separator(tmp_path / "packed")
@@ -108,7 +108,7 @@ def test_a_stem_keeps_its_own_licence_beside_others(folder, capsys):
     stems = models.read_card(folder).stems
     assert [stems[stem].licence for stem in ("drums", "bass")] == ["none", other["licence"]]
     assert [stems[stem].commit for stem in ("drums", "bass")] == ["abc", None]
-    assert _jukesep("info", str(folder)) == 0
+    assert run_jukesep("info", str(folder)) == 0
     said = capsys.readouterr().out
     assert "licence       none (drums, vocals)" in said
     assert "licence       non-commercial use only (bass)" in said
@@ -301,19 +301,19 @@ def test_what_does_not_fit_is_named(folder, name):
 
 def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _model(tmp_path / "runs")
+    save_models(tmp_path / "runs")
     stage1, stage2 = (
         f"runs/{stage}/vocals_pretrained/checkpoints/4.pt" for stage in ("stage1", "stage2")
     )
     words = ("import", "--stage1", stage1, "--stage2", stage2, "-o", "mine")
-    assert _jukesep(*words, "--stem", "vocals", "--licence", "mine alone") == 0
+    assert run_jukesep(*words, "--stem", "vocals", "--licence", "mine alone") == 0
     assert "1 models at 8,000 Hz" in capsys.readouterr().out
-    assert _jukesep(*words, "--stem", "drums") == 0
-    assert _jukesep(*words, "--stem", "drums") == 1
+    assert run_jukesep(*words, "--stem", "drums") == 0
+    assert run_jukesep(*words, "--stem", "drums") == 1
     assert "has a model of drums. Pass --overwrite" in capsys.readouterr().err
-    assert _jukesep(*words, "--stem", "drums", "--sample-rate", "16000", "--overwrite") == 1
+    assert run_jukesep(*words, "--stem", "drums", "--sample-rate", "16000", "--overwrite") == 1
     assert "says that its sample rate is 8000, not 16000 Hz" in capsys.readouterr().err
-    assert _jukesep("info", "mine", "--json") == 0
+    assert run_jukesep("info", "mine", "--json") == 0
     card = json.loads(capsys.readouterr().out)
     assert list(card["stems"]) == ["drums", "vocals"]
     assert card["stems"]["vocals"]["step"] == 4
@@ -322,7 +322,7 @@ def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(found, jukesep.load_separator("runs")(mixture, 8000)["vocals"])
     Path("other").mkdir()
     Path("other/file").write_text("mine")
-    assert _jukesep(*words[:-1], "other", "--stem", "bass") == 1
+    assert run_jukesep(*words[:-1], "other", "--stem", "bass") == 1
     assert "other: is no folder of models, and not empty" in capsys.readouterr().err
 
 
@@ -358,12 +358,12 @@ def test_jukeboxs_name_of_the_sample_rate_is_read(tmp_path):
 
 
 def test_info_says_what_a_folder_holds_and_what_does_not_fit(folder, capsys):
-    assert _jukesep("info", str(folder)) == 0
+    assert run_jukesep("info", str(folder)) == 0
     said = capsys.readouterr().out
     for words in ("2 models at 8,000 Hz", "width 4", "noise", "none", "SDR 1.50 dB (test, seen)"):
         assert words in said
     SPOILT["a bit changed"][0](folder)
-    assert _jukesep("info", str(folder)) == 1
+    assert run_jukesep("info", str(folder)) == 1
     assert "its sha256 is" in capsys.readouterr().err
 
 
@@ -380,7 +380,7 @@ def test_info_says_what_a_folder_holds_and_what_does_not_fit(folder, capsys):
 def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     soundfile.write("song.wav", np.zeros(100), 8000)
-    assert _jukesep(*words) == 1
+    assert run_jukesep(*words) == 1
     assert message in capsys.readouterr().err
 
 
@@ -396,7 +396,7 @@ a,seen,vocals,ceiling,pretrained,,sdr,9.0
 
 def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _model(tmp_path / "runs", stem="vocals")
+    save_models(tmp_path / "runs", stem="vocals")
     scores = tmp_path / "results/scores/vocals_pretrained.csv"
     scores.parent.mkdir(parents=True)
     scores.write_text(SCORES)
