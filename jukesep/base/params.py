@@ -75,8 +75,27 @@ class Model(Section):
 class Weights(Section):
     source: Literal["pretrain", "file", "jukebox"]
     file: str | None
+    depends_on: str
     level: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
+
+    @model_validator(mode="after")
+    def _tracked(self) -> Weights:
+        wanted = {"pretrain": str(paths.PREPARED), "file": self.file}
+        if self.source == "file" and self.file in (None, "???"):  # as conf/weights leaves it
+            raise ValueError(
+                "file is not set: weights=file needs the absolute path of a checkpoint in "
+                "Jukebox's format, -S weights=file -S weights.file=/absolute/path"
+            )
+        if self.source == "file" and not Path(str(self.file)).is_absolute():
+            raise ValueError(f"file must be an absolute path, found {self.file!r}")
+        # Else DVC would not see that what the weights come from has changed.
+        if self.depends_on != wanted.get(self.source, self.depends_on):
+            raise ValueError(
+                f"source is {self.source}, but depends_on is {self.depends_on}. Set both with "
+                f"-S weights={self.source}"
+            )
+        return self
 
 
 class CodebookParams(Section):

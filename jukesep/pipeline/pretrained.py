@@ -69,14 +69,13 @@ def _fetched(weights: Weights) -> Path:
         setting="weights.sha256",
         otherwise=(
             f"Without a network: fetch {URLS[0]} elsewhere and save it as {path}, or "
-            "anywhere with weights.source=file weights.file=/path/to/vqvae.pth.tar."
+            "anywhere, and give weights=file weights.file=/path/to/vqvae.pth.tar."
         ),
     )
 
 
 def _given(weights: Weights) -> Path:
-    if not weights.file:
-        raise UserError("weights.source=file needs weights.file: a file like Jukebox's.")
+    assert weights.file is not None
     path = Path(weights.file)
     if not path.is_file():
         raise UserError(f"weights.file: {path}: no such file.")

@@ -215,8 +215,8 @@ def _name(results: Results, key: str) -> str:
 
 
 def _step_name(results: Results, step: int) -> str:
-    when = {results.steps[0]: " (early)", results.steps[-1]: " (late)"}
-    return f"step {step}{when.get(step, '') if len(results.steps) > 1 else ''}"
+    when = f" ({results.checkpoint_names[step]})" if len(results.steps) > 1 else ""
+    return f"step {step}{when}"
 
 
 def _difference(first: dict[str, float], second: dict[str, float]) -> list[float]:

@@ -55,9 +55,20 @@ class Results:
     notes: tuple[str, ...] = ()  # what a reader must know of this run's data
 
     @property
-    def separations(self) -> list[str]:
-        """Keys of the trained systems: pretrained_150, pretrained_600, scratch_150, ..."""
-        return [f"{init}_{step}" for init in self.inits for step in self.steps]
+    def separations(self) -> dict[str, tuple[str, int]]:
+        """Keys of the trained systems, pretrained_150, pretrained_600, ...: their init and step."""
+        return {f"{init}_{step}": (init, step) for init in self.inits for step in self.steps}
+
+    @property
+    def checkpoint_names(self) -> dict[int, str]:
+        """The names of the steps: early and late, the first and the last, and middle between them.
+
+        One checkpoint is late; several between two are middle_1, middle_2, ...
+        """
+        between = len(self.steps) - 2
+        middle = ["middle"] if between == 1 else [f"middle_{n + 1}" for n in range(between)]
+        names = ["early", *middle, "late"][-len(self.steps) :]
+        return dict(zip(self.steps, names, strict=True))
 
     @property
     def ceilings(self) -> list[str]:

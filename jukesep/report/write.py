@@ -1,11 +1,12 @@
 """The report of an experiment: metrics and plot data for DVC, pictures, and docs/results.md.
 
-    metrics/                 the paper's SDR, what `dvc metrics show` prints: a flat file a system
-      {init}_{step}.json     {"drums": ..., "bass": ..., "other": ..., "vocals": ..., "total": ...}
-      baselines/*.json       no training at all, the oracle and the codec ceilings
-      held_out/              the same files for songs of instruments never heard in training
-    metrics_stereo/{sdr_mdx,sdr_v4}/   files of that form in the other metrics, kept apart so that
-                             no table mixes two: `dvc metrics show metrics_stereo/sdr_v4`
+    metrics/sdr/             the paper's SDR, what `dvc metrics show` prints: a file a system
+      {init}_early.json      {"step": ..., "drums": ..., "bass": ..., ..., "total": ...}, in dB
+      {init}_late.json       of the first and of the last checkpoint of stage 2
+    metrics/baselines/       no training at all, the oracle and the codec ceilings
+    metrics/held_out/        the same systems on songs of instruments never heard in training
+    metrics/{sdr_mdx,sdr_v4}/  the same systems by the other two kinds of SDR. No folder mixes two
+                             kinds, since DVC prints a folder as one table
     plots/*.csv              data of the plots declared in dvc.yaml, drawn by .dvc/plots/*.json
     plots/*.png              the pictures of the README
     docs/results.md          the tables, beside the paper's
@@ -16,6 +17,7 @@ No torch here.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,6 @@ from ..scoring.metrics import METRICS
 from . import figures, page
 from .results import CODEBOOK_NAMES, LOSS_NAMES, Results, Table, read_results
 
-# One folder a kind. DVC reads a folder of metrics with all below it, into one table.
-METRIC_FOLDERS = {
-    "sdr": "metrics",
-    "sdr_mdx": "metrics_stereo/sdr_mdx",
-    "sdr_v4": "metrics_stereo/sdr_v4",
-}
 DECIMALS = 4  # of a dB: far below what a seed changes
 
 
@@ -53,36 +49,38 @@ def write_report(params: dict[str, Any], root: Path) -> None:
 
 
 def metric_files(results: Results) -> dict[str, dict[str, float | None]]:
-    """Path below the project folder -> the metrics file's content."""
+    """Path below metrics/ -> the content of a file."""
     files: dict[str, dict[str, float | None]] = {}
 
-    def add(folder: str, table: Table) -> None:
+    def add(folder: str, baselines: str, table: Table) -> None:
         for key, row in table.items():
-            trained = key in results.separations
-            path = f"{folder}/{key}.json" if trained else f"{folder}/baselines/{key}.json"
             # JSON knows neither NaN nor infinity, which BSSEval v4 can give.
-            files[path] = {
+            content = {
                 stem: round(value, DECIMALS) if np.isfinite(value) else None
                 for stem, value in row.items()
             }
+            if key in results.separations:
+                init, step = results.separations[key]
+                path = f"{folder}/{init}_{results.checkpoint_names[step]}.json"
+                files[path] = {"step": step, **content}
+            else:
+                files[f"{baselines}/{key}.json"] = content
 
-    for metric, folder in METRIC_FOLDERS.items():
-        add(folder, results.table(metric))
+    add("sdr", "baselines", results.table("sdr"))
+    for metric in ("sdr_mdx", "sdr_v4"):
+        add(metric, f"{metric}/baselines", results.table(metric))
     for group in results.groups:
         if group != results.headline:
-            add(f"metrics/{group}", results.table("sdr", group))
+            add(group, f"{group}/baselines", results.table("sdr", group))
     return files
 
 
 def _write_metrics(results: Results, root: Path) -> None:
-    files = metric_files(results)
-    for path, content in files.items():
-        write_text(root / path, json.dumps(content, indent=2) + "\n")
+    folder = root / paths.METRICS
     # Files of an earlier choice of stems, inits or checkpoints would be shown as results of this.
-    for folder in METRIC_FOLDERS.values():
-        for file in (root / folder).rglob("*.json"):
-            if file.relative_to(root).as_posix() not in files:
-                file.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    for path, content in metric_files(results).items():
+        write_text(folder / path, json.dumps(content, indent=2) + "\n")
 
 
 def plot_tables(results: Results) -> dict[str, pd.DataFrame]:

@@ -73,6 +73,41 @@ def test_a_setting_that_does_not_fit_is_named(tmp_path, change, named):
         params.load(_changed(tmp_path, change))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "source", "depends_on"),
+    [
+        ([], "pretrain", "data/prepared"),
+        (["weights=jukebox"], "jukebox", "jukesep/pipeline/pretrained.py"),
+        (["scale=paper"], "jukebox", "jukesep/pipeline/pretrained.py"),
+        (["scale=paper", "weights=pretrain"], "pretrain", "data/prepared"),
+        (["scale=paper", "weights=file", "weights.file=/a/b.pth"], "file", "/a/b.pth"),
+    ],
+)
+def test_weights_depend_on_what_they_come_from(tmp_path, overrides, source, depends_on):
+    path = tmp_path / "params.yaml"
+    path.write_text(params.compose(overrides, ROOT / "conf"))
+    weights = params.load(path).weights
+    assert (weights.source, weights.depends_on) == (source, depends_on)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["weights=file"], "-S weights.file=/absolute/path"),
+        (["weights.source=file"], "-S weights=file -S weights.file=/absolute/path"),
+        (
+            ["weights.source=file", "weights.file=/a/b.pth"],
+            "depends_on is data/prepared.*weights=file",
+        ),
+        (["weights=file", "weights.file=b.pth"], "must be an absolute path, found 'b.pth'"),
+        (["scale=paper", "weights.source=pretrain"], "Set both with -S weights=pretrain"),
+    ],
+)
+def test_weights_without_what_they_depend_on_are_refused(overrides, said):
+    with pytest.raises(UserError, match=said):
+        params.compose(overrides, ROOT / "conf")
+
+
 def test_all_faults_are_reported_at_once(tmp_path):
     def change(p):
         p["stage1"]["steps"] = -1

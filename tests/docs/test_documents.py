@@ -68,7 +68,7 @@ COVERED = {
         f"{PIPELINE}::test_musdb18hq_in_place"
     ),
     # At tiny scale; its overrides are composed in test_readme.py.
-    "uv run dvc exp run -S scale=paper -S weights.source=file "
+    "uv run dvc exp run -S scale=paper -S weights=file "
     "-S weights.file=/path/to/vqvae.pth.tar": f"{PIPELINE}::test_weights_from_a_file",
 }
 

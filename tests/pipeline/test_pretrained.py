@@ -35,9 +35,8 @@ LEVELS = (
 
 
 def weights(source: str = "jukebox", **values: Any) -> Weights:
-    return Weights.model_validate(
-        {"source": source, "file": None, "level": 0, "sha256": None} | values
-    )
+    found = {"source": source, "file": None, "level": 0, "sha256": None} | values
+    return Weights.model_validate({"depends_on": found["file"] or "", **found})
 
 
 def sha256(content: bytes) -> str:
@@ -173,7 +172,7 @@ def test_offline_the_message_says_what_to_put_where(
     said = str(caught.value)
     assert all(f"{url}: Connection refused" in said for url in offline)
     assert str(cache) in said
-    assert "weights.source=file weights.file=" in said
+    assert "weights=file weights.file=" in said
     # Both ways it names are ways out.
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_bytes(checkpoint)
@@ -205,8 +204,6 @@ def test_a_file_of_the_user_s(tmp_path: Path) -> None:
     path = tmp_path / "vqvae.pth.tar"
     with pytest.raises(UserError, match=r"weights\.file: .*vqvae\.pth\.tar: no such file"):
         pretrained.find(weights("file", file=str(path)))
-    with pytest.raises(UserError, match=r"needs weights\.file"):
-        pretrained.find(weights("file"))
     path.write_bytes(b"weights")
     assert pretrained.find(weights("file", file=str(path))) == path
     for known in (sha256(b"weights"), sha256(b"weights").upper()):
@@ -244,13 +241,13 @@ def test_the_weights_are_asked_for_before_any_work(
 
     known = f"weights.sha256={sha256(checkpoint)}"
     with pytest.raises(UserError, match="cannot be fetched"):
-        check("weights.source=jukebox", known)
+        check("weights=jukebox", known)
     with pytest.raises(UserError, match="no such file"):
-        check("weights.source=file", "weights.file=/nowhere")
-    check("weights.source=jukebox", "inits=[scratch]")
-    check("weights.source=pretrain")
+        check("weights=file", "weights.file=/nowhere")
+    check("weights=jukebox", "inits=[scratch]")
+    check("weights=pretrain")
     cache.write_bytes(checkpoint)
-    check("weights.source=jukebox", known)
+    check("weights=jukebox", known)
 
 
 def run(stage: str, folder: Path, *urls: str) -> subprocess.CompletedProcess[str]:
@@ -278,7 +275,7 @@ def test_the_stage_weights_fetches(
     url = site.at("/file", whole(checkpoint))
     composed(
         tmp_path,
-        "weights.source=jukebox",
+        "weights=jukebox",
         f"weights.sha256={sha256(checkpoint)}",
         "weights.level=1",
     )
@@ -292,7 +289,7 @@ def test_the_stage_weights_fetches(
 
 
 def test_the_stage_prepare_offline(tmp_path: Path) -> None:
-    composed(tmp_path, "weights.source=jukebox")
+    composed(tmp_path, "weights=jukebox")
     ended = run("prepare", tmp_path, nobody())
     assert ended.returncode == 1
     assert "error: Jukebox's weights: cannot be fetched." in ended.stderr

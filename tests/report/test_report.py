@@ -152,37 +152,37 @@ def test_the_page_says_what_was_trained_on(tmp_path: Path, inits: list[str]) -> 
 
 
 def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
-    metrics = read_json(report / "metrics/pretrained_600.json")
+    metrics = read_json(report / "metrics/sdr/pretrained_late.json")
     # Level 3.6, 0.1 a stem, songs at 0 and 0.2; those held out are at 0.4 and 0.6, less 1.
-    expected = {"drums": 3.7, "bass": 3.8, "other": 3.9, "vocals": 4.0, "total": 3.85}
+    expected = {"step": 600, "drums": 3.7, "bass": 3.8, "other": 3.9, "vocals": 4.0, "total": 3.85}
     assert metrics == expected
     assert list(metrics) == list(expected)
     folder = report / "metrics/baselines"
     assert read_json(folder / "scaled_mixture.json")["total"] == pytest.approx(1.25)
     assert read_json(folder / "ceiling_scratch.json")["drums"] == pytest.approx(4.3)
-    assert read_json(report / "metrics/scratch_150.json")["drums"] == 1.3
-    assert read_json(report / "metrics/held_out/scratch_150.json")["drums"] == 0.7
+    early = read_json(report / "metrics/sdr/scratch_early.json")
+    assert (early["step"], early["drums"]) == (150, 1.3)
+    assert read_json(report / "metrics/held_out/scratch_early.json")["drums"] == 0.7
 
 
 def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
     files = {file.relative_to(report).as_posix() for file in report.rglob("*.json")}
-    trained = {f"{init}_{step}" for init in ("pretrained", "scratch") for step in (150, 600)}
-    ceilings = {"ceiling_pretrained", "ceiling_scratch"}
-    expected = set()
-    for folder in ("metrics", "metrics/held_out"):
-        expected |= {f"{folder}/{name}.json" for name in trained}
-        expected |= {f"{folder}/baselines/{name}.json" for name in {*LEVELS, *ceilings}}
-    for folder in ("metrics_stereo/sdr_mdx", "metrics_stereo/sdr_v4"):
-        expected |= {f"{folder}/{name}.json" for name in trained}
-        expected |= {f"{folder}/baselines/{name}.json" for name in LEVELS}
+    trained = {f"{init}_{name}" for init in ("pretrained", "scratch") for name in ("early", "late")}
+    baselines = {*LEVELS, "ceiling_pretrained", "ceiling_scratch"}
+    expected = {f"metrics/baselines/{name}.json" for name in baselines}
+    expected |= {f"metrics/held_out/baselines/{name}.json" for name in baselines}
+    for folder in ("sdr", "held_out", "sdr_mdx", "sdr_v4"):
+        expected |= {f"metrics/{folder}/{name}.json" for name in trained}
+    for folder in ("sdr_mdx", "sdr_v4"):
+        expected |= {f"metrics/{folder}/baselines/{name}.json" for name in LEVELS}
     assert files == expected
-    assert read_json(report / "metrics_stereo/sdr_mdx/pretrained_600.json")["drums"] == 3.45
+    assert read_json(report / "metrics/sdr_mdx/pretrained_late.json")["drums"] == 3.45
     # The median of 4.1 and 4.3.
-    assert read_json(report / "metrics_stereo/sdr_v4/pretrained_600.json")["drums"] == 4.2
+    assert read_json(report / "metrics/sdr_v4/pretrained_late.json")["drums"] == 4.2
 
 
 def test_one_stem_has_no_total(small_report: Path) -> None:
-    assert list(read_json(small_report / "metrics/pretrained_80000.json")) == ["other"]
+    assert list(read_json(small_report / "metrics/sdr/pretrained_late.json")) == ["step", "other"]
     assert not (small_report / "metrics/held_out").exists()
     stems = {row["stem"] for row in read_csv(small_report / "plots/checkpoints.csv")}
     assert stems == {"other"}
@@ -193,15 +193,35 @@ def test_one_stem_has_no_total(small_report: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("steps", "names"),
+    [
+        ([600], ["late"]),
+        ([150, 600], ["early", "late"]),
+        ([150, 300, 600], ["early", "middle", "late"]),
+        ([150, 300, 450, 600], ["early", "middle_1", "middle_2", "late"]),
+    ],
+)
+def test_metrics_are_named_by_the_order_of_the_checkpoints(
+    tmp_path: Path, steps: list[int], names: list[str]
+) -> None:
+    params = make_params(stems=["bass"], inits=["scratch"], stage2={"checkpoints": steps})
+    make_results(params, tmp_path)
+    write_report(params, tmp_path)
+    found = {file.stem: read_json(file)["step"] for file in (tmp_path / "metrics/sdr").iterdir()}
+    assert found == {f"scratch_{name}": step for name, step in zip(names, steps, strict=True)}
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_reads_the_selected_files_only_and_removes_stale_metrics(tmp_path: Path) -> None:
     make_results(make_params(stems=["bass", "vocals"]), tmp_path)
     write_report(make_params(stems=["vocals"]), tmp_path)
     chosen = make_params(stems=["vocals"], inits=["scratch"], stage2={"checkpoints": [150, 600]})
     (tmp_path / "results/scores/bass_scratch.csv").write_text("not read")
     write_report(chosen, tmp_path)
-    names = {file.name for file in (tmp_path / "metrics").glob("*.json")}
-    assert names == {"scratch_150.json", "scratch_600.json"}
-    assert list(read_json(tmp_path / "metrics/scratch_600.json")) == ["vocals"]
+    names = {file.name for file in (tmp_path / "metrics/sdr").glob("*.json")}
+    assert names == {"scratch_early.json", "scratch_late.json"}
+    assert list(read_json(tmp_path / "metrics/sdr/scratch_late.json")) == ["step", "vocals"]
 
 
 def test_undefined_v4_values_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -215,8 +235,9 @@ def test_undefined_v4_values_are_left_out_and_counted(tmp_path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     write_report(params, tmp_path)
     # Without the song "Amber Road".
-    assert read_json(tmp_path / "metrics_stereo/sdr_v4/scratch_600.json") == {"bass": 2.6}
-    assert read_json(tmp_path / "metrics_stereo/sdr_v4/scratch_150.json") == {"bass": None}
+    folder = tmp_path / "metrics/sdr_v4"
+    assert read_json(folder / "scratch_late.json") == {"step": 600, "bass": 2.6}
+    assert read_json(folder / "scratch_early.json") == {"step": 150, "bass": None}
     assert "3 of 10 values" in (tmp_path / "docs/results.md").read_text()
 
 
@@ -458,7 +479,7 @@ def test_page_of_results_for_one_stem(small_report: Path) -> None:
     assert header[4:] == ["other"]
     assert [row[0] for row in rows[:3]] == [
         "**pretrained**, step 20000 (early)",
-        "**pretrained**, step 40000",
+        "**pretrained**, step 40000 (middle)",
         "**pretrained**, step 80000 (late)",
     ]
     assert any(row[4] == "about 0" for row in rows)

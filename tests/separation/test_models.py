@@ -435,7 +435,7 @@ def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch)
     ],
 )  # fmt: skip
 def test_the_licence_is_that_of_the_weights_and_of_the_songs(data, weights, init, licence):
-    changes = (f"data={data}", f"weights.source={weights}", f"inits=[{init}]")
+    changes = (f"data={data}", f"weights={weights}", f"inits=[{init}]")
     root = ("data.root=/songs",) if data != "band" else ()
     found = params._check(yaml.safe_load(params.compose([*changes, *root], ROOT / "conf")), "conf")
     assert pack._licence(found, init) == licence
