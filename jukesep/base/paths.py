@@ -33,6 +33,8 @@ PLOTS = Path("plots")
 PAGE = Path("docs/results.md")
 
 TRAININGS = "trainings"
+DIGESTS = "digests.json"
+"""Beside the trainings: what is known of the songs that they train on."""
 VARIABLE = "JUKESEP_TRAININGS"
 """The environment variable that puts the folder of trainings elsewhere."""
 

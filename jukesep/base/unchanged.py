@@ -72,8 +72,14 @@ class Known:
         return {Path(file) for entry in self._now.values() for file in entry["files"]}
 
     def save(self, all_asked: bool = True) -> None:
-        """Write the record; with `all_asked` off, keep what was not asked for as well."""
-        entries = self._now if all_asked else {**self._before, **self._now}
+        """Write the record; with `all_asked` off, keep what was not asked for as well.
+
+        Of that, what still has its files.
+        """
+        entries = self._now
+        if not all_asked:
+            kept = {name: entry for name, entry in self._before.items() if _has_its_files(entry)}
+            entries = {**kept, **entries}
         write_text(self.path, json.dumps(entries, indent=0, ensure_ascii=False) + "\n")
 
 
@@ -95,6 +101,11 @@ def code(*files: str | Path) -> str:
     for file in sorted(map(Path, files)):
         total.update(file.read_bytes())
     return total.hexdigest()[:16]
+
+
+def _has_its_files(entry: Any) -> bool:
+    files = entry.get("files") if isinstance(entry, dict) else None
+    return isinstance(files, dict) and all(Path(file).exists() for file in files)
 
 
 def _key(given: object) -> str:

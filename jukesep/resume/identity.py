@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import yaml
 
 from ..base import paths
 from ..base.errors import UserError
+from ..base.progress import bar
+from ..base.unchanged import Known, marks
 
 # Whose numbers a training's numbers come from.
 LIBRARIES = ("llvmlite", "numba", "numpy", "scipy", "soundfile", "torch", "torchaudio")
@@ -35,16 +39,14 @@ def identity(
     if file is None:
         raise UserError("dvc.yaml: no such file. Run this in the folder of the project.")
     described = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"][stage]
+    values = {**params, "item": item}
     chosen: dict[str, Any] = {}
-    for name in _named(described["params"], item):
-        value: Any = params
-        for part in name.split("."):
-            value = value[part]
-        chosen |= _flat(name, value)
+    for name in _filled(described["params"], values):
+        chosen |= _flat(name, _value(values, name))
     return {
         "stage": {"name": stage, **item},
         "parameters": chosen,
-        "inputs": {name: digest(name) for name in _named(described["deps"], item)},
+        "inputs": _digests(_filled(described["deps"], values)),
         "libraries": {name: version(name) for name in LIBRARIES},
         "runs on": more,
     }
@@ -65,30 +67,59 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def digest(name: str) -> str:
-    """Of a file's content, or of a folder's files.
+def _digests(names: Iterable[str]) -> dict[str, str]:
+    """The digest of each file's content, or of a folder's files, by name.
 
-    Audio counts with its size: checks.json, beside it, has the digests of all samples.
+    Songs can be gigabytes: they are read once, and again only if they have changed since.
     """
+    files = {name: list(_files(_found(name))) for name in names}
+    songs = [path for there in files.values() for path in there if path.suffix == ".wav"]
+    known = Known(paths.trainings() / paths.DIGESTS)
+    sums = {path: known.get(str(path.resolve()), [path.resolve()]) for path in songs}
+    new = [path for path in songs if sums[path] is None]
+    for path in bar(new, desc="songs: digests", unit="file", delay=5):
+        before = marks([path.resolve()])
+        sums[path] = _sum(path)
+        known.put(str(path.resolve()), [path.resolve()], sums[path], before=before)
+    if new:
+        known.save(all_asked=False)
+    digests = {}
+    for name, there in files.items():
+        total = hashlib.sha256()
+        for path in there:
+            place = path.relative_to(_found(name)).as_posix()
+            total.update(f"{place} {sums.get(path) or _sum(path)}\n".encode())
+        digests[name] = total.hexdigest()
+    return digests
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and "__pycache__" not in file.parts:
+            yield file
+
+
+def _found(name: str) -> Path:
     path = _find(name)
     if path is None:
         raise UserError(f"{name}: no such file or folder. Run `dvc repro` to make it.")
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    total = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            content = str(file.stat().st_size) if file.suffix == ".wav" else digest(str(file))
-            total.update(f"{file.relative_to(path).as_posix()} {content}\n".encode())
-    return total.hexdigest()
+    return path
 
 
-def _named(names: Sequence[str], item: Mapping[str, str]) -> Iterator[str]:
-    """The names, with what the matrix chose put in."""
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _filled(names: Iterable[str], values: Mapping[str, Any]) -> Iterator[str]:
+    """Names of dvc.yaml, with the values put in that they name: ${item.stem}."""
     for name in names:
-        for choice, value in item.items():
-            name = name.replace(f"${{item.{choice}}}", value)
-        yield name
+        yield re.sub(r"\$\{(.+?)\}", lambda found: str(_value(values, found[1])), name)
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    """Of a parameter by its name, dots in it."""
+    return reduce(lambda section, part: section[part], name.split("."), values)
 
 
 def _find(name: str) -> Path | None:

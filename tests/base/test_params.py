@@ -103,9 +103,11 @@ def test_weights_depend_on_what_they_come_from(tmp_path, overrides, source, depe
         (["scale=paper", "weights.source=pretrain"], "Set both with -S weights=pretrain"),
     ],
 )
-def test_weights_without_what_they_depend_on_are_refused(overrides, said):
+def test_weights_without_what_they_depend_on_are_refused(tmp_path, overrides, said):
+    path = tmp_path / "params.yaml"
+    path.write_text(params.compose(overrides, ROOT / "conf"))
     with pytest.raises(UserError, match=said):
-        params.compose(overrides, ROOT / "conf")
+        params.load(path)
 
 
 def test_all_faults_are_reported_at_once(tmp_path):

@@ -78,6 +78,13 @@ def test_what_is_not_asked_for_is_forgotten_but_after_a_failure(tmp_path, files)
     assert Known(tmp_path / "known.json").get("song", files) is None
 
 
+def test_what_is_not_asked_for_is_forgotten_with_its_files(tmp_path, files):
+    _remember(tmp_path, files)
+    files[0].unlink()
+    Known(tmp_path / "known.json").save(all_asked=False)
+    assert (tmp_path / "known.json").read_text() == "{}\n"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"song"', '{"song": 3}', '{"song": {}}'])
 def test_a_damaged_record_knows_nothing(tmp_path, files, text):
     (tmp_path / "known.json").write_text(text)

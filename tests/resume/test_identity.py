@@ -101,7 +101,7 @@ def test_a_training_is_another_one_for_each_parameter_that_it_depends_on(compose
     # Read once: what the files hold stays, and takes the time.
     described = yaml.safe_load(Path("dvc.yaml").read_text())
     monkeypatch.setattr(identity.yaml, "safe_load", lambda _: described)
-    monkeypatch.setattr(identity, "digest", lambda name: name)
+    monkeypatch.setattr(identity, "_digests", list)
     monkeypatch.setattr(identity, "version", lambda name: name)
     before = _keys(composed)
     seen = set()
@@ -120,7 +120,11 @@ def test_a_training_is_another_one_for_each_parameter_that_it_depends_on(compose
         ("jukesep/training/losses.py", {*STAGES}),
         ("jukesep/training/loop.py", {*STAGES}),
         ("jukesep/training/tasks.py", {*STAGES}),
-        ("jukesep/pipeline/pretrained.py", {"weights"}),
+        ("jukesep/pipeline/train.py", {*STAGES}),
+        ("jukesep/pipeline/evaluate.py", set()),
+        ("jukesep/scoring/metrics.py", set()),
+        ("jukesep/separation/files.py", set()),
+        ("jukesep/cli.py", set()),
         ("stages/stage1.py", {"stage1"}),
         ("jukesep/report/write.py", set()),
         ("jukesep/resume/folder.py", set()),  # what it does changes no result
@@ -132,7 +136,7 @@ def test_a_training_is_another_one_for_each_parameter_that_it_depends_on(compose
         ("runs/weights/pretrained/vqvae.pth.tar", set()),
         ("runs/stage1/drums_scratch/checkpoints/2.pt", {"stage2"}),
         ("runs/stage1/drums_scratch/checkpoints/3.pt", {"stage2"}),
-        ("runs/stage1/drums_scratch/log.csv", set()),
+        ("runs/stage1/drums_scratch/log.csv", {"stage2"}),
         ("jukesep/__pycache__/losses.pyc", set()),
     ],
 )
@@ -156,6 +160,34 @@ def test_a_file_that_is_lost_or_renamed_is_another_input(composed):
     song.with_name("bass.wav").unlink()
     keys.add(_key("stage1", composed))
     assert len(keys) == 3
+
+
+def test_songs_of_other_samples_are_another_input_and_are_read_once(composed, monkeypatch):
+    read, found = [], identity._sum
+    monkeypatch.setattr(identity, "_sum", lambda path: (read.append(path), found(path))[1])
+
+    def key():
+        read.clear()
+        return _key("stage1", composed), [path.name for path in read if path.suffix == ".wav"]
+
+    song = Path("data/prepared/songs/song/drums.wav")
+    before, times = key()
+    assert times == ["drums.wav"]
+    assert key() == (before, [])
+    # As many bytes as before.
+    song.write_bytes(song.read_bytes()[::-1])
+    after, times = key()
+    assert (after != before, times) == (True, ["drums.wav"])
+
+
+def test_the_file_of_the_weights_is_an_input(composed, tmp_path):
+    file = tmp_path / "weights.pth"
+    weights = {**composed["weights"], "source": "file", "file": str(file), "depends_on": str(file)}
+    keys = set()
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        keys.add(_key("weights", {**composed, "weights": weights}))
+    assert len(keys) == 2
 
 
 def test_a_training_is_another_one_for_other_libraries_and_devices(composed, monkeypatch):
@@ -261,7 +293,7 @@ def test_an_interrupted_training_goes_on_as_itself_only_and_is_told_from_others(
     songs = write_songs(tmp_path / "songs")
     one = identity.identity("stage1", ITEMS["stage1"], composed, device="cpu")
     assert _train(songs, one, interrupt=True)
-    (interrupted,) = Path("trainings").iterdir()
+    (interrupted,) = Path("trainings").glob("*/")
     assert "starts anew" not in capsys.readouterr().err
 
     Path("jukesep/training/losses.py").write_text("# other code")
