@@ -414,7 +414,7 @@ def test_another_rate_is_refused_or_resampled_aloud(project, capsys):
     _save(project / "stage1.pth.tar", _weights("encoders", "decoders", seed=0), sr=5000)
     _save(project / "stage2.pth.tar", _weights("encoders", seed=1), sr=5000)
     message = _fails(capsys)
-    assert "8000 Hz, the model works at 5000 Hz" in message
+    assert "sample rate 8000 Hz, the model needs 5000 Hz" in message
     assert "--resample" in message
     code, out, _ = _evaluate(capsys, "--resample", "-o", "scores.csv")
     assert code == 0
@@ -429,7 +429,7 @@ def test_a_file_that_does_not_say_works_at_44100(project, capsys):
         content = torch.load(name, weights_only=False)
         del content["hps"], content["step"]
         torch.save(content, name)
-    assert "the model works at 44100 Hz" in _fails(capsys)
+    assert "the model needs 44100 Hz" in _fails(capsys)
     shutil.rmtree("musdb")
     _song(project / "musdb/test" / FIRST, 2000, rate=44100)
     code, out, _ = _evaluate(capsys)
