@@ -132,7 +132,7 @@ def score_song(
     estimate = np.asarray(estimate, dtype=np.float64)
     if not np.all(np.isfinite(estimate)):
         raise UserError(
-            f"song {song!r}: the estimate of {stem} contains NaN or infinite samples. "
+            f"song {song!r}: the estimate of {stem} holds NaN or infinite samples. "
             "The training diverged: check its losses."
         )
     target = references[stem]
