@@ -498,11 +498,11 @@ def test_faults_of_headers_show_before_any_song_is_scored(project, capsys, monke
         (lambda song: (song / "mixture.wav").unlink(), "mixture.wav: no such file"),
         (
             lambda song: soundfile.write(song / "bass.wav", np.zeros((9, 2)), RATE),
-            "bass.wav: 9 samples long, the song's other files 16003",
+            "bass.wav: 9 samples long, but the song's other files have 16003",
         ),
         (
             lambda song: soundfile.write(song / "vocals.wav", np.zeros(16003), RATE),
-            "vocals.wav: mono in a song that is stereo",
+            "vocals.wav: mono, but the song is stereo",
         ),
     ],
 )
@@ -515,7 +515,7 @@ def test_a_song_s_files_that_do_not_fit(project, capsys, spoil, named):
     ("data", "named"),
     [
         ("nowhere", "nowhere: no such folder"),
-        ("empty", "empty: no songs of the split test"),
+        ("empty", "empty: no songs in split test"),
         ("stage1.pth.tar", "stage1.pth.tar: no such folder"),
     ],
 )
