@@ -1,8 +1,8 @@
-"""The pictures of the README, from the same numbers as the interactive plots.
+"""The pictures of the README, drawn from the same numbers as the interactive plots.
 
-The same numbers give the same bytes: no dates or versions are written into the files. Colours are
-Okabe and Ito's, which people with colour-blindness can tell apart, and lines differ by more than
-colour. matplotlib is imported only when a picture is drawn.
+The same numbers give the same bytes: the files hold no dates or versions. The colours are the
+colour-blind safe ones of Okabe and Ito, and lines also differ by marker or dash. matplotlib is
+imported only to draw a picture.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STAGES = {"pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2"}
 
 
 def write_figures(results: Results, folder: Path) -> None:
-    """Write figure2.png, transfer.png (with both inits) and curves.png to `folder`."""
+    """Write figure2.png, curves.png and, with both inits, transfer.png to `folder`."""
     import matplotlib
 
     pictures = {"figure2": _figure2, "curves": _curves}
@@ -47,7 +47,7 @@ def write_figures(results: Results, folder: Path) -> None:
     else:
         (folder / "transfer.png").unlink(missing_ok=True)
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc does not change the pictures
+        matplotlib.rcdefaults()  # ignore the user's own matplotlibrc
         matplotlib.rcParams.update(STYLE)
         for name, draw in pictures.items():
             buffer = io.BytesIO()
@@ -57,7 +57,7 @@ def write_figures(results: Results, folder: Path) -> None:
 
 
 def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> Any:
-    # Figure itself instead of pyplot: no global state, no window system.
+    # Figure instead of pyplot: no global state, no window system.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -82,7 +82,7 @@ def _thousands(step: int) -> str:
 
 
 def _figure2(results: Results) -> Figure:
-    """SDR at each checkpoint of stage 2, a panel a stem: the paper's Figure 2."""
+    """SDR at each checkpoint of stage 2, one panel per stem: the paper's Figure 2."""
     columns, table = results.columns, results.table("sdr")
     width = 1.2 + 1.75 * len(columns)
     figure, axes = _figure(1, len(columns), width, 3.2, sharey=True)
@@ -107,7 +107,7 @@ def _figure2(results: Results) -> Figure:
 
 
 def _transfer(results: Results) -> Figure:
-    """Scratch to pretrained, a dumbbell a stem, at the first and the last checkpoint."""
+    """Scratch to pretrained, one dumbbell per stem, at the first and the last checkpoint."""
     columns, table = results.columns, results.table("sdr")
     steps = sorted({results.steps[0], results.steps[-1]})
     height = 1.5 + 0.42 * len(columns)
@@ -134,7 +134,7 @@ def _transfer(results: Results) -> Figure:
 
 
 def _curves(results: Results) -> Figure:
-    """Loss and codebook of both stages, a column a stem; points are validation losses."""
+    """Loss and perplexity of both stages, one column per stem; points are validation losses."""
     from matplotlib.ticker import LogFormatter
 
     curves = results.curves

@@ -1,7 +1,7 @@
 """docs/results.md: the tables of an experiment beside the published numbers.
 
-One table holds one metric. The paper's Table 1 does not keep to that (its Wave-U-Net row is a
-museval median), so its rows stand here where their metric does.
+Each table holds one metric. The paper's Table 1 mixes two (its Wave-U-Net row is a museval
+median); here each of its rows is in the table of its metric.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ METRIC_TITLES = {
 }
 METRIC_TEXTS = {
     "sdr": "The whole song at once, separated and scored in mono; the mean over the songs.",
-    "sdr_mdx": "The same formula on both channels, each separated by itself; the mean over the "
+    "sdr_mdx": "The same formula over both channels, each separated on its own; the mean over the "
     "songs.",
     "sdr_v4": "Frames of one second, both channels; the median over a song's frames, then the "
-    "median over the songs. A frame in which any stem of the song is silent does not count.",
+    "median over the songs. A frame where any stem of the song is silent does not count.",
 }
 BASELINE_NAMES = {
     "mixture": "the mixture as it is",
@@ -66,8 +66,8 @@ def _what(results: Results) -> str:
     return (
         f"Scale `{results.scale}`, data `{results.source}`, {results.songs()} {results.split} "
         f"songs{_apart(results)}. Stems: {stems}. "
-        f"Stage 1 started from: {' and '.join(results.inits)} weights. "
-        f"Stage 2 was evaluated at step {steps}: fixed checkpoints, none was chosen by its score."
+        f"Stage 1 started from {' and '.join(results.inits)} weights. "
+        f"Stage 2 was evaluated at step {steps}: checkpoints fixed in advance, not chosen by score."
     )
 
 
@@ -76,41 +76,40 @@ def _apart(results: Results) -> str:
     if not others:
         return ""
     songs = sum(results.songs(group) for group in others)
-    return f" of instruments heard in training, and apart from them {songs} of held-out instruments"
+    return f" of instruments heard in training, and separately {songs} of held-out instruments"
 
 
 def _how_to_read(results: Results) -> list[str]:
     synthetic = (
-        "**The songs of this run are synthetic**: jukesep composed and rendered them itself. A "
-        "number from them must not be compared with a number from MUSDB18, whichever of the two "
-        "is higher. The published rows are there for the pattern: pretrained well above scratch "
-        "and above mixture / 4, in every stem."
+        "**The songs of this run are synthetic**: jukesep composed and rendered them itself. Do "
+        "not compare their scores with scores on MUSDB18. The published rows show the pattern to "
+        "look for: in every stem, pretrained is well above scratch and above mixture / 4."
     )
     recorded = (
         f"The rows marked `{results.source}` come from this run, the others from publications. "
-        "Rows can be compared where metric and data are the same."
+        "Compare rows only if they have the same metric and data."
     )
     points = [
-        "All numbers are decibels; higher is better. 0 dB of `sdr` is what silence scores; every "
-        "3 dB halve the energy of the error.",
-        "A table holds one metric. The three kinds of SDR can differ by more than a dB on the "
-        "same audio: do not carry a number from one table to another.",
+        "All numbers are in dB; higher is better. Silence has an `sdr` of 0 dB; every 3 dB more "
+        "halve the energy of the error.",
+        "Each table holds one metric. The three kinds of SDR can differ by more than 1 dB on the "
+        "same audio: do not compare numbers across tables.",
         synthetic if results.source == "band" else recorded,
         *results.notes,
     ]
     if results.scale != "paper":
         points.append(
-            f"Scale `{results.scale}` trains a smaller model, shorter than the paper does; "
-            "docs/parameters.md lists what differs."
+            f"Scale `{results.scale}` trains a smaller model for fewer steps than the paper; "
+            "docs/parameters.md lists the differences."
         )
     points += [
-        "*mixture / 4* is the paper's baseline, what one gets for nothing. A system below it has "
+        "*mixture / 4* is the paper's baseline and needs no training. A system below it has "
         "learnt nothing useful.",
-        "The *ideal ratio mask* knows the true stems: a bound for methods that filter the "
+        "The *ideal ratio mask* knows the true stems: an upper bound for methods that mask the "
         "mixture, not a system.",
-        "The *ceiling* is the isolated stem sent through stage 1's encoder, codebook and decoder, "
-        "D(Q(E1(stem))): what stage 2 would score if it matched the stem's latents perfectly.",
-        "*total* is the mean of the four stems; it is left out when a run has fewer.",
+        "The *ceiling* is the isolated stem after stage 1's encoder, codebook and decoder, "
+        "D(Q(E1(stem))): the score of a stage 2 that matched the stem's latents perfectly.",
+        "*total* is the mean of the four stems; runs with fewer stems have none.",
     ]
     return ["\n".join(f"- {point}" for point in points)]
 
@@ -121,7 +120,7 @@ def _metric_table(results: Results, metric: str) -> str:
         (_name(results, key), metric, results.scale, results.source, _cells(table[key].values()))
         for key in table
     ]
-    # Published numbers are all of the test songs: they would mislead beside validation songs.
+    # Published numbers hold for the test songs only: beside validation songs they would mislead.
     if results.split == "test":
         rows += [
             (
@@ -146,8 +145,8 @@ def _uncounted(results: Results, metric: str) -> list[str]:
     if missing.empty:
         return []
     return [
-        f"{len(missing)} of {len(rows)} values (songs x stems x systems) do not exist, because no "
-        "frame of the song counts; the medians are over the others."
+        f"{len(missing)} of {len(rows)} values (songs x stems x systems) are undefined, because no "
+        "frame of the song counts. The medians leave them out."
     ]
 
 
@@ -176,9 +175,9 @@ def _ceiling(results: Results) -> list[str]:
     ]
     return [
         "### How far from the ceiling",
-        f"Ceiling minus separation at step {step}, in dB of `sdr`: what is lost because E2 does "
-        "not find the stem's latents in the mixture. What the ceiling itself lacks is lost by the "
-        "codec of stage 1.",
+        f"Ceiling minus separation at step {step}, in dB of `sdr`: the loss because E2 does not "
+        "find the stem's latents in the mixture. The rest of the error comes from the codec of "
+        "stage 1.",
         _markdown(["stage 1 from", *results.columns], rows),
         "![SDR at each checkpoint](../plots/figure2.png)",
     ]
@@ -198,9 +197,9 @@ def _groups(results: Results) -> list[str]:
         ]
     return [
         "### In and out of distribution",
-        "All test songs, parted by whether their instruments were in the training songs. The "
-        "tables above hold the first group alone. Baselines show how much of a difference lies "
-        "in the songs themselves.",
+        "All test songs, grouped by whether their instruments occur in the training songs. The "
+        "tables above hold the first group only. The baselines show how much of a difference "
+        "comes from the songs themselves.",
         _markdown(["group", "songs", "system", *results.columns], rows),
     ]
 

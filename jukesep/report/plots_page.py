@@ -1,8 +1,8 @@
-"""The page that `dvc plots show` fills: DVC's own loads Vega from the network, this one holds it.
+"""The template of `dvc plots show`. DVC's own loads Vega from the network, this one embeds it.
 
-`python -m jukesep.report.plots_page` writes .dvc/plots/offline.html anew from vl-convert's bundle
-of Vega, Vega-Lite and Vega-Embed; needed after an update of vl-convert-python or a change below.
-The setting plots.html_template in .dvc/config names the page, relative to .dvc/.
+`python -m jukesep.report.plots_page` writes .dvc/plots/offline.html from vl-convert's bundle of
+Vega, Vega-Lite and Vega-Embed. Run it after an update of vl-convert-python or a change below.
+The setting plots.html_template in .dvc/config is the page's path, relative to .dvc/.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ..base.files import write_text
 FOLDER = Path(".dvc/plots")
 PAGE = FOLDER / "offline.html"
 LICENCES = FOLDER / "offline.licenses.txt"
-# The version that the templates' $schema means; DVC's own page and its editors' plug-ins have v5.
+# The version of the templates' $schema; DVC's own page and its editor plug-ins have v5.
 VEGA_LITE = "5.21"
 
-# DVC puts the plots at {plot_divs}. Its {scripts} is left out: that is where the network comes in.
+# DVC puts the plots at {plot_divs}. Its {scripts} is left out, because it loads from the network.
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -49,7 +49,7 @@ With <code>dvc plots diff</code>, dashes or rows tell the revisions apart.</p>
 
 
 def page(licences: str) -> str:
-    """The template's text; `licences` are those of the libraries inside."""
+    """The template's text, with the licences of the embedded libraries."""
     import vl_convert
 
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)

@@ -1,8 +1,8 @@
-"""What an experiment left behind, read and checked: scores of every song, curves of every run.
+"""Read and check the results of an experiment: the scores of every song, the curves of every run.
 
-Reads exactly the files that the parameters name, never what happens to lie in a folder, and
-refuses what does not fit together: a mean over songs is only a result when every system was
-scored on the same songs. No torch here.
+Reads only the files that the parameters name, whatever else a folder holds. Refuses files that do
+not fit together: a mean over songs is a result only if every system was scored on the same songs.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALL = "all"  # both
 LOSS_NAMES = ("loss", "valid_loss", "l2", "linf", "multispectral", "commit")
 CODEBOOK_NAMES = ("perplexity", "usage", "revived")
 CURVE_COLUMNS = ["stage", "stem", "init", "step", "name", "value"]
-# A curve keeps at most about this many points in the plots; the runs' log.csv hold all.
+# A curve has at most about this many points in the plots; each run's log.csv has all.
 CURVE_POINTS = 300
 
 Cell = tuple[str, str, str, int | None, str]  # stem, system, init, step, metric
@@ -37,11 +37,11 @@ Table = dict[str, dict[str, float]]  # key of a system -> stem or total -> dB
 
 @dataclass(frozen=True)
 class Results:
-    """The scores and curves of one experiment, with the parameters that name them.
+    """The scores and curves of one experiment, with the parameters that select them.
 
-    scores: one row a number, the columns of results/scores/*.csv and `key`, the name of the row's
-    system in tables: "pretrained_600", "mixture", "ceiling_scratch".
-    curves: long form, the columns of CURVE_COLUMNS.
+    scores: one row per score, with the columns of results/scores/*.csv and `key`, the system's
+    name in tables: "pretrained_600", "mixture", "ceiling_scratch".
+    curves: in long form, with the columns CURVE_COLUMNS.
     """
 
     scale: str
@@ -52,7 +52,7 @@ class Results:
     steps: tuple[int, ...]
     scores: pd.DataFrame
     curves: pd.DataFrame
-    notes: tuple[str, ...] = ()  # what a reader must know of this run's data
+    notes: tuple[str, ...] = ()  # warnings about this run's data, for the reader
 
     @property
     def separations(self) -> dict[str, tuple[str, int]]:
@@ -77,25 +77,25 @@ class Results:
 
     @property
     def groups(self) -> list[str]:
-        """The groups that the songs fall into, in order; empty when there are none."""
+        """The song groups in order; empty if the songs have none."""
         found = set(self.scores["group"])
         return [group for group in GROUPS if group in found]
 
     @property
     def headline(self) -> str | None:
-        """The group of the main tables: songs of instruments heard in training; None is all songs.
+        """The group of the main tables: songs of instruments heard in training. None: all songs.
 
-        A mean over both groups would say how many songs of each there are, not how a system does.
+        A mean over both groups would depend on how many songs each group has.
         """
         return self.groups[0] if self.groups else None
 
     @property
     def columns(self) -> list[str]:
-        """Columns of a table: the stems, and the total when all four are there."""
+        """Columns of a table: the stems, and the total if the run has all four."""
         return [*self.stems, *([TOTAL] if set(self.stems) == set(STEMS) else [])]
 
     def songs(self, group: str | None = None) -> int:
-        """The number of songs scored, of one group or of the headline's."""
+        """The number of songs scored in a group, by default the headline's."""
         return int(self.rows(group)["song"].nunique())
 
     def rows(self, group: str | None = None) -> pd.DataFrame:
@@ -106,16 +106,16 @@ class Results:
         return self.scores[self.scores["group"] == group]
 
     def table(self, metric: str, group: str | None = None) -> Table:
-        """One metric of every system in dB: table[key][column], by :attr:`columns`.
+        """One metric of every system in dB: table[key][column], with the columns :attr:`columns`.
 
-        `sdr` and `sdr_mdx` are means over the songs, `sdr_v4` (as museval's SIR, SAR and ISR) the
-        median over the songs that have a value. Total is the mean of the four stems. The songs are
-        those of `group`, by default the headline's; ALL takes every song.
+        `sdr` and `sdr_mdx` are means over the songs. `sdr_v4` and museval's SIR, SAR and ISR are
+        medians over the songs that have a value. Total is the mean of the four stems. Covers the
+        songs of `group`, by default the headline's; ALL takes every song.
         """
         rows = self.rows(group)
         rows = rows[rows["metric"] == metric]
         grouped = rows.groupby(["key", "stem"])["value"]
-        # Both leave NaN out; only BSSEval v4 can have one.
+        # Both skip NaN, which only BSSEval v4 can have.
         values = grouped.median() if metric.endswith("_v4") else grouped.mean()
         table: Table = {}
         for key in [*self.separations, *BASELINES, *self.ceilings]:
@@ -128,9 +128,9 @@ class Results:
 
 
 def read_results(params: dict[str, Any], root: Path) -> Results:
-    """Read what `params` (params.yaml as a dictionary) names below the project folder `root`.
+    """Read the results that `params` (params.yaml as a dictionary) names below the folder `root`.
 
-    Raises UserError, naming the file, for anything missing, doubled or contradictory.
+    Raises UserError, naming the file, for missing, duplicate or contradictory scores.
     """
     stems = tuple(stem for stem in STEMS if stem in params["stems"])
     inits = tuple(params["inits"])
@@ -179,25 +179,25 @@ def _notes(params: dict[str, Any]) -> Iterator[str]:
     data = params["data"]
     if data.get("train_on_validation"):
         yield (
-            "`data.train_on_validation` was on: the validation songs were trained on too. The "
-            "validation losses are no held-out losses, and must not choose anything."
+            "`data.train_on_validation` was on, so training included the validation songs. The "
+            "validation losses are not held-out losses; do not choose anything by them."
         )
     pretrained = "pretrained" in params["inits"] and params["weights"]["source"] == "pretrain"
     if data["source"] != "band" and pretrained:
         yield (
-            "The pretrained weights come from mixtures of the training songs, not from a corpus "
-            "of their own: pretraining adds steps, no other music."
+            "Pretraining used the mixtures of the training songs, not a corpus of its own: it adds "
+            "steps, but no other music."
         )
 
 
 def _read_scores(path: Path) -> pd.DataFrame:
-    """A scores file, its columns checked; step is Int64 and missing where the file is empty."""
+    """A scores file with checked columns. `step` is Int64, and missing where the file is empty."""
     table = _read_csv(path)
     if list(table.columns) != list(COLUMNS):
         raise UserError(f"{path}: the columns are {list(table.columns)}, not {list(COLUMNS)}")
     try:
         steps = [int(step) if step else None for step in table["step"]]
-        values = [float(value) for value in table["value"]]  # "nan" is one
+        values = [float(value) for value in table["value"]]  # "nan" is allowed
     except ValueError as error:
         raise UserError(f"{path}: step and value must be numbers ({error})") from None
     return table.assign(step=pd.array(steps, dtype="Int64"), value=values)
@@ -208,14 +208,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro` to make it") from None
+        raise UserError(f"{path}: no such file; run `dvc repro` to write it") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file ({error}); run its stage again") from None
 
 
 def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[Cell]) -> None:
-    """Every wanted cell has each song once, with a number, and no system is there unasked."""
-    again = "; run its stage again, or look why it was scored so"
+    """Check that every wanted cell has each song once, with a number, and that none is unwanted."""
+    again = "; run its stage again"
     cells = [
         (stem, system, init, None if pd.isna(step) else int(step), metric)
         for stem, system, init, step, metric in zip(
@@ -223,7 +223,7 @@ def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[
         )
     ]
     if surplus := {cell[:4] for cell in cells} - {cell[:4] for cell in wanted}:
-        raise UserError(f"{path}: scores nobody asked for: {_words(sorted(surplus, key=str)[0])}")
+        raise UserError(f"{path}: unexpected scores: {_words(sorted(surplus, key=str)[0])}{again}")
 
     keys = list(zip(cells, table["song"], strict=True))
     if len(set(keys)) < len(keys):
@@ -243,11 +243,11 @@ def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[
             if (cell, song) not in found:
                 raise UserError(f"{path}: song {song!r} has no {_words(cell)}{again}")
             value = found[cell, song]
-            # BSSEval v4 has songs without a single frame that counts, and perfect ones.
+            # BSSEval v4 can be NaN (no frame counts) or infinite (a perfect estimate).
             if cell[4] in ("sdr", "sdr_mdx") and not np.isfinite(value):
                 raise UserError(f"{path}: {_words(cell)} of song {song!r} is {value}{again}")
     if not songs:
-        raise UserError(f"{path}: no scores for the stems of params.yaml{again}")
+        raise UserError(f"{path}: no scores for the stems in params.yaml{again}")
 
 
 def _words(cell: tuple[Any, ...]) -> str:
@@ -259,7 +259,7 @@ def _words(cell: tuple[Any, ...]) -> str:
 def _read_curves(
     params: dict[str, Any], stems: tuple[str, ...], inits: tuple[str, ...], root: Path
 ) -> pd.DataFrame:
-    """The losses and codebook columns of every run's log.csv, thinned, in long form."""
+    """The losses and codebook columns of every run's log.csv in long form, thinned out."""
     runs = [
         (stage, stem, init, paths.run(stage, stem, init))
         for stage in ("stage1", "stage2")
@@ -279,7 +279,7 @@ def _read_curves(
 
 
 def _curves_of(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, its steps and values) for every curve that a log.csv holds."""
+    """(name, steps and values) for every curve in a log.csv."""
     log = _read_csv(path)
     missing = {"step", "loss", "perplexity", "usage", "valid_loss"} - set(log.columns)
     if missing or log.empty:

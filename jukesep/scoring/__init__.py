@@ -1,1 +1,1 @@
-"""The SDRs, whole songs scored, and the published numbers beside them."""
+"""Scoring: the SDR metrics, the evaluation of whole songs, and the published numbers."""

@@ -1,4 +1,4 @@
-"""Every song whole: separated, scored, written as one row a number.
+"""Separate and score whole songs, and write one row per score.
 
 This module does not import torch until a model runs.
 """
@@ -34,7 +34,7 @@ BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
 
 
 class Row(NamedTuple):
-    """One number: what was scored on which song by which metric, in dB."""
+    """One score in dB: of which system, on which song and stem, by which metric."""
 
     song: Song
     stem: str
@@ -57,7 +57,7 @@ def write_scores(path: Path, rows: Iterable[Row]) -> None:
 def score_baselines(
     songs: list[Song], stems: Iterable[str], sample_rate: int, museval: bool = False
 ) -> list[Row]:
-    """What no training scores (the mixture, scaled or not) and what an oracle does."""
+    """Score the baselines (the mixture, scaled or not) and the oracle on whole songs."""
     stems = list(stems)
     rows = []
     for song in bar(songs, desc="baselines", unit="song"):
@@ -84,9 +84,9 @@ def score_models(
     museval: bool = False,
     keep: Path | None = None,
 ) -> list[Row]:
-    """`score_separation` of every song; songs are scored side by side.
+    """Run `score_separation` on every song, on a CPU several songs in parallel.
 
-    `keep` is a folder for what was scored in mono, to listen to: <song>/<system>.flac.
+    `keep` is a folder for the mono audio that was scored, to listen to: <song>/<system>.flac.
     """
 
     def score(song: Song) -> list[Row]:
@@ -100,7 +100,7 @@ def score_models(
             kept=kept,
         )
 
-    # A song a core; on a GPU, one at a time.
+    # On a CPU one song per core, on a GPU one at a time.
     on_cpu = next(stage1.parameters()).device.type == "cpu"
     with ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
         scored = pool.map(score, songs)
@@ -122,14 +122,14 @@ def score_separation(
     progress: Callable[[int], object] | None = None,
     kept: Callable[[str, Audio], object] | None = None,
 ) -> list[Row]:
-    """Separation by the model of each step of `stage2`, and the ceiling that `stage1` sets.
+    """Score one song with the model of each step in `stage2`, and the ceiling of `stage1`.
 
-    The paper's `sdr` scores what the model makes of the mono mixture, and the stereo metrics what
-    it makes of the two channels. The ceiling is D(Q(E1(stem))), mono: no E2 can do better than E1
-    on the stem itself, but for luck. `separation` says how the models are run, the ceiling's too.
-    `progress` is called with the samples, a channel each, that a model has finished: for each song
-    1 + (1 + channels) * models times its length. `kept` is called with what was scored in mono,
-    (1, samples), by name: "ceiling", and the step of each model.
+    `mixture` and each reference are (channels, samples) at `sample_rate` Hz. `sdr`, the paper's
+    metric, scores the separated mono mixture; the other metrics score the separated channels. The
+    ceiling is D(Q(E1(stem))) in mono: but for luck, no E2 does better than E1 on the stem itself.
+    `separation` holds the chunk settings of every run. `progress` is called with the number of
+    samples finished, channels times length: (1 + (1 + channels) * models) * length in all.
+    `kept` is called with a name ("ceiling", then each step) and the scored mono (1, samples).
     """
     import torch
 
@@ -163,5 +163,5 @@ def score_separation(
 
 
 def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:
-    """A song's mixture and its four stems, each (channels, samples)."""
+    """Read a song's mixture and its four stems, each (channels, samples)."""
     return audio.read(song.file(MIXTURE)), {stem: audio.read(song.file(stem)) for stem in STEMS}

@@ -1,12 +1,12 @@
-"""The scores: three kinds of SDR, the baselines and the oracle every system is read beside.
+"""The metrics: three kinds of SDR, and the baselines and the oracle to compare systems with.
 
-The three kinds answer different questions and are never mixed in one column:
+The three kinds answer different questions and never share a column:
 
 - ``sdr``      the paper's: the whole song at once, in mono; then the mean over songs.
 - ``sdr_mdx``  the Music Demixing Challenge 2021: the whole song at once, on every channel.
-- ``sdr_v4``   museval's BSSEval v4: one value a second, median over a song, then over songs.
+- ``sdr_v4``   museval's BSSEval v4: one value per second, median over a song, then over songs.
 
-No torch here: numpy and scipy only, float64 throughout. Audio is (channels, samples).
+Computes in float64 with numpy and scipy; does not import torch. Audio is (channels, samples).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ENERGY_FLOOR = 1e-7
 def sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
     """The paper's SDR in dB: ``10 log10((sum s^2 + 1e-7) / (sum (s - e)^2 + 1e-7))`` in mono.
 
-    Both arrays are (channels, samples); their channels are averaged first. An estimate of
-    silence scores exactly 0 dB. Raises ValueError when the shapes differ.
+    Both arrays are (channels, samples); their channels are averaged first. A silent estimate
+    scores exactly 0 dB. Raises ValueError if the shapes differ.
     """
     reference, estimate = _pair(reference, estimate)
     return _energy_ratio(reference.mean(axis=0), estimate.mean(axis=0))
@@ -45,7 +45,7 @@ def sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
 def sdr_mdx(reference: ArrayLike, estimate: ArrayLike) -> float:
     """The SDR of the Music Demixing Challenge 2021 in dB: :func:`sdr`'s formula on all channels.
 
-    Both arrays are (channels, samples). Raises ValueError when the shapes differ.
+    Both arrays are (channels, samples). Raises ValueError if the shapes differ.
     """
     return _energy_ratio(*_pair(reference, estimate))
 
@@ -58,14 +58,14 @@ def sdr_v4(
 ) -> float:
     """One stem's BSSEval v4 SDR in dB: the median over the song's one-second frames.
 
-    ``reference`` and ``estimate`` are (channels, samples); NaN when no frame counts.
+    ``reference`` and ``estimate`` are (channels, samples). Returns NaN if no frame counts.
 
-    museval scores a song's stems together and leaves a frame out for *every* stem as soon as
-    *any* reference or estimate is silent throughout it. One stem alone can only leave out the
-    frames in which it is silent itself, so without ``others`` more frames count than museval
-    would count, and the median can differ in either direction. ``others`` takes the song's other
-    references, (stems, channels, samples), and leaves out their silent frames too. What remains
-    is then museval's number, except in frames where another stem's *estimate* is exactly silent.
+    museval scores all stems of a song together and skips a frame for *every* stem if *any*
+    reference or estimate is silent in it. Without ``others`` only the frames where this stem is
+    silent are skipped: more frames count than in museval, and the median can be higher or lower.
+    ``others`` holds the song's other references, (stems, channels, samples), whose silent frames
+    are then skipped too. The result equals museval's, unless the *estimate* of another stem is
+    exactly silent in some frame. Raises ValueError if the shapes differ.
     """
     reference, estimate = _pair(reference, estimate)
     frames = framewise_sdr(reference[None], estimate[None], sample_rate)[0]
@@ -85,12 +85,12 @@ def framewise_sdr(references: ArrayLike, estimates: ArrayLike, sample_rate: int)
 
     Frames last one second and do not overlap; the tail is dropped, and a song shorter than a
     second is one frame. A frame is NaN for all stems if any reference or estimate is silent in it
-    (its channels sum to zero at every sample). The distortion filters of BSSEval cancel out of
-    its SDR, so this equals museval to rounding, at a fraction of the cost. The one exception is
-    a perfect estimate: inf here, about 300 dB of rounding noise there.
+    (its channels sum to zero at every sample). BSSEval's distortion filters cancel out of the SDR,
+    so this equals museval up to rounding at a fraction of the cost. The one exception is a
+    perfect estimate: inf here, about 300 dB of rounding noise in museval.
 
-    Raises ValueError when the shapes differ or a reference is silent over the whole song (museval
-    raises then too; it also raises for a silent estimate, which is NaN in every frame here).
+    Raises ValueError if the shapes differ or a reference is silent over the whole song. museval
+    raises then too, and also for a silent estimate, which is NaN in every frame here.
     """
     reference, estimate = _stack(references), _stack(estimates)
     if reference.shape != estimate.shape:
@@ -116,24 +116,24 @@ def score_song(
     *,
     extras: bool = False,
 ) -> dict[str, float]:
-    """All scores of one stem of one song: metric name -> dB.
+    """Score one stem of one song with every metric: metric name -> dB.
 
     ``references`` holds every stem of the song by name and ``estimate`` the estimate of ``stem``,
     each (channels, samples). ``extras`` adds museval's SIR, SAR and ISR (slow, see
-    :func:`museval_extras`). Raises UserError, naming the song, for audio that has no score: a
-    silent reference, or an estimate with NaN in it. A song is never left out silently.
+    :func:`museval_extras`). Raises UserError, naming the song, for a silent reference or an
+    estimate with NaN or infinity: no song is skipped silently.
     """
     for name, reference in references.items():
         if _silent(_stack(reference)).all():
             raise UserError(
-                f"song {song!r}: the reference of {name} is silent from beginning to end, so its "
-                "SDR means nothing; take the song out of the test songs"
+                f"song {song!r}: the reference of {name} is silent throughout, so its SDR is "
+                "undefined. Remove the song from the test songs."
             )
     estimate = np.asarray(estimate, dtype=np.float64)
     if not np.all(np.isfinite(estimate)):
         raise UserError(
-            f"song {song!r}: the estimate of {stem} holds NaN or infinite samples; "
-            "the training diverged, look at its losses"
+            f"song {song!r}: the estimate of {stem} holds NaN or infinite samples. "
+            "The training diverged: check its losses."
         )
     target = references[stem]
     rest = [reference for name, reference in references.items() if name != stem]
@@ -143,8 +143,8 @@ def score_song(
         "sdr_v4": sdr_v4(target, estimate, sample_rate, others=np.array(rest) if rest else None),
     }
     if extras:
-        # SIR, SAR and ISR of one stem use all references but no other estimate: the references
-        # themselves fill those places.
+        # SIR, SAR and ISR of one stem depend on all references, but on no other estimate. The
+        # references stand in for the other estimates.
         stems = list(references)
         place = stems.index(stem)
         stacked = np.array([references[name] for name in stems], dtype=np.float64)
@@ -179,11 +179,11 @@ def ideal_ratio_mask(mixture: ArrayLike, references: ArrayLike) -> NDArray[np.fl
 
     (channels, samples) and (stems, channels, samples) -> (stems, channels, samples).
 
-    It knows the stems, so it is no system but a bound for masking. The choices: magnitudes (not
-    powers), each channel for itself, STFT of 2048 samples with a periodic Hann window and hop
-    512; the "IRM1" oracle of Stöter, Liutkus and Ito, "The 2018 Signal Separation Evaluation
-    Campaign", with twice its overlap. Computed in float32 and channel by channel; four
-    minutes of four stereo stems take 3 GB.
+    It knows the true stems, so it is an upper bound for masking, not a system. It uses magnitudes
+    (not powers), separate channels, and an STFT of 2048 samples with a periodic Hann window and
+    hop 512: the "IRM1" oracle of Stöter, Liutkus and Ito, "The 2018 Signal Separation Evaluation
+    Campaign", with twice the overlap. Computed in float32, channel by channel: four minutes of
+    four stereo stems take 3 GB.
     """
     from scipy.signal import istft, stft
 
@@ -191,7 +191,7 @@ def ideal_ratio_mask(mixture: ArrayLike, references: ArrayLike) -> NDArray[np.fl
     mixed = np.asarray(mixture, dtype=np.float32)
     shape: dict[str, Any] = {"window": "hann", "nperseg": 2048, "noverlap": 2048 - 512}
     samples = mixed.shape[-1]
-    # Songs shorter than a window are padded to one: scipy would shrink the window instead.
+    # Pad songs shorter than a window to its length: scipy would shrink the window instead.
     padding = max(0, 2048 - samples)
     estimates = np.zeros_like(stacked)
     for channel in range(len(mixed)):
@@ -211,10 +211,11 @@ def museval_extras(
 ) -> dict[str, Array]:
     """museval's own SIR, SAR and ISR: {"sir_v4", "sar_v4", "isr_v4"} -> (stems, frames) in dB.
 
-    (stems, channels, samples) twice. Slow: about a CPU second per second of a four-stem song, and
-    7 GB for four minutes, for its 512-tap filters. Values move by 0.01 dB with the thread count.
+    Both arrays are (stems, channels, samples). Slow because of 512-tap filters: about one CPU
+    second per second of a four-stem song, and 7 GB of memory for four minutes. Values vary by
+    0.01 dB with the number of threads.
     """
-    # museval wants (stems, samples, channels).
+    # museval takes (stems, samples, channels).
     reference = np.moveaxis(_stack(references), 1, 2)
     estimate = np.moveaxis(_stack(estimates), 1, 2)
     _, isr, sir, sar, _ = museval_metrics().bss_eval(
@@ -225,10 +226,10 @@ def museval_extras(
 
 @cache
 def museval_metrics() -> ModuleType:
-    """museval's ``metrics`` module by itself: importing the package would require ffmpeg."""
+    """museval's ``metrics`` module alone: importing the whole package requires ffmpeg."""
     package = importlib.util.find_spec("museval")
     if package is None or package.origin is None:
-        raise UserError("the package museval is not installed; install jukesep's dependencies")
+        raise UserError("the package museval is not installed. Install jukesep's dependencies.")
     path = Path(package.origin).with_name("metrics.py")
     spec = importlib.util.spec_from_file_location("jukesep_museval_metrics", path)
     assert spec is not None
@@ -274,13 +275,13 @@ def _frames(stems: Array, sample_rate: int) -> NDArray[Any]:
 
 
 def _silent_frames(stems: Array, sample_rate: int) -> NDArray[np.bool_]:
-    """(stems, channels, samples) -> (stems, frames), by museval's rule."""
+    """Which frames are silent by museval's rule: (stems, channels, samples) -> (stems, frames)."""
     silence: NDArray[np.bool_] = np.all(_frames(stems.sum(axis=1), sample_rate) == 0, axis=2)
     return silence
 
 
 def _silent(stems: Array) -> NDArray[np.bool_]:
-    """(stems, channels, samples) -> (stems,): silent over the whole song, by museval's rule."""
+    """Which stems are silent throughout, by that rule: (stems, channels, samples) -> (stems,)."""
     silence: NDArray[np.bool_] = np.all(stems.sum(axis=1) == 0, axis=1)
     return silence
 

@@ -1,7 +1,7 @@
-"""`jukesep evaluate`: a pair of checkpoint files, the authors' or ours, scored on whole songs.
+"""`jukesep evaluate`: score a pair of checkpoint files, the authors' or ours, on whole songs.
 
-Songs are checked before any is scored, as far as their headers tell (`find_songs`); a fault that
-shows later fails its song, not the songs after it. torch is not imported until a model is read.
+`find_songs` checks the headers of all songs first. A fault found later fails that song only; the
+others are still scored. torch is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def evaluate(
     device: str,
     threads: int,
 ) -> Evaluation:
-    """The whole command but for the songs' search and the printing."""
+    """Load the pair and score it on `songs`. UserError for files or songs that do not fit."""
     from ..kernels import devices
     from ..model.checkpoints import load_pair
 
@@ -71,14 +71,14 @@ def evaluate(
 
 
 def check_rates(songs: list[Found], sample_rate: int, resample: bool) -> None:
-    """UserError if songs are not at the model's rate, unless they may be resampled."""
+    """UserError if songs differ from the model's sample rate (Hz) and `resample` is off."""
     other = [found for found in songs if found.header.sample_rate != sample_rate]
     if other and not resample:
         first = other[0]
         raise UserError(
-            f"{first.song.file(MIXTURE)}: {first.header.sample_rate} Hz, the model works at "
-            f"{sample_rate} Hz ({counted(len(other))} of {len(songs)} at another rate). The score "
-            "of a resampled song is another number; pass --resample to have it all the same."
+            f"{first.song.file(MIXTURE)}: sample rate {first.header.sample_rate} Hz, the model "
+            f"needs {sample_rate} Hz ({counted(len(other))} of {len(songs)} differ). Resampling "
+            "changes the scores; pass --resample to resample anyway."
         )
 
 
@@ -92,8 +92,8 @@ def score(
 ) -> tuple[list[Row], dict[str, str]]:
     """Score the pair, its ceiling, the mixture and the scaled mixture on whole songs.
 
-    Returns the rows of the songs that have scores, in the songs' order, and why others have none.
-    On a CPU songs are scored side by side, `threads` threads each (0: the cores shared among them).
+    Returns the rows of the scored songs, in order, and an error message for each other song.
+    On a CPU songs are scored in parallel with `threads` threads each (0: share all cores evenly).
     """
     stop, lock = threading.Event(), threading.Lock()
 
@@ -124,14 +124,14 @@ def score(
                 else:
                     rows += result
         finally:
-            # Ctrl-C waits for no song: those in the queue are dropped, those at work stop.
+            # On Ctrl-C queued songs are dropped and running ones stop.
             stop.set()
             pool.shutdown(cancel_futures=True)
     return rows, failed
 
 
 def _at_once(songs: int, device: torch.device, threads: int) -> int:
-    """How many songs to score side by side; sets how many threads each has."""
+    """How many songs to score in parallel; sets the number of torch threads for each."""
     import torch
 
     cores = os.cpu_count() or 1
@@ -145,7 +145,7 @@ def _at_once(songs: int, device: torch.device, threads: int) -> int:
 def _score_song(
     found: Found, stem: str, pair: Pair, separation: Separation, progress: Callable[[int], object]
 ) -> list[Row]:
-    """All rows of one song. UserError if any of them has no value that means something."""
+    """All rows of one song. UserError if `sdr` or `sdr_mdx` of any of them is not finite."""
     song, rate = found.song, pair.sample_rate
     mixture, references = _read(found, stem, rate)
     rows = []
@@ -174,10 +174,10 @@ def _score_song(
 
 
 def _read(found: Found, stem: str, sample_rate: int) -> tuple[Audio, dict[str, Audio]]:
-    """A song's mixture and its stems at the model's rate, each (channels, samples).
+    """Read a song's mixture and stems at the model's rate, each (channels, samples).
 
-    Of the other stems, which count in `sdr_v4` alone, those that are not there, or silent from
-    beginning to end, are left out: by museval's rule the song has no `sdr_v4` then.
+    The other stems count in `sdr_v4` only. Missing or silent ones are left out: by museval's
+    rule the song then has no `sdr_v4`.
     """
     references = {}
     for part in (MIXTURE, *STEMS):

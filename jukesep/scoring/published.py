@@ -1,7 +1,7 @@
-"""The published numbers, in one place: the report and `jukesep evaluate` print them beside ours.
+"""The published numbers that the report and `jukesep evaluate` print beside ours.
 
-SDR in dB by stem, with the digits as published. A row holds one metric; the paper's Table 1 does
-not keep to that (its Wave-U-Net row is a museval median).
+SDR in dB by stem, with the digits as published. A row holds one metric, unlike the paper's
+Table 1, whose Wave-U-Net row is a museval median.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PAPER_URL = "https://arxiv.org/abs/2111.14200"
 
 @dataclass(frozen=True)
 class Published:
-    """A published row: what, whose number, and dB by stem."""
+    """A published row: system, source, metric, and SDR in dB by stem."""
 
     system: str
     source: str
@@ -55,7 +55,7 @@ DEMUCS = Published("Demucs", "the paper, Table 1", "sdr", _row("6.509 6.470 4.01
 SCALED_MIXTURE = Published(
     "mixture / 4", "the paper, Table 1", "sdr", _row("0.578 0.745 1.136 1.090 0.887")
 )
-# What a table of results stands beside.
+# The rows of the results page.
 PUBLISHED = (
     *PAPER,
     DEMUCS,
@@ -63,14 +63,14 @@ PUBLISHED = (
     Published(
         "Wave-U-Net", "the paper, Table 1", "sdr_v4", _row("4.22 3.21 2.25 3.25 3.23"), MUSDB
     ),
-    # Means of the four stems were not published for these two.
+    # These two were published without a mean over the stems.
     Published("Open-Unmix HQ", "its authors", "sdr_v4", _row("6.04 5.07 4.28 6.25 -")),
     Published(
         "ideal ratio mask (oracle)", "SiSEC 2018", "sdr_v4", _row("8.45 7.12 7.85 9.43 -"), MUSDB
     ),
 )
 
-# Others ran the authors' vocals checkpoints again, in hard chunks of 196,608 samples.
+# Others reran the authors' vocals checkpoints, in hard chunks of 196,608 samples.
 _RERUN = "the authors' checkpoints, run by others"
 _RERUN_SONGS = "MUSDB18-HQ, 49 test songs"
 RERUN_MEAN = Published(f"{_RERUN}, mean", "unmix_analysis", "sdr", {"vocals": "5.32"}, _RERUN_SONGS)

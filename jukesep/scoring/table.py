@@ -1,6 +1,6 @@
-"""What `jukesep evaluate` prints: the scores of a pair of checkpoints beside the published ones.
+"""The output of `jukesep evaluate`: scores of a pair of checkpoints, and the published ones.
 
-A column holds one metric of one system. No torch here.
+A column holds one metric of one system. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ LEGEND = """\
 dB, higher is better. sdr: the paper's, whole song, mono. sdr_mdx: whole song, all channels.
 sdr_v4: BSSEval v4, the median of a song's seconds. Ceiling D(Q(E1(stem))), mixture/4 and mixture
 are in sdr."""
-NO_V4 = "A song without all four stems, or with one silent throughout, has no sdr_v4."
+NO_V4 = "A song with a missing or silent stem has no sdr_v4."
 PUBLISHED_NOTE = """\
-The published rows are of the 50 test songs of MUSDB18-HQ at 44100 Hz, but where fewer are named,
-and say nothing beside other songs. They are means, where none says median; those of Figure 2 were
-read off. The authors' code cuts hard chunks (--chunking hard)."""
+Published rows: the 50 test songs of MUSDB18-HQ at 44100 Hz unless a row names fewer. Do not
+compare them with other songs. They are means unless a row says median; those of Figure 2 were read
+off the plot. The authors' code uses hard chunks (--chunking hard)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run of the command: what was scored, on what and how, and the scores."""
+    """One run of the command: the models, songs and settings, and the scores."""
 
     stem: str
     stage1: Path
@@ -52,7 +52,7 @@ class Evaluation:
     songs: tuple[str, ...]
     sample_rate: int
     resampled: tuple[int, ...]
-    """Other rates that songs had before they were resampled."""
+    """Sample rates in Hz that songs were resampled from."""
     separation: Separation
     device: str
     rows: list[Row]
@@ -64,9 +64,9 @@ class Evaluation:
         return {row.song.name: row.value for row in self.rows if (row.system, row.metric) == wanted}
 
     def published(self) -> list[tuple[str, str, str]]:
-        """The stem's published numbers: label, heading of the column they belong to, dB.
+        """The stem's published numbers: label, heading of their column, dB.
 
-        They are of the test songs alone: beside songs of another split they would mislead.
+        Empty for other splits: the published numbers hold for the test songs only.
         """
         if self.split != "test":
             return []
@@ -86,7 +86,7 @@ def _label(row: published.Published) -> str:
 
 
 def text(evaluation: Evaluation) -> str:
-    """The table, with what is needed to read it."""
+    """The table as text, with a heading and notes on how to read it."""
     columns = {heading: evaluation.column(heading) for heading in COLUMNS}
     songs = [
         (
@@ -110,14 +110,14 @@ def text(evaluation: Evaluation) -> str:
     blocks = [_heading(evaluation), table, LEGEND]
     missing = sum(math.isnan(value) for value in columns["sdr_v4"].values())
     if missing:
-        blocks.append(f"{counted(missing)} without sdr_v4, averaged over the others. {NO_V4}")
+        blocks.append(f"{counted(missing)} without sdr_v4, left out of its averages. {NO_V4}")
     if beside:
         blocks.append(PUBLISHED_NOTE)
     return "\n\n".join(blocks)
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The same for JSON, which knows no NaN: a score that does not exist is None."""
+    """The same for JSON, which has no NaN: a missing score is None."""
     columns = {heading: evaluation.column(heading) for heading in COLUMNS}
 
     def line(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -160,12 +160,12 @@ def _heading(evaluation: Evaluation) -> str:
     ]
     if evaluation.resampled:
         rates = ", ".join(map(str, evaluation.resampled))
-        lines[-1] += f", resampled from {rates} Hz: not the scores of the songs as they are"
+        lines[-1] += f", resampled from {rates} Hz: scores differ from the original songs'"
     return "\n".join(lines)
 
 
 def counted(songs: int) -> str:
-    """1 song, 2 songs."""
+    """A number of songs in words: "1 song", "2 songs"."""
     return f"{songs} song{'' if songs == 1 else 's'}"
 
 
@@ -184,7 +184,7 @@ def _median(column: Mapping[str, float]) -> float:
 
 
 def _table(*blocks: list[tuple[list[str], str]]) -> str:
-    """Columns aligned, labels at the end where long ones do no harm; a rule between blocks."""
+    """Align the columns; labels go last because they can be long. A rule separates blocks."""
     lines = [cells for block in blocks for cells, _ in block]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "-" * (sum(widths) + 2 * len(widths) + len("song"))

@@ -1,1 +1,1 @@
-"""Mixture to stems: exact in chunks, refined, from files to files, models as files."""
+"""Separation: models run over songs in exact chunks, refinements, files in and out."""

@@ -1,4 +1,4 @@
-"""A model run over a song: exact in chunks, with memory that does not grow with the song."""
+"""Run a model over a song in chunks: exact, in memory that does not grow with the song."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..model.vqvae import VQVAE
 
-CHUNK = 393_216  # samples, the reference's
+CHUNK = 393_216  # samples, as in the authors' code
 Chunking = Literal["exact", "hard"]
 Bottleneck = Literal["quantise", "bypass"]
 
@@ -26,13 +26,13 @@ def apply_chunked(
     chunking: Chunking = "exact",
     bottleneck: Bottleneck = "quantise",
 ) -> torch.Tensor:
-    """decode(quantise(encode(rows))) in chunks that equal the whole: (rows, samples) to the same.
+    """decode(quantise(encode(rows))) chunk by chunk: (rows, samples) to the same shape.
 
-    Each chunk carries the model's full receptive field as context on either side, so that its
-    kept part sees what it would see in the whole song; at the song's own ends the model pads as
-    it would there. With chunking "hard" it carries none, as in the reference, and the result
-    depends on `chunk`. With bottleneck "bypass" the latents are decoded as they are, not quantised.
-    `progress` is called with the samples finished by each chunk.
+    With chunking "exact" each chunk has the model's full receptive field as context on either
+    side, and only the song's own ends are padded: the result equals a run over the whole song.
+    With "hard", as in the authors' code, chunks have no context and the result depends on `chunk`
+    (samples). With bottleneck "bypass" the latents are decoded without quantising.
+    `progress` is called with the number of samples that each chunk finished.
     """
     hop, context = vqvae.architecture.hop, vqvae.context() if chunking == "exact" else 0
     output, done = torch.empty_like(rows), 0
@@ -48,19 +48,19 @@ def apply_chunked(
 def windows(
     blocks: Iterable[torch.Tensor], chunk: int, context: int
 ) -> Iterator[tuple[torch.Tensor, slice]]:
-    """Cut audio that comes in blocks (rows, any number of samples) into chunks with their context.
+    """Cut audio that comes in blocks (rows, any number of samples) into chunks with context.
 
-    Yields each chunk of `chunk` samples (the last may be shorter) with up to `context` of its
-    neighbours' on either side, and where in that window the chunk lies. Holds one window at a time.
+    Yields, for each chunk of `chunk` samples (the last may be shorter), a window with up to
+    `context` more samples on either side, and the chunk's slice in it. Holds one window at a time.
     """
-    held: list[torch.Tensor] = []  # from `before` samples ahead of the chunk on
+    held: list[torch.Tensor] = []  # starts `before` samples ahead of the chunk
     before = count = 0
     for block in chain(blocks, [None]):
         if block is not None:
             held.append(block)
             count += block.shape[-1]
         while count >= before + chunk + context or (block is None and count > before):
-            # A song that came whole is not copied.
+            # A song that came as one block is not copied.
             whole = held[0] if len(held) == 1 else torch.cat(held, dim=-1)
             yield whole[..., : before + chunk + context], slice(before, min(before + chunk, count))
             first = max(before + chunk - context, 0)
@@ -69,7 +69,7 @@ def windows(
 
 
 def apply(vqvae: VQVAE, rows: torch.Tensor, bottleneck: Bottleneck = "quantise") -> torch.Tensor:
-    """decode(quantise(encode(rows))), (rows, samples) to the same."""
+    """decode(quantise(encode(rows))) in one piece: (rows, samples) to the same shape."""
     padded = F.pad(rows, (0, -rows.shape[-1] % vqvae.architecture.hop)).unsqueeze(1)
     latents = vqvae.encode(padded)
     if bottleneck == "quantise":

@@ -1,10 +1,10 @@
-"""Models as files: a folder with a model for each stem, and one JSON that says what they are.
+"""Models as files: a folder with a model for each stem, and a JSON file that describes them.
 
     models/separator/
-      separator.json        what is in the folder: `Card`
-      vocals.safetensors    D, the codebook and E2 of a stem, float32, and so on
+      separator.json        describes the folder: `Card`
+      vocals.safetensors    D, the codebook and E2 of a stem in float32; one file per stem
 
-Nothing in such a folder is trusted: reading it runs nothing, and what does not fit is named.
+Nothing in such a folder is trusted: loading runs no code from it, and errors name the fault.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ..songs.manifest import STEMS
 CARD = "separator.json"
 FORMAT: Literal[1] = 1
 CODES = "codebook.k"
-HEADER = 1 << 20  # bytes that the names and shapes in a file of tensors may take
-LARGEST = 1 << 22  # bytes of a card
-USAGE = 1.0  # the codebook's moving averages are no part of the files, and nothing here trains
+HEADER = 1 << 20  # most bytes of the header (names and shapes) of a safetensors file
+LARGEST = 1 << 22  # most bytes of a card
+USAGE = 1.0  # stands for the codebook's moving averages, which the files lack: nothing trains here
 
 Stem = Literal["drums", "bass", "other", "vocals"]
 
@@ -45,7 +45,7 @@ class _Strict(BaseModel):
 
 
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
-# Printed as it is: nothing in it may steer a terminal.
+# Text is printed as it is, so it may hold no control characters.
 STEERING = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 Text = Annotated[str, Field(pattern=rf"^[^{STEERING}]*$", max_length=1000)]
 Plain = Text | bool | int | FiniteFloat | None
@@ -53,7 +53,7 @@ Setting = Plain | list[Plain]
 
 
 class Layers(_Strict):
-    """`Architecture`, as the card has it."""
+    """`Architecture` in the card."""
 
     width: Size
     depth: Annotated[int, Field(ge=1, le=64)]
@@ -64,28 +64,28 @@ class Layers(_Strict):
 
 
 class Model(_Strict):
-    """A stem's model."""
+    """The entry of one stem's model in the card."""
 
     file: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     init: Text
     """What stage 1 started from."""
     step: int
-    """Of stage 2."""
+    """The training step of stage 2."""
     scores: dict[Text, FiniteFloat] = {}
-    """Mean SDR in dB on songs that were not trained on, by the group of the songs."""
+    """Mean SDR in dB on songs outside training, by song group."""
     data: Text
-    """The songs that it was trained on."""
+    """The songs it was trained on."""
     licence: Text
-    """Of the weights: that of the weights and songs that they descend from."""
+    """The licence of the weights, which follows from their initial weights and songs."""
     commit: Text | None = None
-    """The last one of the code that trained it."""
+    """The last commit of the training code."""
     parameters: dict[Text, Setting | dict[Text, Setting]] = {}
-    """params.yaml of its trainings."""
+    """The parameters of its trainings, from params.yaml."""
 
 
 class Card(_Strict):
-    """What a folder of models says of itself."""
+    """The description of a folder of models: separator.json."""
 
     format: Literal[1]
     sample_rate: Annotated[int, Field(ge=1, le=10_000_000)]
@@ -94,17 +94,17 @@ class Card(_Strict):
 
 
 def save(folder: str | Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Card:
-    """Add a stem's model to a folder, or put it in place of the stem's; returns the folder's card.
+    """Add a stem's model to a folder, or replace it; returns the folder's new card.
 
-    `about` has what `Card` and `Model` tell beside the tensors. UserError if the folder holds
-    models of another architecture or sample rate, if a number of the model is not finite, or for
-    what a card cannot say.
+    `about` holds `sample_rate` (Hz) and the fields of `Model` other than `file` and `sha256`.
+    UserError if the folder holds models of another architecture or sample rate, if a weight is
+    not finite, or if a field does not fit into a card.
     """
     try:
         return _save(Path(folder), stem, vqvae, about)
     except ValidationError as error:
         raise UserError(
-            f"the model of {stem}: {_fault(error)}; the card cannot hold it."
+            f"the model of {stem}: {_fault(error)}. A card cannot hold this value."
         ) from error
 
 
@@ -115,7 +115,7 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise UserError(f"the model of {stem}: {name} holds NaN or infinity.")
-    # What the shapes do not tell, the dilations, is part of what the digest is of.
+    # The dilations do not show in the shapes: the architecture becomes part of the digest.
     content = tensors_as_bytes(tensors, {"architecture": architecture.model_dump_json()})
     told = {key: about[key] for key in Model.model_fields if key in about}
     digest = hashlib.sha256(content).hexdigest()
@@ -130,8 +130,8 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
         ):
             if found != wanted and set(stems) != {stem}:
                 raise UserError(
-                    f"{folder}: holds models whose {name} is {found}, the model of {stem} has "
-                    f"{wanted}. Models of one folder are alike; choose another."
+                    f"{folder}: holds models with {name} {found}, but the model of {stem} has "
+                    f"{wanted}. Choose another folder: all models in a folder share it."
                 )
     stems[stem] = model  # type: ignore[index]
     ordered = {name: one for name in STEMS for held, one in stems.items() if held == name}
@@ -143,28 +143,28 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
 
 
 def read_card(folder: str | Path) -> Card:
-    """What a folder of models says of itself. UserError for what is no card of this format."""
+    """Read the card of a folder of models. UserError if it is missing, damaged or too new."""
     path = Path(folder) / CARD
     try:
         path.lstat()
         if not _inside(path, folder):
-            raise UserError(f"{path}: is no file of this folder. Fetch the folder again.")
+            raise UserError(f"{path}: not a file in this folder. Fetch the folder again.")
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes, which no card has.")
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes, too large for a card.")
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file. `dvc repro` or `dvc pull` makes models/separator, `jukesep "
-            "import` makes other folders of models, from checkpoints."
+            f"{path}: no such file. Run `dvc repro` or `dvc pull` for models/separator, or "
+            "`jukesep import` to make a folder of models from checkpoints."
         ) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON ({error}). Fetch the folder again.") from error
+        raise UserError(f"{path}: not JSON ({error}). Fetch the folder again.") from error
     if isinstance(found, dict) and repr(found.get("format", FORMAT)) != repr(FORMAT):
         raise UserError(
-            f"{path}: is of format {reprlib.repr(found['format'])}, this jukesep reads {FORMAT}. "
-            "Update it, or pack the models anew."
+            f"{path}: has format {reprlib.repr(found['format'])}, this jukesep reads {FORMAT}. "
+            "Update jukesep, or pack the models again."
         )
     try:
         return Card.model_validate(found)
@@ -173,7 +173,7 @@ def read_card(folder: str | Path) -> Card:
 
 
 def load(folder: str | Path, stem: str, card: Card) -> VQVAE:
-    """A stem's model from a folder. UserError if the file is missing, damaged, or does not fit."""
+    """Load a stem's model from a folder. UserError if its file is missing, damaged or another's."""
     model = card.stems[stem]  # type: ignore[index]
     path = Path(folder) / model.file
     try:
@@ -186,29 +186,29 @@ def load(folder: str | Path, stem: str, card: Card) -> VQVAE:
     found = hashlib.sha256(content).hexdigest()
     if found != model.sha256:
         raise UserError(
-            f"{path}: its sha256 is {found}, {CARD} says {model.sha256}. The file was changed or "
+            f"{path}: sha256 is {found}, but {CARD} has {model.sha256}. The file was changed or "
             "damaged; fetch the folder again."
         )
     try:
         tensors = read_tensors(content)
-        # Behind the header's length in eight bytes.
+        # The file begins with the header's length in eight bytes, then the header.
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         within = Layers.model_validate_json(header["__metadata__"]["architecture"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no file of safetensors with a model ({error}).") from error
+        raise UserError(f"{path}: not a safetensors file with a model ({error}).") from error
     if within != card.architecture:
         raise UserError(
-            f"{path}: holds a model of {within}, {CARD} says {card.architecture}. Fetch the folder "
-            "again."
+            f"{path}: holds a model of {within}, but {CARD} has {card.architecture}. Fetch the "
+            "folder again."
         )
     for name in sorted(expected.keys() ^ tensors.keys()):
-        which = "lacks" if name in expected else "has, beyond the architecture,"
-        raise UserError(f"{path}: {which} the tensor {name}. {CARD} is of another model.")
+        which = "lacks the" if name in expected else "has an unknown"
+        raise UserError(f"{path}: {which} tensor {name}. {CARD} belongs to another model.")
     for name, value in tensors.items():
         if value.shape != expected[name] or value.dtype != torch.float32:
             raise UserError(
-                f"{path}: {name} is {value.dtype} of shape {tuple(value.shape)}, {CARD} wants "
-                f"torch.float32 of {tuple(expected[name])}. They are of different models."
+                f"{path}: {name} is {value.dtype} of shape {tuple(value.shape)}, {CARD} needs "
+                f"torch.float32 of shape {tuple(expected[name])}. Fetch the folder again."
             )
         if not value.isfinite().all():
             raise UserError(f"{path}: {name} holds NaN or infinity.")
@@ -227,10 +227,10 @@ def import_checkpoints(
     sample_rate: int | None = None,
     licence: str | None = None,
 ) -> Card:
-    """Add a stem's model to a folder, from checkpoints in Jukebox's form: the authors', or ours.
+    """Add a stem's model to a folder, from checkpoints in Jukebox's form: the authors' or ours.
 
-    `sample_rate` is for files that do not say theirs; they are taken for 44,100 Hz. UserError as
-    for `save`, and for files that `jukesep evaluate` refuses: of another stem, of two rates.
+    `sample_rate` (Hz) is for files that do not hold theirs; its default is 44,100. UserError as
+    for `save`, and for files that `jukesep evaluate` refuses: of another stem or of two rates.
     """
     from ..model.checkpoints import load_pair
 
@@ -238,7 +238,7 @@ def import_checkpoints(
     says = not {"sample_rate", "sr"}.isdisjoint(jukebox.read_hps(stage1))
     if sample_rate is not None and says and sample_rate != pair.sample_rate:
         raise UserError(
-            f"{stage1}: says that its sample rate is {pair.sample_rate}, not {sample_rate} Hz."
+            f"{stage1}: its sample rate is {pair.sample_rate} Hz, not {sample_rate} Hz."
         )
     return save(
         folder,
@@ -257,7 +257,7 @@ def import_checkpoints(
 
 
 def stems_of_trainings(folder: str | Path, init: str) -> dict[str, tuple[Path, Path]]:
-    """Stem -> its last checkpoints of stage 1 and 2, in a folder of trainings; may be empty."""
+    """Stem -> its last checkpoints of stages 1 and 2 in a folder of trainings; may be empty."""
     found = {}
     for stem in STEMS:
         run = f"{stem}_{init}/checkpoints"
@@ -268,13 +268,13 @@ def stems_of_trainings(folder: str | Path, init: str) -> dict[str, tuple[Path, P
 
 
 def describe(card: Card, folder: str | Path) -> str:
-    """A folder of models in words, for a terminal."""
+    """Describe a folder of models as text for a terminal."""
     layers = ", ".join(f"{name} {value}" for name, value in card.architecture.model_dump().items())
     lines = [
         f"{folder}: {len(card.stems)} models at {card.sample_rate:,} Hz",
         f"  architecture  {layers}",
     ]
-    # Stems of one training are alike in what they descend from; it is told once.
+    # Often all stems share these; they are then printed once.
     for name in ("data", "licence", "commit"):
         told = {stem: getattr(model, name) or "unknown" for stem, model in card.stems.items()}
         for text in dict.fromkeys(told.values()):
@@ -288,15 +288,15 @@ def describe(card: Card, folder: str | Path) -> str:
 
 
 def _fault(error: ValidationError) -> str:
-    """Where the first value that does not fit stands, and why."""
+    """The place of the first invalid value, and why it is invalid."""
     first = error.errors()[0]
-    # A name that is not known is whoever's who wrote it: it must not steer a terminal either.
+    # Unknown names come from the file and may hold control characters, too.
     where = ".".join(reprlib.repr(part).strip("'") for part in first["loc"])
-    return f"{where or 'the whole'}: {first['msg']}"
+    return f"{where or 'content'}: {first['msg']}"
 
 
 def _inside(path: Path, folder: str | Path) -> bool:
-    """Whether this is a plain file that lies in the folder, also where links lead."""
+    """Whether `path`, with links resolved, is a plain file in the folder."""
     try:
         return path.resolve().is_relative_to(Path(folder).resolve()) and path.is_file()
     except RuntimeError:  # a loop of links, before Python 3.13
@@ -304,7 +304,7 @@ def _inside(path: Path, folder: str | Path) -> bool:
 
 
 def _names(vqvae: VQVAE) -> list[str]:
-    """Of what separates: E2 as the encoder, D, and the codes."""
+    """Names of the tensors that separation needs: the encoder (E2), D and the codes."""
     return [*(n for n in vqvae.state_dict() if n.startswith(("encoder.", "decoder."))), CODES]
 
 
@@ -314,15 +314,15 @@ def _shapes(vqvae: VQVAE) -> dict[str, torch.Size]:
 
 
 def _read(path: Path, size: int, folder: str | Path) -> bytes:
-    """A file of tensors of `size` bytes in all."""
+    """Read a safetensors file whose tensors have `size` bytes in total."""
     try:
         if not _inside(path, folder):
-            raise UserError(f"{path}: is no file of this folder. Fetch the folder again.")
+            raise UserError(f"{path}: not a file in this folder. Fetch the folder again.")
         there = path.stat().st_size
         if not size <= there <= size + HEADER:
             raise UserError(
                 f"{path}: {there:,} bytes, a model of this architecture has about {size:,}. The "
-                f"file is cut off, or {CARD} is of another model."
+                f"file is truncated, or {CARD} belongs to another model."
             )
         return path.read_bytes()
     except OSError as error:

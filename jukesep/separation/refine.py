@@ -1,14 +1,14 @@
-"""Better stems from the same models, without training: docs/stems.md has what each way gains.
+"""Better stems from the same models, without training; docs/stems.md has the gains.
 
-A refinement takes the mixture and the models' estimates of all its stems, and shares the mixture's
-short-time spectrum out among them, frame by frame:
+A refinement takes the mixture and the models' estimates of all stems. It divides the mixture's
+short-time spectrum among the stems, frame by frame:
 
-- ``wiener``       by multichannel Wiener filters: masks that also know where each stem is panned.
-- ``masks``        by soft masks ``|E_k|^p / sum_j |E_j|^p``, each channel for itself.
-- ``consistency``  keeps the estimates, and shares out only what they lack to sum to the mixture.
+- ``wiener``       with multichannel Wiener filters: masks that also use each stem's panning.
+- ``masks``        with soft masks ``|E_k|^p / sum_j |E_j|^p``, separately on each channel.
+- ``consistency``  keeps the estimates and divides only their difference from the mixture.
 
-After each of them the stems sum to the mixture; after the first two they are silent where it is.
-`shifted` is of another kind: it runs a model several times.
+Refined stems sum to the mixture; with the first two they are also silent where it is silent.
+`shifted` works differently: it runs a model several times.
 
 Mixture and stems are tensors (channels, samples) at the models' sample rate, on one device.
 """
@@ -29,19 +29,19 @@ from ..songs.manifest import STEMS
 DEFAULT = "wiener"  # the best on the validation songs: docs/stems.md
 WINDOW = 2048 / 11025  # seconds of a frame, about
 OVERLAP = 4  # frames that a sample lies in
-FLOOR = 1e-30  # where all estimates are silent, they share equally
-LOAD = 1e-4  # of a covariance's trace, added to its diagonal: two equal channels have no inverse
-NUMBERS = 2**21  # in the covariances that are solved at a time
+FLOOR = 1e-30  # where all estimates are silent, each has the same share
+LOAD = 1e-4  # share of a covariance's trace added to its diagonal: equal channels are singular
+NUMBERS = 2**21  # elements of the covariances that are solved at a time
 
 
 class Refinement(ABC):
-    """One song's stems, refined as they come. Memory does not depend on the song's length.
+    """Refines one song's stems block by block. Memory does not depend on the song's length.
 
-    What `feed` and `end` return, one after the other, does not depend on how the song was cut.
-    An object serves one song.
+    The concatenated results of `feed` and `end` do not depend on how the song is cut into blocks.
+    Use a new object for each song.
     """
 
-    run = 16  # frames that are worked on at a time
+    run = 16  # frames processed at a time
     power: float
 
     def __init__(
@@ -52,21 +52,21 @@ class Refinement(ABC):
         self.hop = self.n_fft // OVERLAP
         self.power = self.power if power is None else power
         self._names: tuple[str, ...] = ()
-        # Mixture and stems from the first frame on that is to come; what earlier frames have added
-        # to the output from there on.
+        # Mixture and stems from the start of the next frame on; the output that earlier frames
+        # have added to so far, from the same place on.
         self._held = self._tail = torch.empty(0)
-        self._samples = 0  # that came
-        self._made = 0  # that are finished, those before the song included
+        self._samples = 0  # received so far
+        self._made = 0  # finished so far, counting from the silence before the song
 
     @property
     def latency(self) -> int:
-        """Samples that the output lags behind the input at most, until `end`."""
+        """Most samples by which the output lags behind the input, until `end`."""
         return self.run * self.hop + self.n_fft
 
     def feed(self, mixture: Tensor, stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The next samples, (channels, any number) each, to those that are finished by now.
+        """Take the next samples, (channels, any number) each; return those finished so far.
 
-        ValueError for stems of another shape than the mixture, or other stems than before.
+        ValueError if a stem's shape differs from the mixture's, or the stems from earlier ones.
         """
         if any(stem.shape != mixture.shape for stem in stems.values()):
             shapes = {name: tuple(stem.shape) for name, stem in stems.items()}
@@ -74,7 +74,7 @@ class Refinement(ABC):
         block = torch.stack([mixture, *stems.values()]).float()
         if not self._names:
             self._names = tuple(stems)
-            # Silence before the song: its first sample lies in as many frames as any other.
+            # Silence before the song, so that its first sample lies in as many frames as any.
             before = self.n_fft - self.hop
             self._held = block.new_zeros(*block.shape[:2], before)
             self._tail = self._held[1:].clone()
@@ -85,19 +85,19 @@ class Refinement(ABC):
         return self._finish(block, self.run)
 
     def end(self) -> dict[str, Tensor]:
-        """The rest, after the last samples. ValueError if there were none."""
+        """Return the remaining samples, after the last `feed`. ValueError without any audio."""
         if not self._names:
             raise ValueError("a refinement was given no audio")
         silence = self._held.new_zeros(*self._held.shape[:2], self.n_fft)
         return self._finish(silence, 1)
 
     def __call__(self, mixture: Tensor, stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A whole song, (channels, samples) each, to its refined stems of the same shape."""
+        """Refine a whole song: mixture and stems (channels, samples) to stems of that shape."""
         first, rest = self.feed(mixture, stems), self.end()
         return {name: torch.cat([first[name], rest[name]], dim=-1) for name in first}
 
     def _finish(self, block: Tensor, least: int) -> dict[str, Tensor]:
-        """What `block` finishes, in runs of frames; none of fewer frames than `least`."""
+        """The samples that `block` finishes, in runs of at least `least` frames."""
         held, finished = torch.cat([self._held, block], dim=-1), [self._tail[..., :0]]
         window = torch.hann_window(self.n_fft, device=held.device)
         while (count := (held.shape[-1] - self.n_fft) // self.hop + 1) >= least:
@@ -107,16 +107,16 @@ class Refinement(ABC):
             shares = torch.fft.irfft(self._share(spectra[0], spectra[1:]), n=self.n_fft)
             finished.append(self._add(shares * window))
             held = held[..., count * self.hop :]
-        self._held = held.clone()  # what is finished need not be kept
+        self._held = held.clone()  # a copy, to free what is finished
         output = torch.cat(finished, dim=-1)
         first, self._made = max(-self._made, 0), self._made + output.shape[-1]
         last = output.shape[-1] - max(self._made - self._samples, 0)
         return dict(zip(self._names, output[..., first : max(first, last)], strict=True))
 
     def _add(self, frames: Tensor) -> Tensor:
-        """Frames (stems, channels, frames, n_fft) overlapped and added: what no later one adds to.
+        """Overlap-add frames (stems, channels, frames, n_fft); return the finished samples.
 
-        The squares of OVERLAP Hann windows, each a hop after the other, sum to 3/8 of OVERLAP.
+        OVERLAP squared Hann windows, one hop apart, sum to 3/8 of OVERLAP.
         """
         length = frames.shape[-2] * self.hop
         total = F.pad(self._tail, (0, length))
@@ -128,7 +128,7 @@ class Refinement(ABC):
 
     @abstractmethod
     def _share(self, mixture: Tensor, stems: Tensor) -> Tensor:
-        """Spectra of a run: (channels, frames, bins) and (stems, ...) to those of the output."""
+        """Spectra of a run, (channels, frames, bins) and (stems, ...), to refined (stems, ...)."""
 
 
 class Masks(Refinement):
@@ -141,7 +141,7 @@ class Masks(Refinement):
 
 
 class Consistency(Refinement):
-    """The estimates, and of what they lack to sum to the mixture a share as large as the mask.
+    """The estimates, plus their difference from the mixture shared out by the masks.
 
     With power 0 all stems have equal shares.
     """
@@ -155,12 +155,12 @@ class Consistency(Refinement):
 class Wiener(Refinement):
     """Multichannel Wiener filters: stem k is ``g_k R_k (sum_j g_j R_j)^-1`` times the mixture.
 
-    g_k is the stem's power in a frame and bin, to the power/2, and R_k its covariance between the
-    channels in that bin, over all frames up to the end of this run: in mono they are `Masks`. Both
-    are measured on stems masked by magnitudes. With power 2, and all frames in one run, this is one
-    iteration of expectation-maximisation as the package norbert makes it; the lower power is a
-    generalised Wiener filter (Liutkus and Badeau, ICASSP 2015). Covariances are of what has been
-    heard so far, since those of the whole song would take a second pass over it.
+    g_k is the stem's power in a frame and bin, raised to power/2. R_k is its covariance between
+    channels in that bin, over all frames up to the end of this run. Both are measured on stems
+    masked by magnitudes. In mono this equals `Masks`. With power 2 and all frames in one run it is
+    one iteration of expectation-maximisation as in the package norbert; a lower power is a
+    generalised Wiener filter (Liutkus and Badeau, ICASSP 2015). Covariances cover the song so far,
+    because covering the whole song would take a second pass.
     """
 
     run = 86  # about 4 s
@@ -195,10 +195,10 @@ REFINEMENTS: dict[str, type[Refinement]] = {
 
 
 def choose(name: str | None, stems: Iterable[str], sample_rate: int) -> Refinement | None:
-    """The refinement of that name for one song; None of the name is DEFAULT, "none" is none.
+    """The refinement for one song at `sample_rate` Hz: DEFAULT if `name` is None, none if "none".
 
-    All of them compare the estimates of all stems. With models for fewer, DEFAULT becomes none, and
-    any other is a UserError, as is an unknown name.
+    Every refinement needs estimates of all stems. If `stems` lacks some, None means no refinement
+    and a name is a UserError, as is an unknown name.
     """
     missing = [stem for stem in STEMS if stem not in set(stems)]
     if name == "none" or (name is None and missing):
@@ -207,18 +207,18 @@ def choose(name: str | None, stems: Iterable[str], sample_rate: int) -> Refineme
         raise UserError(f"refinement '{name}': unknown. Choose {', '.join(REFINEMENTS)} or none.")
     if missing:
         raise UserError(
-            f"refinement '{name}': needs a model for each of {', '.join(STEMS)}; there is none for "
+            f"refinement '{name}': needs models for {', '.join(STEMS)}; missing: "
             f"{', '.join(missing)}. Choose none, or train the missing stems."
         )
     return REFINEMENTS[name or DEFAULT](sample_rate)
 
 
 def shifted(apply: Callable[[Tensor], Tensor], rows: Tensor, shifts: int, hop: int) -> Tensor:
-    """The mean of `apply` over `shifts` delays of its input within a hop: (rows, samples) to same.
+    """The mean of `apply` over `shifts` delays within a hop: (rows, samples) to the same shape.
 
-    A codec hears a delayed song in another way, unless the delay is a whole number of hops; the
-    errors of its decodings partly cancel. Takes `shifts` times as long. A chunk needs a hop more of
-    context than the model's.
+    A codec's errors change when its input is delayed by part of a hop, so that they partly cancel
+    in the mean. Takes `shifts` times as long. Chunks need one hop more of context than the model
+    has.
     """
     total = torch.zeros_like(rows)
     for shift in range(shifts):
@@ -227,22 +227,22 @@ def shifted(apply: Callable[[Tensor], Tensor], rows: Tensor, shifts: int, hop: i
 
 
 def delayed(apply: Callable[[Tensor], Tensor], rows: Tensor, delay: int) -> Tensor:
-    """`apply` to rows after `delay` samples of silence, which its output then lacks again."""
+    """Run `apply` on rows delayed by `delay` samples of silence; cut the delay off its output."""
     return apply(F.pad(rows, (delay, 0)))[..., delay:]
 
 
 def _shares(stems: Tensor, power: float) -> Tensor:
-    """Each stem's part of the sum of all, which is 1: (stems, channels, frames, bins)."""
+    """Each stem's share, summing to 1 over stems: (stems, channels, frames, bins)."""
     weights = stems.abs().pow(power) + FLOOR
     return weights / weights.sum(0)
 
 
 def _filter(mixture: Tensor, gains: Tensor, spatial: Tensor) -> Tensor:
-    """Wiener's filters: (channels, t, f), (stems, t, f), (stems, f, c, c) to (stems, c, t, f)."""
+    """Wiener filters: (channels, t, f), (stems, t, f), (stems, f, c, c) to (stems, c, t, f)."""
     total = torch.einsum("stf,sfcd->tfcd", gains.to(spatial.dtype), spatial)
     load = LOAD * total.diagonal(dim1=-2, dim2=-1).real.sum(-1) + FLOOR
     total = total + load[..., None, None] * torch.eye(len(mixture), device=mixture.device)
     solved = torch.linalg.solve(total, mixture.permute(1, 2, 0).unsqueeze(-1)).squeeze(-1)
     filtered = torch.einsum("sfcd,tfd->sctf", spatial, solved) * gains.unsqueeze(1)
-    # What was added to the diagonal is shared equally, so that the stems still sum to the mixture.
+    # Share what the diagonal load took away equally, so that the stems still sum to the mixture.
     return filtered + (load.unsqueeze(-1) * solved / len(gains)).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""The separator: models for stems, songs in, stems out."""
+"""The separator: one model per stem, songs in, stems out."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..model.vqvae import VQVAE
 from . import models, refine
 from .chunked import apply, windows
 
-INIT = "pretrained"  # of the trainings in a folder, those that are used
-TAPS = 2**27  # of the filter between two rates; half a GB
-SECONDS = 18.0  # of a chunk: twice the reference's, with less context in proportion
+INIT = "pretrained"  # the default init in a folder of trainings
+TAPS = 2**27  # most taps of a resampling filter: half a GB
+SECONDS = 18.0  # of a chunk: twice the authors', so that context is a smaller share
 
 
 class Separator:
     """One model per stem: mixture in, stems out.
 
-    `refinement` is the default of its methods': a name in `refine.REFINEMENTS`, "none" for what the
-    models make of the mixture, as in the paper, or None for the default where there are models
-    for all four stems, and none elsewhere. With `shifts` the estimates are the mean of so many runs
-    of the models, the song delayed by parts of a hop (`refine.shifted`).
+    `models` maps stems to models that work at `sample_rate` Hz. `refinement` is a name in
+    `refine.REFINEMENTS`, or "none" for the models' own output, as in the paper. None means
+    `refine.DEFAULT` if there are models for all four stems, else "none". With `shifts` > 1 each
+    model runs that many times on slightly delayed songs, and the mean is taken (`refine.shifted`).
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Separator:
         self._autocast = devices.autocast("fp32", torch.device("cpu"))
 
     def to(self, device: torch.device | str, precision: devices.Precision = "fp32") -> Separator:
-        """Move the models; returns self. `precision` is that of their products.
+        """Move the models; returns self. `precision` is the precision of matrix products.
 
-        UserError for a precision that the device does not have.
+        UserError for a precision that the device does not support.
         """
         device = torch.device(device)
         devices.set_precision(precision, device)
@@ -66,16 +66,16 @@ class Separator:
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """The stems there is a model for."""
+        """The stems that have a model."""
         return tuple(self.models)
 
     def latency(self, sample_rate: int, chunk: int | None = None) -> float:
-        """Seconds of audio at `sample_rate` Hz that `stream` may hold back, before its end."""
+        """Most seconds of audio at `sample_rate` Hz by which the output of `stream` lags."""
         size, context = self._chunking(self.models, chunk, 1)
         refinement = refine.choose(self.refinement, self.stems, self.sample_rate)
         held = size + context + (refinement.latency if refinement else 0)
         seconds = held / self.sample_rate
-        if sample_rate != self.sample_rate:  # on the way in, and out
+        if sample_rate != self.sample_rate:  # resampled on the way in and on the way out
             seconds += 2 * audio.STEADY / min(sample_rate, self.sample_rate)
         return seconds
 
@@ -88,13 +88,13 @@ class Separator:
         *,
         stems: Sequence[str] | None = None,
     ) -> dict[str, Audio]:
-        """(channels, samples) at `sample_rate` Hz to {stem: (channels, samples)} at the same.
+        """Separate a song at `sample_rate` Hz: (channels, samples) to {stem: (channels, samples)}.
 
-        Channels go through the mono model side by side; a mixture at another rate than the
-        models' is resampled on the way in and out. `stems` are those wanted, all by default.
-        `progress` is called with the seconds that are finished, chunk by chunk. ValueError for
-        what is no audio, UserError for a stem without a model. `chunk` are samples that are
-        separated at a time, SECONDS by default: memory and speed depend on it, the result does not.
+        Each channel goes through the mono model as one item of the batch. A mixture at another
+        rate is resampled to the models' rate and back. `stems` selects stems, all by default.
+        `chunk` is the number of samples separated at a time (default: SECONDS); it changes memory
+        and speed, not the result. `progress` is called with the seconds finished by each chunk.
+        ValueError for an array that is not audio, UserError for a stem without a model.
         """
         parts = list(self.stream([mixture], sample_rate, chunk, progress, stems=stems))
         return {stem: np.concatenate([part[stem] for part in parts], axis=1) for stem in parts[0]}
@@ -109,13 +109,13 @@ class Separator:
         *,
         stems: Sequence[str] | None = None,
     ) -> Iterator[dict[str, Audio]]:
-        """As a call, of a song that comes in blocks (channels, any number of samples).
+        """Like calling the separator, for a song that comes in blocks (channels, any samples).
 
-        Yields the stems' next samples, a dict of arrays of one shape, as soon as they are certain:
-        `latency` later at most. Put together they are what a call with the whole song returns, and
-        as long as the song; memory does not depend on its length. At least one dict comes.
+        Yields the next samples of all stems, as a dict of arrays of one shape, once they are
+        final: at most `latency` seconds later. Concatenated they equal the result of a call with
+        the whole song. Memory does not depend on the song's length. Yields at least one dict.
 
-        Where the models hear nothing but digital silence, the stems are silent too.
+        Where the models' whole receptive field is digital silence, the stems are silent too.
         """
         wanted = self._wanted(stems)
         _check_rate(sample_rate, self.sample_rate)
@@ -150,7 +150,7 @@ class Separator:
                 progress((kept.stop - kept.start) / self.sample_rate)
         if refinement and source.samples:
             yield resampled(refinement.end())
-        # There and back again can be a sample or two longer.
+        # Resampling to the models' rate and back can add a sample or two.
         rest = source.samples - given
         if source.samples:
             yield {stem: one.end()[:, :rest] for stem, one in back.items()}
@@ -158,7 +158,7 @@ class Separator:
             yield dict.fromkeys(wanted, np.empty((first, 0), np.float32))
 
     def _estimate(self, model: VQVAE, window: torch.Tensor) -> torch.Tensor:
-        """What a model makes of a window, (channels, samples) to the same."""
+        """Run a model over a window: (channels, samples) to the same shape."""
         if self.shifts == 1:
             return apply(model, window)
         run = partial(apply, model)
@@ -169,19 +169,19 @@ class Separator:
         for stem in wanted:
             if stem not in self.models:
                 raise UserError(
-                    f"stem '{stem}': there is no model for it; there is for "
+                    f"stem '{stem}': no model for it. Choose from the stems "
                     f"{', '.join(self.models)}."
                 )
         if not wanted:
-            raise UserError(f"no stem is wanted; there are {', '.join(self.models)}.")
+            raise UserError(f"no stems given. Choose from {', '.join(self.models)}.")
         return wanted
 
     def _chunking(
         self, models: Mapping[str, VQVAE], chunk: int | None, channels: int
     ) -> tuple[int, int]:
-        """Samples of a chunk, by default SECONDS, and of context: multiples of all models' hops.
+        """Samples of a chunk (by default SECONDS) and of context, multiples of every model's hop.
 
-        Of many channels chunks are shorter: memory grows with their product.
+        More than two channels make chunks shorter, because memory grows with both.
         """
         hop = math.lcm(*(model.architecture.hop for model in models.values()))
         context = math.ceil(max(model.context() for model in models.values()) / hop) * hop
@@ -191,19 +191,19 @@ class Separator:
 
 
 class _Source:
-    """Blocks of audio, checked, at the models' rate: (channels, any number) tensors."""
+    """Checks blocks of audio and resamples them to `target` Hz: (channels, samples) tensors."""
 
     def __init__(
         self, blocks: Iterable[npt.ArrayLike | torch.Tensor], sample_rate: int, target: int
     ) -> None:
-        self.samples = 0  # that came
+        self.samples = 0  # received so far
         self._blocks = iter(blocks)
         self._held: deque[Audio] = deque()
         self._shape: int | None = None
         self._resampler = audio.Resampler(sample_rate, target)
 
     def channels(self) -> int:
-        """Of the first block."""
+        """The number of channels, from the first block."""
         if self._shape is None:
             block = next(self._blocks, None)
             if block is None:
@@ -230,7 +230,7 @@ class _Source:
         samples = np.require(found, np.float32, ("C", "W"))
         if samples.ndim != 2 or not len(samples) or self._shape not in (None, len(samples)):
             before = f" after {self._shape} channels" if self._shape else ""
-            raise ValueError(f"audio is (channels, samples), found {samples.shape}{before}")
+            raise ValueError(f"audio must be (channels, samples), found {samples.shape}{before}")
         if not np.isfinite(samples).all():
             raise ValueError("audio holds NaN or infinite samples")
         self._shape = len(samples)
@@ -238,63 +238,63 @@ class _Source:
 
 
 def _heard(window: torch.Tensor, context: int) -> torch.Tensor:
-    """Of each sample 1 if there is any sound within the context around it, else 0."""
+    """For each sample 1 if any sample within `context` of it is not zero, else 0."""
     counts = F.pad((window != 0).any(0).cumsum(0), (context + 1, 0))
     counts = torch.cat([counts, counts[-1:].expand(context)])
     return (counts[2 * context + 1 :] > counts[: window.shape[-1]]).float()
 
 
 def _check_rate(source: int, target: int) -> None:
-    """Between rates without a common divisor the filter would take all memory."""
+    """UserError for rates without a large common divisor: the filter would fill the memory."""
     if source < 1:
-        raise ValueError(f"a sample rate of {source} Hz")
+        raise ValueError(f"sample rate must be at least 1 Hz, found {source}")
     if source * target // math.gcd(source, target) ** 2 > TAPS:
         raise UserError(
-            f"a sample rate of {source} Hz has too little in common with the models' {target} Hz. "
-            "Resample the song to a usual rate, such as 44100 Hz."
+            f"cannot resample from {source} Hz to the models' {target} Hz: the filter would be too "
+            "long. Resample the song to a usual rate first, such as 44100 Hz."
         )
 
 
 def _finite(stem: torch.Tensor) -> torch.Tensor:
     if not stem.isfinite().all():
         raise UserError(
-            "the samples are too large to be separated: full scale is 1. Lower the song's level."
+            "the song's samples are too large to separate: full scale is 1. Lower its level."
         )
     return stem
 
 
 def available(folder: str | Path = paths.SEPARATOR, init: str | None = None) -> tuple[str, ...]:
-    """The stems that `load_separator` finds models for; UserError if there are none."""
+    """The stems for which `load_separator` finds models. UserError if there are none."""
     if _packed(folder):
         stems = models.read_card(folder).stems
         if other := [model.init for model in stems.values() if init not in (None, model.init)]:
             raise UserError(
-                f"{folder}: holds models with init '{other[0]}', not '{init}'. Folders "
-                "of trainings, as runs/ is, hold both."
+                f"{folder}: holds models with init '{other[0]}', not '{init}'. Give a folder "
+                "of trainings, such as runs/, to choose an init."
             )
         return tuple(stems)
     init = init or INIT
     trained = tuple(models.stems_of_trainings(folder, init))
     if not trained:
         raise UserError(
-            f"{folder}: no models: neither {models.CARD}, nor trainings with init '{init}'. Run "
-            "`dvc repro` (or `dvc pull`) first, or `jukesep import` for checkpoints."
+            f"{folder}: no models: neither {models.CARD} nor trainings with init '{init}'. Run "
+            "`dvc repro` or `dvc pull` first, or `jukesep import` to import checkpoints."
         )
     return trained
 
 
 def _packed(folder: str | Path) -> bool:
-    """Whether there is a card, or what stands in its place: a link that leads nowhere, too."""
+    """Whether the folder has a card, even if it is a broken link."""
     return os.path.lexists(Path(folder) / models.CARD)
 
 
 def load_separator(
     folder: str | Path = paths.SEPARATOR, init: str | None = None, refinement: str | None = None
 ) -> Separator:
-    """The separator of a folder of models, as `dvc repro` and `jukesep import` leave it.
+    """Load a separator from a folder of models, as `dvc repro` and `jukesep import` write it.
 
-    Or of a folder of trainings, as runs/ is: of those with this init, pretrained by default, the
-    last checkpoints. UserError if there is none, or if the models do not fit.
+    Or from a folder of trainings such as runs/: the last checkpoints with this init, pretrained
+    by default. UserError if there are no models, or if they do not fit together.
     """
     stems = available(folder, init)
     if _packed(folder):
@@ -306,6 +306,6 @@ def load_separator(
         s: jukebox.read_hps(stage1).get("sample_rate", 44100) for s, (stage1, _) in paths.items()
     }
     if len(set(rates.values())) > 1:
-        raise UserError(f"{folder}: the models differ in sample rate: {rates}.")
+        raise UserError(f"{folder}: the models differ in sample rate: {rates}. Train them again.")
     found = {stem: load_model(*both) for stem, both in paths.items()}
     return Separator(found, rates[stems[0]], refinement)

@@ -1,1 +1,1 @@
-"""The songs of an experiment: found, checked, rendered, prepared, listed in a manifest."""
+"""The songs of an experiment: find, check, render and prepare them, and list them in a manifest."""

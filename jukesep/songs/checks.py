@@ -1,8 +1,8 @@
-"""What is wrong with a folder of songs: every fault at once, each with its file and a remedy.
+"""Check a folder of songs: report every fault at once, each with its file and a remedy.
 
-Headers first, of all files; then all samples, once, a block at a time, unless they are known from
-an earlier run. Errors stop the stage `prepare`; warnings are printed and kept. This module does not
-import torch.
+First the headers of all files, then all samples, read once and block by block, except those that
+an earlier run has checked. Errors stop the stage `prepare`; warnings are printed and saved. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ..base.errors import UserError
 from ..base.progress import bar
 from ..base.unchanged import Known, code, marks
 
-SILENCE = 2.0**-15  # one step of 16 bit
-RESIDUAL = -50.0  # dB of the mixture: 16-bit files of a plain sum stay far below it
+SILENCE = 2.0**-15  # one step of 16-bit audio
+RESIDUAL = -50.0  # dB relative to the mixture; rounding to 16 bits stays far below it
 _CODE = code(__file__, audio.samples.__file__)
-UNKNOWN_LENGTH = 0xFFFFFFFF  # what a writer into a pipe puts, and the mark of a 64-bit length
+UNKNOWN_LENGTH = 0xFFFFFFFF  # written by writers into pipes, and by RF64 for 64-bit lengths
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in a file or folder (below the root), and what to do about it."""
+    """A fault of a file or folder (relative to the root), with its remedy."""
 
     file: str
     text: str
@@ -48,13 +48,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of songs has to hold: ROOT/<split>/<song>/<part>.wav.
+    """The required content of a folder of songs: ROOT/<split>/<song>/<part>.wav.
 
-    parts: of each split; the first is the mixture, the others are its stems.
+    parts: files of a song by split: the mixture first, then its stems.
     optional: splits that may be missing.
-    songs: how many songs a split has; none named, none checked. names: songs it must have.
-    sample_rate, channels: of every file; None takes what most files have.
-    shortest: seconds that a song must last, in the splits that are trained on (all but "test").
+    songs: number of songs by split; splits not named are not checked. names: required songs.
+    sample_rate (Hz), channels: of every file; None takes what most files have.
+    shortest: minimum length of a song in seconds, in the training splits (all but "test").
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -81,14 +81,14 @@ class Checked:
         return self.folder.name
 
     def file(self, part: str = "") -> str:
-        """The song's folder, or a file in it, as findings name it."""
+        """The song's folder, or a file in it, relative to the root."""
         return f"{self.split}/{self.name}" + (f"/{part}.wav" if part else "")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a song's samples are: for each part a digest and the highest level, full scale 1; the
-    level of what the stems leave of the mixture, in dB of it (None: nothing, or not to be told)."""
+    """Facts about a song's samples: digest and peak (full scale 1) of each part, and the residual:
+    the level of mixture minus stems, in dB relative to the mixture (None if zero or unknown)."""
 
     digests: dict[str, str]
     peaks: dict[str, float]
@@ -98,10 +98,10 @@ class Samples:
 def check_root(
     root: Path, layout: Layout, known: Known | None = None
 ) -> tuple[list[Checked], list[Finding]]:
-    """The songs below `root`, in order of split and name, and the warnings.
+    """Check the songs below `root`; return them in order of split and name, and the warnings.
 
-    Reads every sample, but of songs that are `known` from an earlier run and unchanged. UserError
-    naming every fault if there is one.
+    Reads every sample, except of songs that are `known` from an earlier run and unchanged.
+    UserError that names every fault, if there is any error.
     """
     songs, findings = _find_songs(root, layout)
     for song in songs:
@@ -110,7 +110,7 @@ def check_root(
     rate = layout.sample_rate or _usual(h.sample_rate for s in songs for h in s.headers.values())
     for song in songs:
         findings += _compare(song, layout, rate)
-    # Threads are enough: reading, hashing and numpy all leave Python's lock.
+    # Threads are enough: reading, hashing and numpy release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reads = pool.map(partial(_check_samples, known=known), songs)
         for found in bar(reads, total=len(songs), desc="prepare: check", unit="song"):
@@ -120,7 +120,7 @@ def check_root(
 
 
 def raise_errors(root: Path, findings: list[Finding]) -> None:
-    """UserError with all findings, errors first, if one of them is an error."""
+    """UserError with all findings, errors first, if any of them is an error."""
     errors = [str(finding) for finding in findings if not finding.warning]
     warnings = [f"(warning) {finding}" for finding in findings if finding.warning]
     if errors:
@@ -131,7 +131,7 @@ def raise_errors(root: Path, findings: list[Finding]) -> None:
 def read_headers(
     folder: Path, parts: Iterable[str]
 ) -> tuple[dict[str, AudioInfo], list[tuple[str, str]]]:
-    """The headers of a song's files, and (part, fault) for each that has no usable one."""
+    """The headers of a song's files, and (part, fault) for each file without a usable one."""
     headers, faults = {}, []
     for part in parts:
         path = folder / f"{part}.wav"
@@ -156,7 +156,7 @@ def read_headers(
 def compare_headers(
     headers: Mapping[str, AudioInfo], channels: int | None = None, rate: int | None = None
 ) -> list[tuple[str, str]]:
-    """(part, fault) for each file of a song that differs from the others, or from what is given."""
+    """(part, fault) for each file that differs from the others, or from `channels` and `rate`."""
     channels = channels or _usual(header.channels for header in headers.values())
     rate = rate or _usual(header.sample_rate for header in headers.values())
     samples = _usual(header.samples for header in headers.values())
@@ -165,7 +165,7 @@ def compare_headers(
         if header.channels != channels:
             kind = {1: "mono", 2: "stereo"}.get(header.channels, f"{header.channels} channels")
             wanted = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
-            faults.append((part, f"{kind} in a song that is {wanted}. Export it as {wanted}."))
+            faults.append((part, f"{kind}, but the song is {wanted}. Export it as {wanted}."))
         if header.sample_rate != rate:
             faults.append(
                 (part, f"sample rate {header.sample_rate} Hz, expected {rate} Hz. Resample it.")
@@ -174,15 +174,15 @@ def compare_headers(
             faults.append(
                 (
                     part,
-                    f"{header.samples} samples long, the song's other files {samples}. Export "
-                    "all files of a song from the same start to the same end.",
+                    f"{header.samples} samples long, but the song's other files have {samples}. "
+                    "Export all files of the song with the same start and end.",
                 )
             )
     return faults
 
 
 def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding]]:
-    """The song folders of each split, and what the folders show without opening a file."""
+    """The song folders of each split, and the faults that show without opening a file."""
     splits = [split for split in layout.parts if (root / split).is_dir()]
     needed = [split for split in layout.parts if split not in layout.optional]
     if not set(splits) & set(needed):
@@ -195,7 +195,7 @@ def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding
         if split not in splits
     ]
     findings += [
-        Finding(path.name, "not part of the layout, ignored.", warning=True)
+        Finding(path.name, "not part of the layout; ignored.", warning=True)
         for path in _entries(root)
         if path.name not in splits
     ]
@@ -204,39 +204,39 @@ def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding
         parts = layout.parts[split]
         for path in _entries(root / split):
             if not path.is_dir():
-                text = "a file beside the song folders, ignored."
+                text = "a file beside the song folders; ignored."
                 findings.append(Finding(f"{split}/{path.name}", text, warning=True))
             elif not any((path / f"{part}.wav").exists() for part in parts):
-                text = f"a folder without any of {', '.join(parts)} as .wav. Move it elsewhere."
+                text = f"a folder with none of {', '.join(parts)} as .wav. Move it elsewhere."
                 findings.append(Finding(f"{split}/{path.name}", text))
             else:
                 songs.append(Checked(split, path, parts))
         findings += _count(split, {s.name for s in songs if s.split == split}, layout)
     if not songs and any(any((root / split).glob("*.stem.mp4")) for split in splits):
-        raise UserError(f"{root}: holds .stem.mp4 files, no wav files. Use data=musdb18.")
+        raise UserError(f"{root}: holds .stem.mp4 files, not wav files. Use data=musdb18.")
     seen: dict[str, str] = {}
     for song in songs:
         first = seen.setdefault(song.name, song.split)
         if first != song.split and song.split != "pretrain":
-            text = f"also in {first}/: a song trained on is no test. Take it out of one of them."
+            text = f"also in {first}/: test songs must not be trained on. Remove one of the two."
             findings.append(Finding(song.file(), text))
     return songs, findings
 
 
 def wrong_root(root: Path) -> str:
-    """Why there may be no songs where they are expected: a sentence or two."""
+    """Explain why `root` may hold no songs where they are expected, in a sentence or two."""
     if not root.is_dir():
         return "no such folder."
     if root.name in ("train", "test") or any(root.glob("*/mixture.wav")):
-        return f"no train/ and test/ in it, but songs. Give the folder above, {root.parent}."
+        return f"contains songs, not train/ and test/. Give the folder above, {root.parent}."
     for path in _entries(root):
         if (path / "train").is_dir() or (path / "test").is_dir():
-            return f"no train/ and test/ in it. Did you mean {path}?"
-    return "neither train/ nor test/ in it. Give the folder that holds them."
+            return f"contains no train/ and test/. Did you mean {path}?"
+    return "contains neither train/ nor test/. Give the folder that holds them."
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, without hidden files."""
+    """The entries of a folder sorted by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.name[0] != ".")
 
 
@@ -244,24 +244,24 @@ def _count(split: str, found: set[str], layout: Layout) -> list[Finding]:
     findings = []
     wanted = layout.songs.get(split)
     if not found:
-        findings.append(Finding(f"{split}/", "no songs in it. Copy them again."))
+        findings.append(Finding(f"{split}/", "contains no songs. Copy them again."))
     elif wanted is not None and len(found) != wanted:
-        remedy = "Copy the others" if len(found) < wanted else "Move what is no part of it"
+        remedy = "Copy the others" if len(found) < wanted else "Move the others away"
         text = f"{len(found)} songs, the data set has {wanted}. {remedy}, or use data=folder."
         findings.append(Finding(f"{split}/", text))
     for name in sorted(layout.names.get(split, frozenset()) - found):
-        text = "not there; it is on musdb's list of validation songs. Copy it again."
+        text = "missing, but on musdb's list of validation songs. Copy it again."
         findings.append(Finding(f"{split}/{name}", text))
     return findings
 
 
 def _usual(values: Iterable[int]) -> int:
-    """The most frequent value, the first one on a tie; 0 of none."""
+    """The most frequent value, the first on a tie; 0 if there are no values."""
     return next((value for value, _ in Counter(values).most_common(1)), 0)
 
 
 def _compare(song: Checked, layout: Layout, rate: int) -> list[Finding]:
-    """What the headers of a song show beside each other."""
+    """The faults that comparing a song's headers shows."""
     faults = compare_headers(song.headers, layout.channels, rate)
     findings = [Finding(song.file(part), text) for part, text in faults]
     if song.headers and not faults and song.split != "test":
@@ -270,16 +270,16 @@ def _compare(song: Checked, layout: Layout, rate: int) -> list[Finding]:
         if seconds < layout.shortest:
             text = (
                 f"{seconds:.2f} s long, shorter than a training segment ({layout.shortest:.2f} s). "
-                "Take the song out, or lower pretrain.segment, stage1.segment and stage2.segment."
+                "Remove the song, or lower pretrain.segment, stage1.segment and stage2.segment."
             )
             findings.append(Finding(song.file(), text))
     return findings
 
 
 def _wav_fault(path: Path) -> str | None:
-    """What libsndfile lets pass: a file of another format, and one that ends too early."""
+    """The faults that libsndfile accepts: a file of another format, and one that ends early."""
     if not path.is_file():
-        return None  # audio.info says it
+        return None  # audio.info reports it
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
@@ -295,16 +295,16 @@ def _wav_fault(path: Path) -> str | None:
                 promised, held = long if length == UNKNOWN_LENGTH else length, size - start
                 if promised != UNKNOWN_LENGTH and promised > held:
                     return (
-                        f"truncated: its header promises {promised} bytes of samples, it holds "
+                        f"truncated: its header promises {promised} bytes of samples, it has "
                         f"{held}. Copy it again."
                     )
                 return None
             file.seek(start + length + length % 2)
-    return "truncated or corrupt: it ends before any samples. Copy it again." if size else None
+    return "truncated or corrupt: ends before any samples. Copy it again." if size else None
 
 
 def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
-    """Set a song's digests, and say what its samples show; reads them once, if they are unknown."""
+    """Set a song's digests; return the faults of its samples. Reads them unless `known`."""
     files = [song.folder / f"{part}.wav" for part in song.headers]
     name, given = f"samples {song.folder}", [_CODE, song.parts]
     if known and (facts := known.get(name, files, given)):
@@ -319,15 +319,15 @@ def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
     if found.residual is not None and found.residual > RESIDUAL:
         level = f"{found.residual:.1f} dB"
         text = (
-            f"not the sum of its stems: the residual is {level} of the mixture. Mix without "
-            "mastering if you can; scores suffer from what no stem holds."
+            f"not the sum of its stems: the residual is {level} relative to the mixture. Use an "
+            "unmastered mix if you can; sound that is in no stem lowers the scores."
         )
         findings.append(Finding(song.file(song.parts[0]), text, warning=True))
     return findings
 
 
 def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
-    """What the samples of a song are, from one pass over all its files, and why if one fails."""
+    """Measure a song's samples in one pass over its files; return also the faults found."""
     headers, findings = song.headers, list[Finding]()
     shapes = {(h.channels, h.samples, h.sample_rate) for h in headers.values()}
     summed = len(song.parts) > 1 and set(headers) == set(song.parts) and len(shapes) == 1
@@ -366,9 +366,9 @@ def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
 
 
 def _energies(mixture: NDArray[Any], stems: list[NDArray[Any]]) -> tuple[float, float]:
-    """Of a mixture, and of what remains of it without its stems."""
+    """The energies of a mixture, and of the mixture minus its stems."""
     if all(block.dtype == np.int16 for block in (mixture, *stems)):
-        # Exact, as it is in float: five such numbers have fewer than 24 bits.
+        # Exact, as in float32: sums of five 16-bit numbers fit into 24 bits.
         rest, step = mixture.astype(np.int32), float(audio.STEP)
         for stem in stems:
             rest -= stem
@@ -384,7 +384,7 @@ def _energies(mixture: NDArray[Any], stems: list[NDArray[Any]]) -> tuple[float, 
 def _silent(song: Checked, part: str) -> Finding:
     if part == song.parts[0]:
         return Finding(song.file(part), "silent throughout. Export it again.")
-    text = "silent throughout. Right if the song lacks that stem; else export it again."
+    text = "silent throughout. Export it again, unless the song lacks this stem."
     return Finding(song.file(part), text, warning=True)
 
 

@@ -1,4 +1,4 @@
-"""The songs of a folder in MUSDB18-HQ's layout, to be scored where they lie.
+"""Find the songs to score in a folder with MUSDB18-HQ's layout.
 
     ROOT/test/<song>/{mixture,drums,bass,other,vocals}.wav      or ROOT/<song>/...
     ROOT/train/<song>/...                                       with musdb's validation songs
@@ -22,7 +22,7 @@ from .musdb import validation_songs
 
 @dataclass(frozen=True)
 class Found:
-    """A song to score, and the header that all of its files have."""
+    """A song to score, and the header that all its files share."""
 
     song: Song
     header: audio.AudioInfo
@@ -31,18 +31,18 @@ class Found:
 def find_songs(
     root: Path, split: str, stem: str, names: Collection[str] = (), first: int | None = None
 ) -> list[Found]:
-    """The songs of a split: all, those of `names`, or the `first`; sorted by name.
+    """The songs of a split, sorted by name: all, those in `names`, or the `first` of them.
 
-    A song needs its mixture and the wanted stem; other stems are checked where they are.
-    UserError naming every fault that the headers of the files show.
+    A song needs its mixture and `stem`; other stems are checked if they exist.
+    UserError that names every fault found in the files' headers.
     """
     if stem not in STEMS:
-        raise UserError(f"--stem {stem}: there is no such stem; there are {', '.join(STEMS)}.")
+        raise UserError(f"--stem {stem}: no such stem. Choose one of {', '.join(STEMS)}.")
     folders = {folder.name: folder for folder in _song_folders(root, split)}
     if unknown := sorted(set(names) - set(folders)):
         near = difflib.get_close_matches(unknown[0], folders, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{root}: no song named {unknown[0]!r} in the split {split}.{hint}")
+        raise UserError(f"{root}: no song named {unknown[0]!r} in split {split}.{hint}")
     chosen = sorted(set(names) or folders)[:first]
     found, faults = [], []
     for name in chosen:
@@ -61,7 +61,7 @@ def find_songs(
 
 
 def _song_folders(root: Path, split: str) -> list[Path]:
-    """ROOT/<split>/*, else by musdb's list of validation songs from ROOT/train, else ROOT/*."""
+    """ROOT/<split>/*, ROOT/train/* divided by musdb's list of validation songs, or ROOT/*."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder. Songs are expected as {root}/{split}/<song>/.")
     inside = root / split
@@ -78,8 +78,8 @@ def _song_folders(root: Path, split: str) -> list[Path]:
         found = [path for path in _folders(root) if (path / f"{MIXTURE}.wav").is_file()]
     if not found:
         raise UserError(
-            f"{root}: no songs of the split {split}. They are expected as "
-            f"{inside}/<song>/{MIXTURE}.wav, or as {root}/<song>/{MIXTURE}.wav."
+            f"{root}: no songs in split {split}. They are expected as "
+            f"{inside}/<song>/{MIXTURE}.wav or {root}/<song>/{MIXTURE}.wav."
         )
     return found
 
@@ -91,10 +91,10 @@ def _folders(root: Path) -> list[Path]:
 def read_folder(
     root: Path, parts: Iterable[str] = (MIXTURE, *STEMS)
 ) -> list[tuple[str, audio.AudioInfo]]:
-    """The songs of one split folder, sorted by name, each with its (common) header.
+    """The songs of one split folder, sorted by name, each with the header its files share.
 
-    UserError naming every fault found: missing or unreadable files, files of one song that
-    differ in length, channels or sample rate. Samples are not read: `checks.check_root` does.
+    UserError that names every fault: missing or unreadable files, and files of one song that
+    differ in length, channels or sample rate. Does not read samples: `checks.check_root` does.
     """
     parts = tuple(parts)
     if not root.is_dir():

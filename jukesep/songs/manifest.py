@@ -1,4 +1,4 @@
-"""What a folder of songs is: MUSDB18-HQ's layout, and the manifest that `prepare` writes of it.
+"""The layout of a folder of songs, as in MUSDB18-HQ, and the manifest that `prepare` writes.
 
     ROOT/train/<song>/{mixture,drums,bass,other,vocals}.wav
     ROOT/test/<song>/{mixture,drums,bass,other,vocals}.wav
@@ -23,11 +23,11 @@ SPLITS = ("train", "valid", "test", "pretrain")
 
 @dataclass(frozen=True)
 class Song:
-    """One song of a split. `folder` is relative to the manifest's folder, or absolute.
+    """One song of a split. In the file, `folder` is relative to the manifest's, or absolute.
 
-    `group` parts the test songs in the report: "seen" and "held_out" instruments for the band;
-    for other data it is the name of the folder the song is from, "test". `samples` is the length
-    of every file of the song.
+    `group` divides the test songs in the report: for the band by instruments, "seen" and
+    "held_out"; for other data it is the name of the song's split folder, such as "test".
+    `samples` is the length of each of its files.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Manifest:
     songs: tuple[Song, ...]
 
     def split(self, name: str) -> list[Song]:
-        """The songs of a split, in the manifest's order. UserError if there are none."""
+        """The songs of a split in the manifest's order. UserError if there are none."""
         found = [song for song in self.songs if song.split == name]
         if not found:
             raise UserError(
-                f"The manifest has no songs in split '{name}'. Run `dvc repro prepare`."
+                f"the manifest has no songs in split '{name}'. Run `dvc repro prepare`."
             )
         return found
 
     def save(self, path: Path) -> None:
-        """Write as JSON; folders below the manifest's are written relative to it."""
+        """Write as JSON. Song folders below the manifest's folder are saved relative to it."""
         base = path.parent.resolve()
 
         def entry(song: Song) -> dict[str, object]:
@@ -72,7 +72,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
-        """Read what `save` wrote."""
+        """Read a manifest that `save` wrote. UserError if it is missing or not a manifest."""
         path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

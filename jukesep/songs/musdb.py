@@ -3,8 +3,8 @@
     MUSDB18-HQ   ROOT/{train,test}/<song>/{mixture,drums,bass,other,vocals}.wav
     MUSDB18      ROOT/{train,test}/<song>.stem.mp4   five AAC streams in that order
 
-The packages musdb and torchaudio are read, not imported: importing the one needs ffmpeg, the
-other torch.
+The files of the packages musdb and torchaudio are read, not imported: importing musdb needs
+ffmpeg, importing torchaudio needs torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STEM_FILE = ".stem.mp4"
 
 
 def layout(shortest: float) -> Layout:
-    """What MUSDB18-HQ holds."""
+    """The layout of MUSDB18-HQ."""
     return Layout(
         parts=dict.fromkeys(SPLITS, PARTS),
         songs=SONGS,
@@ -56,7 +56,7 @@ def validation_songs() -> frozenset[str]:
 
 
 def archive_source() -> tuple[str, str]:
-    """Address and sha256 of MUSDB18-HQ's archive, as torchaudio's dataset module has them."""
+    """Address and sha256 of MUSDB18-HQ's archive, from torchaudio's dataset module."""
     path = _package("torchaudio") / "datasets" / "musdb_hq.py"
     constants = {
         target.id: node.value
@@ -69,10 +69,10 @@ def archive_source() -> tuple[str, str]:
 
 
 def fetch(root: Path, accepted: bool) -> None:
-    """Fill an empty folder with MUSDB18-HQ, or go on with that; leave any other as it is.
+    """Download MUSDB18-HQ into an empty folder, or resume that; leave any other folder alone.
 
-    An archive that lies in the folder already is unpacked. UserError if the licence is not
-    accepted, if the archive cannot be had, or if the disk is too small for it.
+    An archive already in the folder is unpacked. UserError if the licence is not accepted, if
+    the download fails, or if the disk is too small.
     """
     path = root / ARCHIVE
     visible = [entry.name for entry in root.iterdir() if entry.name[0] != "."]
@@ -83,8 +83,8 @@ def fetch(root: Path, accepted: bool) -> None:
     url, sha256 = archive_source()
     if not accepted:
         raise UserError(
-            f"{root}: holds no songs. Put MUSDB18-HQ there, or let this stage fetch it from {url} "
-            "(tens of GB). It is for research only, not for commercial use: read the licence at "
+            f"{root}: holds no songs. Copy MUSDB18-HQ there, or let this stage download it from "
+            f"{url} (tens of GB). It is for research only, not commercial use: read the licence at "
             "https://sigsep.github.io/datasets/musdb.html, and accept it with "
             "-S data.accept_licence=true."
         )
@@ -97,15 +97,15 @@ def fetch(root: Path, accepted: bool) -> None:
 
 
 def unpack(archive: Path, root: Path) -> None:
-    """The songs in MUSDB18-HQ's archive to `root`; each split appears at once, complete."""
+    """Unpack the songs in MUSDB18-HQ's archive to `root`; each split appears when complete."""
     try:
         with zipfile.ZipFile(archive) as file:
             songs = [entry for entry in file.infolist() if _is_part(entry.filename)]
             size, free = sum(entry.file_size for entry in songs), shutil.disk_usage(root).free
             if size > free:
                 raise UserError(
-                    f"{root}: {free / 1e9:.1f} GB are free, unpacking {archive.name} takes "
-                    f"{size / 1e9:.1f} GB. Make room, or give a folder on another disk."
+                    f"{root}: {free / 1e9:.1f} GB are free, but unpacking {archive.name} takes "
+                    f"{size / 1e9:.1f} GB. Free some space, or give a folder on another disk."
                 )
             unfinished = root / ".unpacking"
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -115,10 +115,10 @@ def unpack(archive: Path, root: Path) -> None:
                     line.update(entry.file_size)
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(
-            f"{archive}: not a whole zip archive ({error}). Delete it and fetch it again."
+            f"{archive}: not a complete zip archive ({error}). Delete it and download it again."
         ) from error
     except OSError as error:
-        raise UserError(f"{root}: cannot be written to: {error.strerror or error}.") from error
+        raise UserError(f"{root}: cannot be written to ({error.strerror or error}).") from error
     for split in SPLITS:
         if (unfinished / split).is_dir() and not (root / split).exists():
             os.replace(unfinished / split, root / split)
@@ -126,7 +126,7 @@ def unpack(archive: Path, root: Path) -> None:
 
 
 def _is_part(name: str) -> bool:
-    """Whether an archive's entry is <split>/<song>/<part>.wav: nothing else is unpacked."""
+    """Whether an archive's entry is <split>/<song>/<part>.wav; others are not unpacked."""
     path = PurePosixPath(name)
     return (
         len(path.parts) == 3
@@ -137,11 +137,11 @@ def _is_part(name: str) -> bool:
 
 
 def decode(root: Path, target: Path, sample_rate: int, known: Known | None = None) -> None:
-    """MUSDB18's .stem.mp4 files below `root` as wav files in MUSDB18-HQ's layout below `target`.
+    """Decode MUSDB18's .stem.mp4 files below `root` to wav files in MUSDB18-HQ's layout.
 
-    Decoded by stempeg, as musdb does it: to 16 bit, kept as such at their own rate, resampled to
-    float at another. Songs that are `known` from an earlier run and unchanged stay. UserError
-    naming every file that cannot be decoded.
+    stempeg decodes to 16 bits, as musdb does. Files at `sample_rate` Hz stay 16-bit, others are
+    resampled to float. Songs that are `known` from an earlier run and unchanged are kept.
+    UserError that names every file that cannot be decoded.
     """
     stempeg = decoder()
     files = [path for split in SPLITS for path in sorted((root / split).glob(f"*{STEM_FILE}"))]
@@ -149,7 +149,7 @@ def decode(root: Path, target: Path, sample_rate: int, known: Known | None = Non
         wavs = any((root / split).glob("*/mixture.wav") for split in SPLITS)
         hint = "Its songs are wav files: use data=musdb18hq or data=folder." if wavs else ""
         raise UserError(
-            f"{root}: no song. MUSDB18's are expected as {root}/train/<song>{STEM_FILE}. "
+            f"{root}: no songs. MUSDB18's are expected as {root}/train/<song>{STEM_FILE}. "
             f"{hint or wrong_root(root)}"
         )
 
@@ -176,7 +176,7 @@ def decode(root: Path, target: Path, sample_rate: int, known: Known | None = Non
 
 
 def decoder() -> ModuleType:
-    """stempeg, which decodes for musdb. UserError if ffmpeg is not there."""
+    """The package stempeg, musdb's decoder. UserError if ffmpeg is not installed."""
     missing = [program for program in ("ffmpeg", "ffprobe") if not shutil.which(program)]
     if missing:
         raise UserError(
@@ -196,11 +196,11 @@ def _decode_song(stempeg: ModuleType, path: Path, folder: Path, sample_rate: int
         streams = info.audio_stream_idx()
         if len(streams) != len(PARTS):
             raise UserError(
-                f"{len(streams)} audio stream(s), {len(PARTS)} were expected: {', '.join(PARTS)}. "
-                "Take the file out, or replace it by MUSDB18's."
+                f"{len(streams)} audio stream(s), expected {len(PARTS)}: {', '.join(PARTS)}. "
+                "Remove the file, or replace it by MUSDB18's."
             )
         for number, part in enumerate(PARTS):
-            # One stream at a time bounds the memory, and stempeg fails on unequal lengths.
+            # One stream at a time limits memory, and stempeg fails on streams of unequal length.
             read, rate = stempeg.read_stems(
                 str(path), stem_id=streams[number], info=info, dtype=np.int16,
                 ffmpeg_format="s16le", always_3d=True,
@@ -216,7 +216,7 @@ def _decode_song(stempeg: ModuleType, path: Path, folder: Path, sample_rate: int
                 floats = np.ascontiguousarray(samples, np.float32) / np.float32(32768)
                 resampled = audio.resample(floats, rate, sample_rate)
                 audio.write(folder / f"{part}.wav", resampled, sample_rate, "FLOAT")
-    # stempeg raises `Warning` for what it cannot read; ffmpeg is its way to the program.
+    # stempeg raises `Warning` for files it cannot read; read.ffmpeg is its ffmpeg module.
     except (stempeg.read.ffmpeg.Error, Warning, RuntimeError, ValueError, KeyError) as error:
         detail = getattr(error, "stderr", None) or str(error).encode()
         last = detail.decode(errors="replace").strip().splitlines()[-1:]
@@ -227,5 +227,5 @@ def _package(name: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise UserError(f"The package {name} is not installed; `uv sync` installs it.")
+        raise UserError(f"the package {name} is not installed; `uv sync` installs it.")
     return Path(spec.origin).parent

@@ -1,4 +1,4 @@
-"""The songs of an experiment: rendered or found, checked, brought to the model's sample rate."""
+"""Prepare an experiment's songs: render or find them, check and resample them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from .checks import Checked, Finding, Layout, check_root
 from .manifest import MIXTURE, SPLITS, STEMS, Manifest, Song
 
 PARTS = (MIXTURE, *STEMS)
-MADE = ("band", "musdb18", "songs")  # folders of it
-SHOWN = 20  # warnings that are printed; checks.json has all
+MADE = ("band", "musdb18", "songs")  # folders of generated songs in the cache
+SHOWN = 20  # warnings printed; checks.json has all
 
 
 def prepare(params: Params, folder: Path) -> Manifest:
     """Write manifest.json, checks.json and the audio that the manifest names to `folder`.
 
-    Songs at the model's rate stay where they are. What was made or read for the last run is kept
-    beside `folder`, in cache/, and made or read again only if it has changed since, or what it
-    comes from (`unchanged` says how that is told).
+    Songs at the model's sample rate stay where they are. The results of the last run are kept
+    beside `folder`, in cache/. They are made again only if they or their sources have changed
+    (`unchanged` says how that is detected).
 
     UserError with every fault of the songs.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # songs of an earlier run are not this run's
+    shutil.rmtree(folder, ignore_errors=True)  # it may hold songs of an earlier run
     kept = folder.parent.resolve() / paths.CACHE
     known = Known(kept / "known.json")
     try:
@@ -92,7 +92,7 @@ def _prepare(params: Params, folder: Path, kept: Path, known: Known) -> Manifest
 def _source(
     params: Params, kept: Path, known: Known
 ) -> tuple[Path, Layout, dict[tuple[str, str], str]]:
-    """Where the songs lie, what has to be there, and the groups of songs that have one."""
+    """The songs' root and required layout, and the group of each song that has one."""
     shortest = longest_segment(params) / params.model.sample_rate
     both = dict.fromkeys(("train", "test"), PARTS)
     data = params.data
@@ -117,7 +117,7 @@ def _source(
 
 
 def longest_segment(params: Params) -> int:
-    """Samples of the longest segment that a training of this experiment cuts."""
+    """Samples of the longest training segment in this experiment."""
     recipes = [params.stage1, params.stage2]
     if params.weights.source == "pretrain" and "pretrained" in params.inits:
         recipes.append(params.pretrain)
@@ -125,7 +125,7 @@ def longest_segment(params: Params) -> int:
 
 
 def _render(params: Params, root: Path, known: Known) -> dict[tuple[str, str], str]:
-    """The band's songs below `root`; the group of each (split, name)."""
+    """Render the band's songs below `root`; return the group of each (split, name)."""
     from .band import render_corpus
 
     band = params.band
@@ -142,10 +142,10 @@ def _render(params: Params, root: Path, known: Known) -> dict[tuple[str, str], s
 
 
 def _with_validation(params: Params, songs: list[Song]) -> list[Song]:
-    """The songs with validation songs set apart from the training songs.
+    """Move some training songs to the validation split, unless it has songs already.
 
-    The band: the last `band.valid`. Other data: the folder valid/ if there is one, else the songs
-    on musdb's list, else the last `data.valid_songs`.
+    For the band, the last `band.valid` songs. For other data, the songs on musdb's list, or else
+    the last `data.valid_songs`.
     """
     if any(song.split == "valid" for song in songs):
         return songs
@@ -157,8 +157,8 @@ def _with_validation(params: Params, songs: list[Song]) -> list[Song]:
         chosen = musdb.validation_songs() & set(names) or names[-params.data.valid_songs :]
     if len(chosen) >= len(names):
         raise UserError(
-            f"train/ has {len(names)} song(s), and {len(chosen)} would be set apart for "
-            "validation: none are left to train on. Add songs, or lower data.valid_songs."
+            f"train/ has {len(names)} song(s), and validation takes {len(chosen)}: none are left "
+            "to train on. Add songs, or lower data.valid_songs."
         )
     return [
         replace(song, split="valid") if song.split == "train" and song.name in chosen else song
@@ -169,9 +169,9 @@ def _with_validation(params: Params, songs: list[Song]) -> list[Song]:
 def _resampled(
     songs: list[Checked], rate: int, new_rate: int, folder: Path, known: Known
 ) -> list[tuple[Path, int]]:
-    """Copies of the songs at another rate, as float: the mixture stays the sum of the stems.
+    """Copy the songs at another sample rate, as float, so that mixtures stay sums of stems.
 
-    Their folders, and the samples that each has. A copy that is there of the same samples stays.
+    Returns each copy's folder and length in samples. Existing copies of the same samples are kept.
     """
     how: dict[str, Any] = {
         "rates": [rate, new_rate],
@@ -197,7 +197,7 @@ def _resampled(
     samples = {song.file(): known.get(**entry(song)) for song in songs}
     missing = [song for song in songs if samples[song.file()] is None]
     if missing:
-        # Threads are enough: reading, resampling and writing all leave Python's lock.
+        # Threads are enough: reading, resampling and writing release the GIL.
         with _one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
             title = f"prepare: to {new_rate} Hz"
             for _ in bar(pool.map(copy, missing), total=len(missing), desc=title, unit="song"):
@@ -207,7 +207,7 @@ def _resampled(
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Songs share the cores; PyTorch's own threads would wait for each other."""
+    """Give each song one torch thread: songs share the cores, more threads would only wait."""
     import torch
 
     threads = torch.get_num_threads()
@@ -219,7 +219,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _linked(song: Song, split: Path) -> Song:
-    """A song of what is kept as one of the stage's output: the same files, or copies of them."""
+    """Put a song from the cache into the stage's output: hard links, or copies."""
     folder = split / song.name
     folder.mkdir(parents=True, exist_ok=True)
     for source in sorted(song.folder.glob("*.wav")):
@@ -231,7 +231,7 @@ def _linked(song: Song, split: Path) -> Song:
 
 
 def _delete_others(folder: Path, files: Set[Path]) -> None:
-    """Delete all below a folder but these files, and the folders that are empty then."""
+    """Delete everything below a folder except these files, and folders left empty."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):
@@ -241,7 +241,7 @@ def _delete_others(folder: Path, files: Set[Path]) -> None:
 
 
 def _save_checks(path: Path, songs: list[Checked], warnings: list[Finding]) -> None:
-    """Write what was found. The digests make a changed song a changed input of the trainings."""
+    """Write warnings and digests. Through the digests a changed song changes trainings' inputs."""
     content = {
         "warnings": [str(warning) for warning in warnings],
         "samples": {song.file(): song.digests for song in songs},

@@ -414,7 +414,7 @@ def test_another_rate_is_refused_or_resampled_aloud(project, capsys):
     _save(project / "stage1.pth.tar", _weights("encoders", "decoders", seed=0), sr=5000)
     _save(project / "stage2.pth.tar", _weights("encoders", seed=1), sr=5000)
     message = _fails(capsys)
-    assert "8000 Hz, the model works at 5000 Hz" in message
+    assert "sample rate 8000 Hz, the model needs 5000 Hz" in message
     assert "--resample" in message
     code, out, _ = _evaluate(capsys, "--resample", "-o", "scores.csv")
     assert code == 0
@@ -429,7 +429,7 @@ def test_a_file_that_does_not_say_works_at_44100(project, capsys):
         content = torch.load(name, weights_only=False)
         del content["hps"], content["step"]
         torch.save(content, name)
-    assert "the model works at 44100 Hz" in _fails(capsys)
+    assert "the model needs 44100 Hz" in _fails(capsys)
     shutil.rmtree("musdb")
     _song(project / "musdb/test" / FIRST, 2000, rate=44100)
     code, out, _ = _evaluate(capsys)
@@ -498,11 +498,11 @@ def test_faults_of_headers_show_before_any_song_is_scored(project, capsys, monke
         (lambda song: (song / "mixture.wav").unlink(), "mixture.wav: no such file"),
         (
             lambda song: soundfile.write(song / "bass.wav", np.zeros((9, 2)), RATE),
-            "bass.wav: 9 samples long, the song's other files 16003",
+            "bass.wav: 9 samples long, but the song's other files have 16003",
         ),
         (
             lambda song: soundfile.write(song / "vocals.wav", np.zeros(16003), RATE),
-            "vocals.wav: mono in a song that is stereo",
+            "vocals.wav: mono, but the song is stereo",
         ),
     ],
 )
@@ -515,7 +515,7 @@ def test_a_song_s_files_that_do_not_fit(project, capsys, spoil, named):
     ("data", "named"),
     [
         ("nowhere", "nowhere: no such folder"),
-        ("empty", "empty: no songs of the split test"),
+        ("empty", "empty: no songs in split test"),
         ("stage1.pth.tar", "stage1.pth.tar: no such folder"),
     ],
 )

@@ -215,9 +215,9 @@ def test_a_song_of_no_samples_has_stems_of_none():
 def test_a_stem_without_a_model_and_a_refinement_of_too_few_are_refused():
     separator = Separator({"drums": MODEL}, 8000)
     mixture = np.zeros((1, 5), np.float32)
-    with pytest.raises(UserError, match="stem 'bass': there is no model"):
+    with pytest.raises(UserError, match="stem 'bass': no model for it"):
         separator(mixture, 8000, stems=("bass",))
-    with pytest.raises(UserError, match="needs a model for each"):
+    with pytest.raises(UserError, match="needs models for drums, bass, other, vocals"):
         Separator({"drums": MODEL}, 8000, "masks")(mixture, 8000)
 
 

@@ -226,7 +226,7 @@ def test_choosing_by_name():
     assert choose("none", STEMS, RATE) is None
     assert choose(None, ["vocals"], RATE) is None
     assert choose("none", ["vocals"], RATE) is None
-    with pytest.raises(UserError, match=r"none for drums, bass, other\. Choose none"):
+    with pytest.raises(UserError, match=r"missing: drums, bass, other\. Choose none"):
         choose("masks", ["vocals"], RATE)
     for stems in (STEMS, ["vocals"]):
         with pytest.raises(UserError, match=r"'mask': unknown\. Choose wiener, masks"):

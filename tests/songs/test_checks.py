@@ -69,14 +69,14 @@ def test_a_dozen_planted_faults_are_one_report(tmp_path):
         (f"{faulty[2]}/drums.wav", "truncated: its header promises 24000 bytes of samples, it"),
         (f"{faulty[3]}/other.wav", "truncated or corrupt"),
         (f"{faulty[4]}/bass.wav", "not a wav file (it begins with b'fLaC')"),
-        (f"{faulty[5]}/drums.wav", "mono in a song that is stereo"),
+        (f"{faulty[5]}/drums.wav", "mono, but the song is stereo"),
         (f"{faulty[6]}/vocals.wav", "sample rate 48000 Hz, expected 44100 Hz"),
-        (f"{faulty[7]}/other.wav", "5999 samples long, the song's other files 6000"),
+        (f"{faulty[7]}/other.wav", "5999 samples long, but the song's other files have 6000"),
         (f"(warning) {faulty[8]}/mixture.wav", "not the sum of its stems: the residual is "),
         (f"(warning) {faulty[9]}/bass.wav", "silent throughout"),
         (f"{faulty[10]}/drums.wav", "holds NaN or infinite samples"),
         (faulty[11], "0.07 s long, shorter than a training segment (0.10 s)"),
-        ("train/artwork", "a folder without any of mixture, drums, bass, other, vocals as .wav"),
+        ("train/artwork", "a folder with none of mixture, drums, bass, other, vocals as .wav"),
         ("(warning) train/notes.txt", "a file beside the song folders"),
         ("(warning) backup", "not part of the layout"),
         ("test/", "49 songs, the data set has 50"),
@@ -125,7 +125,7 @@ def test_a_missing_split_and_a_song_in_two_splits_are_faults(tmp_path):
     write_song(tmp_path / "train/A")
     assert "test/: no such folder" in _faults(tmp_path, Layout(BOTH))
     (tmp_path / "test").mkdir()
-    assert "test/: no songs in it" in _faults(tmp_path, Layout(BOTH))
+    assert "test/: contains no songs" in _faults(tmp_path, Layout(BOTH))
     write_song(tmp_path / "test/A")
     assert "test/A: also in train/" in _faults(tmp_path, Layout(BOTH))
 
@@ -133,7 +133,7 @@ def test_a_missing_split_and_a_song_in_two_splits_are_faults(tmp_path):
 def test_a_renamed_validation_song_is_a_fault(tmp_path):
     root = write_musdb18hq(tmp_path, samples=4000)
     (root / "train/Meaxic - Take A Step").rename(root / "train/Take A Step")
-    assert "train/Meaxic - Take A Step: not there; it is on musdb's list" in _faults(
+    assert "train/Meaxic - Take A Step: missing, but on musdb's list" in _faults(
         root, musdb.layout(0.0)
     )
 

@@ -34,8 +34,8 @@ def test_every_fault_is_named_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         read_folder(tmp_path)
     for expected in (
-        "short/bass.wav: 99 samples long, the song's other files 100",
-        "mono/drums.wav: mono in a song that is stereo",
+        "short/bass.wav: 99 samples long, but the song's other files have 100",
+        "mono/drums.wav: mono, but the song is stereo",
         "rate/other.wav: sample rate 16000 Hz, expected 8000 Hz",
         "missing/vocals.wav: no such file",
         "text/vocals.wav: not a wav file",

@@ -119,14 +119,14 @@ def test_a_damaged_archive_and_a_full_disk_are_said(tmp_path, archive, monkeypat
     content[1000] ^= 1
     damaged = tmp_path / "damaged.zip"
     damaged.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged\.zip: not a whole zip archive"):
+    with pytest.raises(UserError, match=r"damaged\.zip: not a complete zip archive"):
         musdb.unpack(damaged, root)
     damaged.write_bytes(content[:5000])
-    with pytest.raises(UserError, match=r"damaged\.zip: not a whole zip archive"):
+    with pytest.raises(UserError, match=r"damaged\.zip: not a complete zip archive"):
         musdb.unpack(damaged, root)
     usage = shutil.disk_usage(root)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="Make room"):
+    with pytest.raises(UserError, match="Free some space"):
         musdb.unpack(archive, root)
     assert not (root / "train").exists()
 
@@ -184,7 +184,7 @@ def test_all_stem_files_that_cannot_be_decoded_are_named(tmp_path, stems):
     assert report.startswith(f"{stems}: 3 fault(s)")
     assert "train/Band - train.stem.mp4: " in report
     assert "test/Band - test.stem.mp4: cannot be decoded" in report
-    assert "train/One.stem.mp4: 1 audio stream(s), 5 were expected" in report
+    assert "train/One.stem.mp4: 1 audio stream(s), expected 5" in report
 
 
 @needs_ffmpeg

@@ -1,10 +1,10 @@
 "use strict";
-// All sounds of a song's stem play at once, from one clock, and all but one are silent: to hear
-// another is a matter of two gains, and the position stays.
+// All sounds of a song's stem play at once on one clock, and all but one are muted. Switching to
+// another changes two gains, so the position stays.
 (() => {
   const content = JSON.parse(document.getElementById("content").textContent);
   const at = (id) => document.getElementById(id);
-  const FADE = 0.008; // seconds in which one sound gives way to another, so that nothing clicks
+  const FADE = 0.008; // seconds of the crossfade between two sounds, so that nothing clicks
   const KINDS = [
     "mixture", "truth", "pretrained", "scratch", "ceiling",
     "drums", "bass", "other", "vocals", "stem",
@@ -13,12 +13,12 @@
   let context = null;
   let song = 0, part = 0, sound = 0;
   let loaded = null; // {key, buffers, seconds} of the part that is shown
-  let playing = null; // {sources, gains, started, from} while there is sound
+  let playing = null; // {sources, gains, started, from} while playing
   let resuming = false; // whether to play once the part has loaded
   let position = 0; // seconds, while nothing plays
-  let request = 0; // counts loads: what an older one brings is late
+  let request = 0; // counts loads: results of older ones are discarded
 
-  const waiting = new Map(); // file -> what it gave, and who wants it
+  const waiting = new Map(); // file -> function that takes its clips
   const state = {
     get playing() { return playing !== null; },
     get position() { return now(); },
@@ -44,7 +44,7 @@
     return made;
   }
 
-  // ---- what there is ----
+  // ---- songs and stems ----
 
   function begin() {
     document.title = content.title;
@@ -58,10 +58,10 @@
       at("song").append(element("option", { value: number, textContent: one.name }));
     });
     at("song").addEventListener("change", () => {
-      at("song").blur(); // the keys are the page's again
+      at("song").blur(); // give the keys back to the page
       show(Number(at("song").value), part);
     });
-    // Waveforms are drawn in the colours of the moment.
+    // Draw the waveforms again in the new colours.
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show(song, part));
     at("play").addEventListener("click", toggle);
     at("spectrum-box").addEventListener("click", (event) => {
@@ -153,7 +153,7 @@
       script.addEventListener("error", () => {
         waiting.delete(file);
         script.remove();
-        reject(new Error(`${file} is missing: copy the folder whole.`));
+        reject(new Error(`${file} is missing. Copy the whole folder.`));
       });
       document.head.append(script);
     });
@@ -163,7 +163,7 @@
     const mine = ++request, wanted = current();
     say("Loading …");
     try {
-      // At the songs' own rate, so that nothing is resampled on the way.
+      // At the songs' own sample rate, so that nothing is resampled.
       context ??= new AudioContext({ sampleRate: content.rate });
       const clips = await fetchClips(wanted.file);
       const buffers = await Promise.all(clips.map((clip) => {
@@ -176,7 +176,7 @@
         seconds: Math.max(...buffers.map((buffer) => buffer.duration)),
         peak: Math.max(1, ...clips.flatMap((clip) => clip.peaks)), // thousandths of full scale
         scales: clips.map((clip) => clip.gain), // what a buffer was divided by
-        pictures: [], // spectra, as they were wanted
+        pictures: [], // spectra, drawn on demand
       };
       position = Math.min(position, loaded.seconds);
       say("");
@@ -192,7 +192,7 @@
 
   function now() {
     if (!playing) return position;
-    // Until the first sample has sounded, where it will.
+    // Before the first sample sounds, the position is where it will start.
     return Math.min(Math.max(context.currentTime - playing.started, playing.from), seconds());
   }
 
@@ -234,7 +234,7 @@
     else play();
   }
 
-  // What is above full scale brings all sounds of its part down, so that they compare.
+  // Sounds above full scale lower all sounds of their part, so that levels stay comparable.
   const loudness = (number) => loaded.scales[number] / Math.max(...loaded.scales);
 
   function fade(number, to) {
@@ -309,7 +309,7 @@
     requestAnimationFrame(frame);
   }
 
-  // The magnitude of short Fourier transforms of the sound that is heard, over 80 dB.
+  // The spectrogram of the current sound, over a range of 80 dB.
   function spectrum() {
     if (!loaded) return;
     loaded.pictures[sound] ??= picture(loaded.buffers[sound], loaded.scales[sound]);
@@ -328,7 +328,7 @@
     const found = new ImageData(columns, lines);
     const window = Float64Array.from({ length: size }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / size));
     const real = new Float64Array(size), imaginary = new Float64Array(size);
-    // As wide as the longest of the sounds, so that one place is one time in all pictures.
+    // All pictures are as wide as the longest sound, so that a place is the same time in each.
     const length = loaded.seconds * buffer.sampleRate;
     for (let x = 0; x < columns; x++) {
       const start = Math.round((x / columns) * length - size / 2);
