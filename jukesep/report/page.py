@@ -1,7 +1,7 @@
 """docs/results.md: the tables of an experiment beside the published numbers.
 
-Each table holds one metric. The paper's Table 1 mixes two (its Wave-U-Net row is a museval
-median); here each of its rows is in the table of its metric.
+One table holds one metric. The paper's Table 1 mixes metrics (its Wave-U-Net row is a museval
+median), so each of its rows stands here with its own metric, or in a table of rows without one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from ..scoring.evaluation import BASELINES
-from ..scoring.published import PAPER_URL, PUBLISHED
+from ..scoring.published import NOT_STATED, PAPER_URL, PUBLISHED
 from .results import ALL, Results
 
 METRIC_TITLES = {
@@ -56,7 +56,8 @@ def results_page(results: Results) -> str:
         parts += [f"## {METRIC_TITLES[metric]}", METRIC_TEXTS.get(metric, METRIC_TEXTS["sdr_v4"])]
         parts += [_metric_table(results, metric), *_uncounted(results, metric)]
         if metric == "sdr":
-            parts += [*_transfer(results), *_ceiling(results), *_groups(results)]
+            parts += [*_not_stated(results), *_transfer(results)]
+            parts += [*_ceiling(results), *_groups(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,22 +121,39 @@ def _metric_table(results: Results, metric: str) -> str:
         (_name(results, key), metric, results.scale, results.source, _cells(table[key].values()))
         for key in table
     ]
-    # Published numbers hold for the test songs only: beside validation songs they would mislead.
-    if results.split == "test":
-        rows += [
-            (
-                f"{row.system} ({row.source})",
-                metric,
-                "published",
-                row.data,
-                [row.values[column] for column in results.columns],
-            )
-            for row in PUBLISHED
-            if row.metric == metric
-        ]
+    rows += _published(results, metric)
     flat = [[*row[:4], *row[4]] for row in rows]
     note = f"\n\nThe paper: [arXiv 2111.14200]({PAPER_URL})." if metric == "sdr" else ""
     return _markdown(["system", "metric", "scale", "data", *results.columns], flat) + note
+
+
+def _published(results: Results, metric: str) -> list[tuple[str, str, str, str, list[str]]]:
+    """The published rows of a metric. They are of test songs, so none beside validation songs."""
+    if results.split != "test":
+        return []
+    return [
+        (
+            f"{row.system} ({row.source})",
+            metric,
+            "published",
+            row.data,
+            [row.values[column] for column in results.columns],
+        )
+        for row in PUBLISHED
+        if row.metric == metric
+    ]
+
+
+def _not_stated(results: Results) -> list[str]:
+    rows = [[*row[:4], *row[4]] for row in _published(results, NOT_STATED)]
+    if not rows:
+        return []
+    return [
+        "### Published without a metric",
+        "The paper's Table 1 also has these rows. It states neither their metric nor their songs, "
+        "so they belong in no table of this page.",
+        _markdown(["system", "metric", "scale", "data", *results.columns], rows),
+    ]
 
 
 def _uncounted(results: Results, metric: str) -> list[str]:

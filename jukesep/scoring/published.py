@@ -1,7 +1,7 @@
 """The published numbers that the report and `jukesep evaluate` print beside ours.
 
-SDR in dB by stem, with the digits as published. A row holds one metric, unlike the paper's
-Table 1, whose Wave-U-Net row is a museval median.
+SDR in dB by stem, with the digits as published. A row has one metric. The paper's Table 1 mixes
+metrics: its Wave-U-Net row is a museval median, and two rows state neither metric nor songs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from ..songs.manifest import STEMS
 TOTAL = "total"
 MUSDB_HQ = "MUSDB18-HQ, 50 test songs"
 MUSDB = "MUSDB18, 50 test songs"
+NOT_STATED = "not stated"
+"""The metric, or the songs, of a row whose publication does not say."""
 PAPER_URL = "https://arxiv.org/abs/2111.14200"
 
 
@@ -32,8 +34,14 @@ def _row(values: str) -> dict[str, str]:
     return dict(zip((*STEMS, TOTAL), values.split(), strict=True))
 
 
+def _stems(values: str) -> dict[str, str]:
+    return dict(zip(STEMS, values.split(), strict=True))
+
+
 # Zai El Amri, Tautz, Ritter, Melnik, "Transfer Learning with Jukebox for Music Source Separation",
-# arXiv 2111.14200: Table 1, and Figure 2, whose bars were read off to +-0.03 dB. Means over songs.
+# arXiv 2111.14200: Table 1 and Figure 2, means over songs. Figure 2 is a line plot with points at
+# step 1 (about 0 dB), 20K, 40K, 60K and 80K, read off to +-0.03 dB; its totals are the means of the
+# values read off.
 PAPER = (
     Published(
         "the paper, best checkpoint of each stem (chosen on the test songs)",
@@ -41,19 +49,33 @@ PAPER = (
         "sdr",
         _row("4.925 4.073 2.695 5.060 4.188"),
     ),
-    Published(
-        "the paper, pretrained, step 20K", "Figure 2", "sdr", _row("4.89 4.07 2.56 4.35 3.97")
-    ),
-    Published(
-        "the paper, pretrained, step 80K", "Figure 2", "sdr", _row("4.83 4.00 2.70 5.06 4.15")
+    *(
+        Published(f"the paper, pretrained, step {step}", "Figure 2", "sdr", _row(values))
+        for step, values in {
+            "20K": "4.89 4.07 2.56 4.35 3.97",
+            "40K": "4.93 4.07 2.65 4.70 4.09",
+            "60K": "4.88 4.02 2.69 4.94 4.13",
+            "80K": "4.83 4.00 2.70 5.06 4.15",
+        }.items()
     ),
     Published(
         "the paper, from scratch", "its text", "sdr", dict.fromkeys((*STEMS, TOTAL), "about 0")
     ),
 )
-DEMUCS = Published("Demucs", "the paper, Table 1", "sdr", _row("6.509 6.470 4.018 6.496 5.873"))
+DEMUCS = Published(
+    "Demucs",
+    "the paper, Table 1",
+    NOT_STATED,
+    _row("6.509 6.470 4.018 6.496 5.873"),
+    NOT_STATED,
+)
+# Named after a class of the challenge's starter kit, so the songs may be the challenge's own.
 SCALED_MIXTURE = Published(
-    "mixture / 4", "the paper, Table 1", "sdr", _row("0.578 0.745 1.136 1.090 0.887")
+    "mixture / 4",
+    "the paper, Table 1",
+    NOT_STATED,
+    _row("0.578 0.745 1.136 1.090 0.887"),
+    NOT_STATED,
 )
 # The rows of the results page.
 PUBLISHED = (
@@ -70,10 +92,21 @@ PUBLISHED = (
     ),
 )
 
-# Others reran the authors' vocals checkpoints, in hard chunks of 196,608 samples.
-_RERUN = "the authors' checkpoints, run by others"
-_RERUN_SONGS = "MUSDB18-HQ, 49 test songs"
-RERUN_MEAN = Published(f"{_RERUN}, mean", "unmix_analysis", "sdr", {"vocals": "5.32"}, _RERUN_SONGS)
-RERUN_MEDIAN = Published(
-    f"{_RERUN}, median", "unmix_analysis", "sdr", {"vocals": "5.60"}, _RERUN_SONGS
+# Others ran the authors' checkpoints again, in hard chunks. With 147,456 samples the input was the
+# sum of the four stems, with 196,608 samples the mixture. docs/reproduction.md has the steps.
+_RERUN = "the authors' checkpoints, run by others in chunks of"
+RERUN = tuple(
+    Published(
+        f"{_RERUN} {chunk} samples, {average}",
+        "unmix_analysis",
+        "sdr",
+        values,
+        "MUSDB18-HQ, 49 test songs",
+    )
+    for chunk, average, values in (
+        ("147,456", "mean", _stems("4.737 3.910 2.688 5.298")),
+        ("147,456", "median", _stems("4.657 4.057 3.016 5.597")),
+        ("196,608", "mean", {"vocals": "5.32"}),
+        ("196,608", "median", {"vocals": "5.60"}),
+    )
 )

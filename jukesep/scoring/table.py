@@ -71,7 +71,7 @@ class Evaluation:
         if self.split != "test":
             return []
         rows = [(row, "sdr") for row in published.PAPER]
-        rows += [(row, "sdr") for row in (published.RERUN_MEAN, published.RERUN_MEDIAN)]
+        rows += [(row, "sdr") for row in published.RERUN]
         rows.append((published.SCALED_MIXTURE, "mixture/4"))
         return [
             (_label(row), heading, row.values[self.stem])
@@ -81,7 +81,10 @@ class Evaluation:
 
 
 def _label(row: published.Published) -> str:
-    songs = "" if row.data == published.MUSDB_HQ else f", {row.data.split(', ')[-1]}"
+    if row.metric == published.NOT_STATED:
+        songs = ", metric and songs not stated"
+    else:
+        songs = "" if row.data == published.MUSDB_HQ else f", {row.data.split(', ')[-1]}"
     return f"{row.system} ({row.source}{songs})"
 
 
