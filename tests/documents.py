@@ -1,15 +1,35 @@
 """The project's documents, for tests of what they say."""
 
+import re
+import shlex
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def read(name):
     """The text of a file of the project."""
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(page, *languages):
+    """Contents of the fenced blocks of some languages."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name in languages]
+
+
+def commands(pages=PAGES):
+    """Command lines of all sh blocks, each as words."""
+    lines = [
+        line
+        for page in pages
+        for block in blocks(page.read_text(encoding="utf-8"), "sh")
+        for line in block.splitlines()
+    ]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
 def made_by_the_pipeline():

@@ -1,14 +1,24 @@
-"""Every command of the README is run by a test or by .ci/run, and the pins agree."""
+"""Every command of the user's pages is run by a test or by .ci/run, and the pins agree."""
 
 import re
 import tomllib
 
-from documents import read
+from documents import ROOT, blocks, read
 
+# What a user reads first: the README and the pages that it leads to.
+PAGES = (
+    "README.md",
+    "docs/experiments.md",
+    "docs/index.md",
+    "docs/python.md",
+    "docs/separation.md",
+    "docs/training.md",
+    "docs/verification.md",
+)
 PIPELINE = "tests/pipeline/test_pipeline.py"
 README = "tests/docs/test_readme.py"
 
-# The README's command -> what runs it: a test, or .ci/run.
+# A command of theirs -> what runs it: a test, or .ci/run.
 COVERED = {
     "pip install uv && uv run dvc repro": f"{PIPELINE}::test_repro_makes_the_experiment",
     "uv run pytest": ".ci/run",
@@ -60,6 +70,10 @@ COVERED = {
     "uv run python -m benchmarks.kills --kills 20": (
         "tests/training/test_processes.py::test_a_training_killed_at_random_moments_ends_with_the_same_bits"
     ),
+    # With smaller models.
+    "uv run python -m benchmarks.paper_scale": (
+        "tests/benchmarks/test_paper_scale.py::test_paper_scale_measures_both_stages"
+    ),
     # Some of them; skipped where there is no GPU.
     "uv run pytest -k cuda": "tests/kernels/test_devices.py::test_a_training_learns",
     "uv run jukesep compose": f"{README}::test_the_jukesep_commands_run",
@@ -73,10 +87,9 @@ COVERED = {
 }
 
 
-def test_every_command_of_the_readme_is_run():
-    text = read("README.md")
-    blocks = re.findall(r"^```(?:sh|bash|console)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+def test_every_command_is_run():
+    found = [block for page in PAGES for block in blocks(read(page), "sh", "bash", "console")]
+    lines = [line.split(" #")[0].strip() for block in found for line in block.splitlines()]
     assert {line for line in lines if line and line[0] != "#"} == set(COVERED)
 
 
@@ -84,13 +97,13 @@ def test_what_runs_them_is_there():
     for command, place in COVERED.items():
         path, _, name = place.partition("::")
         wanted = rf"^def {name}\(" if name else rf"^{re.escape(command)}$"
-        assert re.search(wanted, read(path), re.MULTILINE), place
+        assert re.search(wanted, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), place
 
 
 def test_the_lock_file_has_the_pins_of_the_project():
-    project = tomllib.loads(read("pyproject.toml"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pins = {*project["project"]["dependencies"], *project["dependency-groups"]["dev"]}
-    lines = read("requirements.lock").splitlines()
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = [line.split(" ;")[0].lower() for line in lines]
     # A second version for other Pythons would stand beside a pin.
     names = [line.split("==")[0] for line in locked]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import typer
 import yaml
-from documents import ROOT, made_by_the_pipeline, read
+from documents import ROOT, made_by_the_pipeline
 from settings import flat
 
 from jukesep import cli
@@ -19,7 +19,7 @@ from jukesep.model.codebook import Codebook
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring.metrics import METRICS
 
-PAGE = read("docs/reproduction.md")
+PAGE = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -75,7 +75,7 @@ def _definitions(file):
             if isinstance(node, ast.ClassDef):
                 yield from definitions(node.body, f"{node.name}.")
 
-    return dict(definitions(ast.parse(read(file)).body))
+    return dict(definitions(ast.parse((ROOT / file).read_text(encoding="utf-8")).body))
 
 
 def _can_be_typed(command):
@@ -136,7 +136,7 @@ def test_every_row_has_a_check():
         checks = _names(row["checked by"])
         assert checks, row
         for check in checks:
-            assert re.match(r"tests/test_\w+\.py::test_|uv run ", check), row
+            assert re.match(r"tests/(?:\w+/)*test_\w+\.py::test_|uv run ", check), row
 
 
 @pytest.mark.parametrize(("key", "default", "other"), READINGS)
@@ -157,7 +157,7 @@ def test_the_limits_of_the_golden_numbers_are_those_of_their_tests(row):
         assert "assert_array_equal" in text or "assert stats.revived ==" in text
         return
     # Limits that depend on the size of the model stand beside it, in SIZES.
-    body = ast.parse(read(file)).body
+    body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     (sizes,) = (node for node in body if ast.unparse(node).startswith("SIZES = "))
     limits = {
         constant.value
