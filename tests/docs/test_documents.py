@@ -70,7 +70,7 @@ COVERED = {
     "uv run python -m benchmarks.kills --kills 20": (
         "tests/training/test_processes.py::test_a_training_killed_at_random_moments_ends_with_the_same_bits"
     ),
-    # With smaller models.
+    # With segments of 2048 samples.
     "uv run python -m benchmarks.paper_scale": (
         "tests/benchmarks/test_paper_scale.py::test_paper_scale_measures_both_stages"
     ),

@@ -1,0 +1,51 @@
+"""The files that GitHub, editors and citation tools read."""
+
+import json
+import re
+import tomllib
+
+import pytest
+import yaml
+from pages import ROOT, text
+
+VERSION = tomllib.loads(text("pyproject.toml"))["project"]["version"]
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load(text("CITATION.cff"))
+    # What CITATION.cff's format requires.
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert str(citation["version"]) == VERSION
+    paper = citation["preferred-citation"]
+    assert "2111.14200" in paper["url"]
+    assert [author["family-names"] for author in paper["authors"]] == [
+        "Zai El Amri",
+        "Tautz",
+        "Ritter",
+        "Melnik",
+    ]
+
+
+def test_the_changelog_begins_with_this_version():
+    found = re.findall(r"^## \[([^\]]+)\]", text("CHANGELOG.md"), re.MULTILINE)
+    assert found[0] in (VERSION, "Unreleased")
+    assert VERSION in found
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")))
+def test_an_issue_form_has_what_github_asks_for(form):
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert content["name"]
+    assert content["description"]
+    names = [part["id"] for part in content["body"]]
+    assert len(names) == len(set(names))
+    for part in content["body"]:
+        assert part["type"] in ("textarea", "input", "dropdown", "checkboxes")
+        assert part["attributes"]["label"]
+
+
+def test_the_container_has_the_oldest_python_of_the_project():
+    container = json.loads(text(".devcontainer/devcontainer.json"))
+    oldest = tomllib.loads(text("pyproject.toml"))["project"]["requires-python"]
+    assert f">={container['image'].rpartition(':')[2]}" == oldest
+    assert container["postCreateCommand"] == "pip install uv && uv sync"
