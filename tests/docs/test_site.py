@@ -49,6 +49,12 @@ def test_pages_load_what_the_site_has(site):
             assert (below / parts.path.lstrip("/")).resolve().exists(), (page, address)
 
 
+def test_tables_are_rendered_whole(site):
+    """A row that is cut off from its table is a paragraph that begins with a bar."""
+    for page in site.rglob("index.html"):
+        assert not re.search(r"<p>\s*\|", page.read_text(encoding="utf-8")), page
+
+
 def test_styles_load_nothing_from_a_network(site):
     for style in site.rglob("*.css"):
         text = style.read_text(encoding="utf-8")
