@@ -3,7 +3,7 @@
 import re
 import tomllib
 
-from documents import ROOT, blocks, read
+from documents import blocks, read
 
 # What a user reads first: the README and the pages that it leads to.
 PAGES = (
@@ -97,13 +97,13 @@ def test_what_runs_them_is_there():
     for command, place in COVERED.items():
         path, _, name = place.partition("::")
         wanted = rf"^def {name}\(" if name else rf"^{re.escape(command)}$"
-        assert re.search(wanted, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), place
+        assert re.search(wanted, read(path), re.MULTILINE), place
 
 
 def test_the_lock_file_has_the_pins_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads(read("pyproject.toml"))
     pins = {*project["project"]["dependencies"], *project["dependency-groups"]["dev"]}
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    lines = read("requirements.lock").splitlines()
     locked = [line.split(" ;")[0].lower() for line in lines]
     # A second version for other Pythons would stand beside a pin.
     names = [line.split("==")[0] for line in locked]

@@ -6,13 +6,13 @@ import tomllib
 
 import pytest
 import yaml
-from pages import ROOT, text
+from documents import ROOT, read
 
-VERSION = tomllib.loads(text("pyproject.toml"))["project"]["version"]
+VERSION = tomllib.loads(read("pyproject.toml"))["project"]["version"]
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():
-    citation = yaml.safe_load(text("CITATION.cff"))
+    citation = yaml.safe_load(read("CITATION.cff"))
     # What CITATION.cff's format requires.
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert str(citation["version"]) == VERSION
@@ -27,7 +27,7 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
 
 
 def test_the_changelog_begins_with_this_version():
-    found = re.findall(r"^## \[([^\]]+)\]", text("CHANGELOG.md"), re.MULTILINE)
+    found = re.findall(r"^## \[([^\]]+)\]", read("CHANGELOG.md"), re.MULTILINE)
     assert found[0] in (VERSION, "Unreleased")
     assert VERSION in found
 
@@ -45,7 +45,7 @@ def test_an_issue_form_has_what_github_asks_for(form):
 
 
 def test_the_container_has_the_oldest_python_of_the_project():
-    container = json.loads(text(".devcontainer/devcontainer.json"))
-    oldest = tomllib.loads(text("pyproject.toml"))["project"]["requires-python"]
+    container = json.loads(read(".devcontainer/devcontainer.json"))
+    oldest = tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
     assert f">={container['image'].rpartition(':')[2]}" == oldest
     assert container["postCreateCommand"] == "pip install uv && uv sync"
