@@ -1,7 +1,7 @@
-"""Audio in and out of files: the one place that opens it.
+"""Reading and writing audio files: all other folders do it through this one.
 
-Callers write `audio.read(path)`. `samples` has what most of them need; `decode` and `encode` have
-the formats that only the songs of a user come and go in.
+Callers write `audio.read(path)`. This module exports `samples`, which most callers need. `decode`
+and `encode` are for users' own songs: formats beyond libsndfile's, and the formats of stems.
 """
 
 from .samples import (

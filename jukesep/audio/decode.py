@@ -1,4 +1,4 @@
-"""Songs that are no files for libsndfile: other formats, through ffmpeg, and standard input."""
+"""Songs that libsndfile cannot read: other formats, through ffmpeg, and standard input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from .. import audio
 from ..base.errors import UserError
 
-# What a folder is searched for; a file that is named is tried whatever its suffix.
+# Suffixes to search a folder for. A file given by name is tried whatever its suffix.
 READ = frozenset(
     (
         *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"),
@@ -38,24 +38,24 @@ DECODED = frozenset(
     )
 )
 BLOCK = 1 << 20  # bytes
-UNKNOWN = 1 << 62  # samples; libsndfile's number for a length that the header does not say
+UNKNOWN = 1 << 62  # samples; reported by libsndfile if the header lacks the length
 
 
 @contextmanager
 def readable(song: str | Path) -> Iterator[Path]:
-    """Yield a file that `audio` reads and that holds what `song` does: itself, or a decoded one.
+    """Yield a file with the song's audio that `audio` can read: the song itself, or a decoded copy.
 
-    The decoded file is 32-bit float, in the folder for temporary files. UserError if neither
-    libsndfile nor ffmpeg reads the song, or if it is no file.
+    The copy is a temporary 32-bit float wav file. UserError if neither libsndfile nor ffmpeg can
+    read the song, or if it is not a file.
     """
     path = Path(song)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: is no file. Pass - to read standard input.")
+        raise UserError(f"{path}: not a regular file. Pass - to read standard input.")
     try:
         if audio.info(path).samples >= UNKNOWN:
             raise UserError(
-                f"{path}: does not say how long it is, as what was streamed, and is read through "
-                "ffmpeg, which is not installed. Install it, or convert the song."
+                f"{path}: its header lacks the length, as in streamed audio. Reading it needs "
+                "ffmpeg, which is not installed. Install ffmpeg, or convert the song."
             )
     except UserError as error:
         if not path.is_file() or path.stat().st_size == 0:
@@ -65,8 +65,8 @@ def readable(song: str | Path) -> Iterator[Path]:
             if path.suffix.lower() not in DECODED:
                 raise
             raise UserError(
-                f"{path}: {path.suffix} files are read through ffmpeg, which is not installed. "
-                f"Install it, or convert the song: {audio.READABLE} are read without."
+                f"{path}: reading {path.suffix} files needs ffmpeg, which is not installed. "
+                f"Install ffmpeg, or convert the song: {audio.READABLE} need no ffmpeg."
             ) from error
         with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
             decoded = Path(folder) / "song.wav"
@@ -77,7 +77,7 @@ def readable(song: str | Path) -> Iterator[Path]:
 
 
 def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
-    # No playlist or address in the file may make ffmpeg read anything else.
+    # Keep ffmpeg from reading anything else that a playlist or address in the file names.
     source = ["-protocol_whitelist", "file", "-i", f"file:{song}"]
     form = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", "-f", "wav"]
     try:
@@ -89,17 +89,17 @@ def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
             check=False,
         )
     except OSError as failure:
-        raise UserError(f"{program}: does not run ({failure}).") from failure
+        raise UserError(f"{program}: cannot be run ({failure}). Install ffmpeg.") from failure
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [str(error)]
-        raise UserError(f"{song}: not readable as audio, nor by ffmpeg ({said[0].strip()}).")
+        raise UserError(f"{song}: not readable as audio, even by ffmpeg ({said[0].strip()}).")
 
 
 @contextmanager
 def spooled(stream: BinaryIO | None = None) -> Iterator[Path]:
-    """Yield a temporary file of what standard input, or another stream, holds: formats need seeks.
+    """Yield a temporary file with the content of standard input or `stream`, since readers seek.
 
-    UserError if it holds nothing.
+    UserError if it is empty.
     """
     with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
         path = Path(folder) / "stdin"

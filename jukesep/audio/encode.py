@@ -1,4 +1,4 @@
-"""Stems into files of the formats that people want, piece by piece."""
+"""Write stems to files in common formats, piece by piece."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Clip = Literal["rescale", "clamp", "none"]
 
 @dataclass(frozen=True)
 class Format:
-    """A format that stems are written in: the suffix, and libsndfile's format and subtype."""
+    """An output format: the file suffix, and libsndfile's format and subtype."""
 
     suffix: str
     container: str
@@ -31,12 +31,12 @@ class Format:
 
     @property
     def limited(self) -> bool:
-        """Whether it holds nothing beyond full scale."""
+        """Whether the format cannot hold samples above full scale."""
         return self.subtype != "FLOAT"
 
 
-OGG_LIMIT = 200_000  # Hz; beyond it, and given a million samples at once, libsndfile crashes
-BYTES = {"PCM_16": 2, "PCM_24": 3}  # a sample
+OGG_LIMIT = 200_000  # Hz; above it libsndfile crashes if given a million samples at once
+BYTES = {"PCM_16": 2, "PCM_24": 3}  # per sample
 FORMATS = {
     "wav": Format("wav", "WAV", "FLOAT"),
     "wav24": Format("wav", "WAV", "PCM_24"),
@@ -57,17 +57,17 @@ def writing(
     channels: int,
     samples: int,
 ) -> Iterator[Callable[[dict[str, Audio]], None]]:
-    """Write stems piece by piece, into a file each, all of them or none.
+    """Write stems piece by piece, one file each: either all files appear, or none.
 
-    Yields a function that takes the next samples of each, (channels, any number). What is beyond
-    full scale, in a format that has none: "clamp" cuts it off, "none" leaves that to the format,
-    and "rescale" lowers all stems by what the loudest needs, which takes a second pass over them.
-    UserError if the format does not hold such audio, or the file cannot be written.
+    Yields a function that takes the next samples of each stem, (channels, any number). `samples`
+    is the expected length. `clip` applies to samples above full scale: "clamp" cuts them off,
+    "none" leaves them to the format, "rescale" scales all stems down until the loudest peak fits
+    (in limited formats only, in a second pass). UserError if the format cannot hold such audio.
     """
     with ExitStack() as stack:
         put: dict[str, Callable[[Audio], None]] = {}
         peak = 0.0
-        loose: dict[str, Path] = {}  # as they come, to be rescaled
+        loose: dict[str, Path] = {}  # temporary float files, to be rescaled
         parts = ExitStack()
         stack.push(parts)
         _check(form, sample_rate, channels)
@@ -103,14 +103,14 @@ def writing(
 def _one(
     path: Path, form: Format, sample_rate: int, channels: int, samples: int
 ) -> Iterator[Callable[[Audio], None]]:
-    """A file of any format, whole or not at all."""
+    """Write one file of any format, atomically."""
     if not form.limited:
         with audio.writing(path, sample_rate, channels, samples) as put:
             yield put
         return
     container = form.container
     if container == "WAV" and BYTES[form.subtype] * channels * samples > audio.RIFF_LIMIT - 1024:
-        container = "RF64"  # of 64-bit lengths
+        container = "RF64"  # has 64-bit lengths
     with atomic(path) as temporary:
         try:
             with soundfile.SoundFile(
@@ -129,7 +129,7 @@ def _one(
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A file beside `path` that is gone afterwards."""
+    """Yield a temporary file beside `path`; delete it afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".wav")
     os.close(handle)
@@ -151,7 +151,7 @@ def _check(form: Format, sample_rate: int, channels: int) -> None:
     if form.container == "OGG" and sample_rate > OGG_LIMIT:
         raise UserError(f"ogg has no sample rate of {sample_rate} Hz. Choose --format flac.")
     if form.container == "WAV" and 4 * channels * sample_rate >= 2**32:
-        raise UserError(f"wav does not hold {channels} channels of {sample_rate} Hz.")
+        raise UserError(f"wav cannot hold {channels} channels of {sample_rate} Hz. Resample first.")
     if form.container == "FLAC" and (channels > 8 or sample_rate > 655_350):
         raise UserError(
             f"flac holds 8 channels of 655,350 Hz, the song has {channels} of {sample_rate} Hz. "

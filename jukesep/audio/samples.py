@@ -1,6 +1,6 @@
-"""Samples in and out of files: the one place that opens audio.
+"""Read, write and resample audio.
 
-Audio is a float32 array (channels, samples), full scale at +-1.
+Audio is a float32 array (channels, samples) with full scale at +-1.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..base.files import atomic
 
 Audio = npt.NDArray[np.float32]
 
-# Containers that libsndfile does not read; a later reader may add them through ffmpeg.
+# The formats that libsndfile reads, for messages.
 READABLE = "wav, flac, mp3, ogg and opus files"
-BLOCK = 1 << 15  # samples read at a time: they stay in the processor's cache
-STEP = np.float32(2**-15)  # of 16 bit
-STEADY = 1 << 15  # samples; of fewer than 20,480 PyTorch takes sums in another order
-RIFF_LIMIT = 0xFFFFFFFF  # bytes that a wav file can say it has
+BLOCK = 1 << 15  # samples read at a time, so that they stay in the processor's cache
+STEP = np.float32(2**-15)  # one step of 16-bit audio
+STEADY = 1 << 15  # samples; for fewer than 20,480 PyTorch sums in another order
+RIFF_LIMIT = 0xFFFFFFFF  # largest size in bytes that a wav file's header can hold
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says: Hz, channels, samples (a channel), sample format."""
+    """A file's header: sample rate in Hz, channels, samples per channel, sample format."""
 
     sample_rate: int
     channels: int
@@ -42,7 +42,7 @@ class AudioInfo:
 
 
 def info(path: str | Path) -> AudioInfo:
-    """The header of an audio file. UserError if it is missing or no audio libsndfile knows."""
+    """Read an audio file's header. UserError if libsndfile cannot read the file."""
     try:
         found = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
@@ -51,10 +51,10 @@ def info(path: str | Path) -> AudioInfo:
 
 
 def read(path: str | Path, start: int = 0, samples: int | None = None) -> Audio:
-    """Samples [start, start + samples) of a file, or all from `start`: (channels, samples).
+    """Read samples [start, start + samples) of a file, or all from `start`: (channels, samples).
 
-    Seeks; never decodes what it does not return. UserError if the file is missing, damaged,
-    ends early, or holds NaN or infinity.
+    Seeks to `start` and decodes no more than it returns. UserError if the file is missing or
+    damaged, ends early, or holds NaN or infinity.
     """
     header = info(path)
     wanted = max(header.samples - start, 0) if samples is None else samples
@@ -67,9 +67,9 @@ def read(path: str | Path, start: int = 0, samples: int | None = None) -> Audio:
 
 
 def blocks(path: str | Path, start: int = 0, samples: int | None = None) -> Iterator[Audio]:
-    """What `read` returns, in blocks of at most BLOCK samples: little memory, and fast for it."""
+    """Like `read`, in blocks of at most BLOCK samples, which saves memory and time."""
     for frames in raw_blocks(path, start, samples):
-        # numpy turns 16 bit into float faster than libsndfile, to the same numbers.
+        # numpy converts 16-bit samples to float faster than libsndfile, to the same numbers.
         block = frames.T.astype(np.float32, order="C")
         if frames.dtype == np.int16:
             block *= STEP
@@ -79,9 +79,9 @@ def blocks(path: str | Path, start: int = 0, samples: int | None = None) -> Iter
 def raw_blocks(
     path: str | Path, start: int = 0, samples: int | None = None
 ) -> Iterator[npt.NDArray[Any]]:
-    """What `blocks` yields, as the file has it: (samples, channels).
+    """Like `blocks`, without conversion: arrays (samples, channels).
 
-    int16 of a 16-bit file, where 1 is STEP; else float32. Errors as those of `read`.
+    int16 for 16-bit files, in units of STEP; else float32. Raises the same errors as `read`.
     """
     done, wanted = 0, samples
     try:
@@ -101,7 +101,7 @@ def raw_blocks(
         raise _unreadable(path, error) from error
     if samples is not None and done != samples:
         raise UserError(
-            f"{path}: ends at sample {start + done}, sample {start + samples} was expected. "
+            f"{path}: ends at sample {start + done}, expected {start + samples}. "
             "The file is truncated; copy it again."
         )
 
@@ -109,10 +109,10 @@ def raw_blocks(
 def write(
     path: str | Path, audio: npt.ArrayLike, sample_rate: int, subtype: str | None = None
 ) -> None:
-    """Write (channels, samples) to a file whose suffix names the format, atomically.
+    """Write (channels, samples) to a file atomically; the file's suffix selects the format.
 
     `subtype` is libsndfile's sample format (PCM_16, PCM_24, FLOAT, ...); None takes the
-    format's default. int16 arrays are written to PCM_16 bit for bit.
+    format's default. int16 arrays are written to PCM_16 unchanged.
     """
     samples = np.asarray(audio)
     if subtype == "FLOAT" and Path(path).suffix == ".wav":
@@ -127,12 +127,12 @@ def write(
 def writing(
     path: str | Path, sample_rate: int, channels: int, samples: int
 ) -> Iterator[Callable[[npt.NDArray[Any]], None]]:
-    """Write a 32-bit float wav file piece by piece, atomically; `write` with subtype FLOAT does so.
+    """Write a 32-bit float wav file piece by piece, atomically; `write` uses it for FLOAT.
 
-    Yields a function that takes the next samples, (channels, any number). `samples` is how many
-    are expected, a channel: an RF64 file, of 64-bit lengths, is begun if RIFF's 4 GiB are too few.
+    Yields a function that takes the next samples, (channels, any number). `samples` is the
+    expected length per channel: if it exceeds RIFF's 4 GiB, the file is RF64 (64-bit lengths).
 
-    The same audio is the same file: libsndfile would stamp the time into it.
+    The same audio gives the same bytes; libsndfile would write the time into the file.
     """
     long = len(_wav_header(sample_rate, channels, 0, False)) + 4 * channels * samples > RIFF_LIMIT
     written = 0
@@ -141,19 +141,19 @@ def writing(
         def put(block: npt.NDArray[Any]) -> None:
             nonlocal written
             if len(block) != channels:
-                raise ValueError(f"{path}: {len(block)} channels given, {channels} were announced")
+                raise ValueError(f"{path}: {len(block)} channels given, expected {channels}")
             file.write(np.ascontiguousarray(block.T, "<f4").data)
             written += block.shape[1]
 
         file.write(_wav_header(sample_rate, channels, 0, long))
         yield put
         file.seek(0)
-        # A compressed song may hold a few samples more or fewer than its header says.
+        # A compressed song can have a few samples more or fewer than its header says.
         file.write(_wav_header(sample_rate, channels, written, long))
 
 
 def _wav_header(sample_rate: int, channels: int, samples: int, long: bool) -> bytes:
-    """What precedes the samples of a 32-bit float wav file; of an RF64 file (EBU 3306) if long."""
+    """The header of a 32-bit float wav file, or of an RF64 file (EBU Tech 3306) if `long`."""
     unknown, frame = 0xFFFFFFFF, 4 * channels
     form = (18, 3, channels, sample_rate, frame * sample_rate, frame, 32, 0)
     middle = struct.pack("<4sIHHIIHHH", b"fmt ", *form)
@@ -167,9 +167,9 @@ def _wav_header(sample_rate: int, channels: int, samples: int, long: bool) -> by
 
 
 def resample(audio: Audio, source: int, target: int) -> Audio:
-    """(channels, samples) at `source` Hz to `target` Hz: ceil(samples * target / source) samples.
+    """Resample (channels, samples) at `source` Hz to `target` Hz: ceil(samples * target / source).
 
-    torchaudio's windowed sinc, 32 zero crossings on either side.
+    Uses torchaudio's windowed sinc with 32 zero crossings on either side.
     """
     if source == target or not audio.size:
         return audio
@@ -179,22 +179,22 @@ def resample(audio: Audio, source: int, target: int) -> Audio:
 
 
 class Resampler:
-    """`resample` of audio that comes block by block: the same samples to the bit, little memory."""
+    """`resample` for audio that comes in blocks: the same samples to the bit, in little memory."""
 
     def __init__(self, source: int, target: int) -> None:
         self.source, self.target = source, target
         common = math.gcd(source, target)
-        # A period of `step` samples becomes one of `new`.
+        # Every `step` samples (a period) become `new` samples.
         self._step, self._new = source // common, target // common
         self._held: Audio | None = None
-        self._done = 0  # periods of what is held that have been returned
+        self._done = 0  # periods of the held samples that have been returned
         if source != target:
-            # Periods that a sample depends on, on either side; those held are more.
+            # Periods on either side that a sample depends on; more are held.
             self._context = -(-_sinc(source, target).width // self._step)
             self._before = max(self._context, -(-STEADY // self._step))
 
     def feed(self, block: Audio) -> Audio:
-        """The next samples (channels, any number) to those that are certain by now, or none."""
+        """Take the next samples (channels, any number); return those that are final, or none."""
         if self.source == self.target:
             self._held = block[:, :0]
             return block
@@ -210,7 +210,7 @@ class Resampler:
         return found
 
     def end(self) -> Audio:
-        """The rest, after the last block. ValueError if there was none."""
+        """Return the remaining samples, after the last block. ValueError without any block."""
         if self._held is None:
             raise ValueError("a resampler was given no audio")
         return resample(self._held, self.source, self.target)[:, self._done * self._new :]
@@ -218,7 +218,7 @@ class Resampler:
 
 @cache
 def _sinc(source: int, target: int) -> Any:
-    """The filter, made once: between some rates it has millions of taps."""
+    """The filter, built once: between some sample rates it has millions of taps."""
     import torch
     from torchaudio.transforms import Resample
 
@@ -226,10 +226,10 @@ def _sinc(source: int, target: int) -> Any:
 
 
 def to_mono(audio: npt.NDArray[np.floating], blend: float = 0.5) -> npt.NDArray[np.floating]:
-    """(channels, samples) to (1, samples): blend * L + (1 - blend) * R for stereo, else the mean.
+    """Mix to mono, (channels, samples) to (1, samples): blend * L + (1 - blend) * R, else the mean.
 
-    blend = 0.5 is the mean of the channels, the mono of every evaluation; training draws it
-    uniformly from [0, 1), as the paper's published code does.
+    blend = 0.5 is the mean of the channels, used in every evaluation. Training draws it uniformly
+    from [0, 1), as the authors' code does. Audio that is not stereo gives the mean.
     """
     if len(audio) == 2:
         return (blend * audio[:1] + (1 - blend) * audio[1:]).astype(audio.dtype, copy=False)
@@ -241,8 +241,8 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
     if not path.exists():
         return UserError(f"{path}: no such file.")
     if path.is_dir():
-        return UserError(f"{path}: is a folder, an audio file was expected.")
+        return UserError(f"{path}: is a folder, not an audio file. Give a file.")
     if path.stat().st_size == 0:
         return UserError(f"{path}: the file is empty.")
     reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-    return UserError(f"{path}: not readable as audio ({reason}). {READABLE} are read.")
+    return UserError(f"{path}: not readable as audio ({reason}). Supported: {READABLE}.")

@@ -1,1 +1,1 @@
-"""Jukebox's VQ-VAE, its codebook, and its checkpoint files."""
+"""Jukebox's VQ-VAE, its codebook and its checkpoint files."""

@@ -1,6 +1,6 @@
-"""Checkpoints as one system: stage 1's model with stage 2's encoder, D(Q(E2(.))).
+"""Load checkpoints as one system: stage 1's model with stage 2's encoder, D(Q(E2(.))).
 
-`jukebox` reads and writes the files themselves.
+`jukebox` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from . import jukebox
 from .vqvae import VQVAE
 
 SAMPLE_RATE = 44_100
-"""Hz, of Jukebox and of the paper; a file that does not say was trained at it."""
+"""Hz; the sample rate of Jukebox and the paper, and of files that do not name theirs."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A stage-1 and a stage-2 checkpoint as one system, with what the files say of themselves."""
+    """A stage-1 and a stage-2 checkpoint as one system, with the files' own metadata."""
 
     stage1: VQVAE
     separator: VQVAE
     """D(Q(E2(.))): stage 1 with stage 2's encoder."""
     sample_rate: int
     init: str
-    """What stage 1 started from; empty if the file does not say."""
+    """What stage 1 started from; empty if unknown."""
     steps: tuple[int, int]
-    """Of stage 1 and of stage 2; 0, as in Jukebox, if the file does not say."""
+    """Training steps of stages 1 and 2; 0, as in Jukebox, if unknown."""
 
 
 def load_model(stage1: str | Path, stage2: str | Path) -> VQVAE:
-    """D(Q(E2(.))): stage 1's checkpoint with stage 2's encoder in place of its own."""
+    """Load D(Q(E2(.))): stage 1's checkpoint with its encoder replaced by stage 2's."""
     vqvae = jukebox.load_jukebox(stage1)
     vqvae.encoder = jukebox.load_encoder(stage2, vqvae.architecture)
     return vqvae.eval()
 
 
 def latest(checkpoints: Path) -> Path:
-    """The checkpoint of the highest step in a training's folder."""
+    """The checkpoint with the highest step in a training's folder. UserError without any."""
     found = sorted(checkpoints.glob("*.pt"), key=lambda path: int(path.stem))
     if not found:
-        raise UserError(f"{checkpoints}: no checkpoints. Run `dvc repro` first.")
+        raise UserError(f"{checkpoints}: no checkpoints found. Run `dvc repro` first.")
     return found[-1]
 
 
 def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pair:
-    """Two checkpoint files as one system, on a device.
+    """Load two checkpoint files as one system, on a device.
 
-    UserError for files that are no checkpoints, do not belong together, or say that they were
-    trained for another stem.
+    UserError for files that are not checkpoints, do not fit together, or were trained for a stem
+    other than `stem` according to their metadata.
     """
     try:
         first = jukebox.load_jukebox(stage1)
@@ -64,17 +64,17 @@ def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pa
         except UserError:
             raise error from None
         raise UserError(
-            f"{stage1}: holds an encoder but no whole VQ-VAE, as a stage-2 file does; --stage1 "
-            f"takes the whole VQ-VAE of stage 1. Are the two files swapped? ({error})"
+            f"{stage1}: holds only an encoder, like a stage-2 file; --stage1 takes a file with the "
+            f"whole VQ-VAE. Are the two files swapped? ({error})"
         ) from error
     separator = load_model(stage1, stage2)
     hps = [jukebox.read_hps(path) for path in (stage1, stage2)]
     for path, said in zip((stage1, stage2), hps, strict=True):
         if (part := said.get("part")) in STEMS and part != stem:
-            raise UserError(f"{path}: was trained for {part}, as it says itself, not for {stem}.")
+            raise UserError(f"{path}: was trained for {part}, not for {stem}. Pass --stem {part}.")
     rates = [_sample_rate(path, said) for path, said in zip((stage1, stage2), hps, strict=True)]
     if rates[0] != rates[1]:
-        raise UserError(f"{stage2}: was trained at {rates[1]} Hz, {stage1} at {rates[0]} Hz.")
+        raise UserError(f"{stage2}: was trained at {rates[1]} Hz, but {stage1} at {rates[0]} Hz.")
     init = hps[0].get("init")
     return Pair(
         first.to(device).eval(),
@@ -86,8 +86,8 @@ def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pa
 
 
 def _sample_rate(path: Path, hps: Mapping[str, Any]) -> int:
-    """What jukesep's files call sample_rate is `sr` in Jukebox's."""
+    """The sample rate in a file's hps: `sample_rate` in jukesep's files, `sr` in Jukebox's."""
     rate = hps.get("sample_rate", hps.get("sr", SAMPLE_RATE))
     if not isinstance(rate, int) or not 0 < rate < 2**31:
-        raise UserError(f"{path}: its sample rate is {rate!r}; it should be a number of Hz.")
+        raise UserError(f"{path}: its sample rate is {rate!r}, not a positive number of Hz.")
     return rate

@@ -1,8 +1,8 @@
-"""The codebook: nearest-code quantising, and its update by exponential moving averages.
+"""The codebook: nearest-code quantising, and updates by exponential moving averages.
 
-No gradient reaches the codebook. A training step quantises with the present codes and then calls
-`update`; in several processes the counts and sums are summed over them, so that all hold the same
-codebook, that of the whole batch.
+No gradient reaches the codebook. A training step quantises with the current codes and then calls
+`update`. With several processes, counts and sums are summed over all of them, so that each has
+the same codebook as one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..base.errors import UserError
 from ..kernels import gpu
 from ..kernels.compiled import compiled
 
-# Distances held at a time: on a CPU a block that stays in cache, elsewhere one that fills a GPU.
+# Distances computed at a time: on a CPU a block that fits the cache, else one that fills a GPU.
 CPU_CHUNK = 2**18
 CHUNK = 2**26
 
@@ -33,14 +33,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class CodebookStats:
-    """What one update saw and did."""
+    """Statistics of one update."""
 
     usage: int
     """Codes whose moving count is at least the revival threshold."""
     perplexity: float
-    """exp(entropy): how many codes the batch would use if it used them equally."""
+    """exp(entropy): the effective number of codes in the batch."""
     entropy: float
-    """Of the batch's codes, in nats."""
+    """Entropy of the batch's codes in nats."""
     revived: int
     """Codes replaced by a random latent of the batch."""
     change: float
@@ -48,7 +48,7 @@ class CodebookStats:
 
 
 class Codebook(nn.Module):
-    """`codes` vectors of `dim` numbers, with the moving sums and counts that make them.
+    """`codes` vectors of `dim` numbers, and the moving sums and counts they are computed from.
 
     Empty until `initialise` (from data), `restore` (from a file) or `load_state_dict`.
     """
@@ -76,10 +76,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def quantise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest code of each latent, the first one on ties, always found in float32.
+        """Find the nearest code of each latent, the first one on ties, always in float32.
 
         latents (B, dim, N) -> codes (B, N) int64, quantised (B, dim, N) float32: the rows k[codes].
-        The distances take a fixed amount of memory, whatever N.
+        The distances take a fixed amount of memory for any N.
         """
         if gpu.fits(latents, latents.shape[1]):
             rows = _rows(latents)
@@ -91,12 +91,12 @@ class Codebook(nn.Module):
         return codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """codes (B, N) -> (B, dim, N), in memory as the codes are, channels last."""
+        """codes (B, N) -> their vectors (B, dim, N), in memory channels last."""
         return self.k[codes].transpose(1, 2)
 
     @torch.no_grad()
     def initialise(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start from data: random latents of the first batch, each with the weight of one."""
+        """Start from data: random latents (B, dim, N) of the first batch, each counted once."""
         self.k.copy_(self._draw(_rows(latents), generator))
         self.k_sum.copy_(self.k)
         self.k_elem.fill_(1)
@@ -104,15 +104,16 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def restore(self, k: Tensor, usage: float) -> None:
-        """Start from a file's codes (codes, dim), which come without their moving averages.
+        """Start from a file's codes `k` (codes, dim), which lack their moving averages.
 
-        Each code is taken to have won `usage` latents a step: the mean, (latents a step, all
-        processes) / codes. With no weight of their own, the first update would replace them all.
+        Each code is assumed to have won `usage` latents per step: the mean, (latents per step in
+        all processes) / codes. Without this weight the first update would replace them all.
+        UserError if `k` has another shape.
         """
         if k.shape != self.k.shape:
             raise UserError(
-                f"codebook: the codes have shape {tuple(k.shape)}; "
-                f"this model takes {tuple(self.k.shape)}."
+                f"codebook: the codes have shape {tuple(k.shape)}, "
+                f"but this model takes {tuple(self.k.shape)}."
             )
         self.k.copy_(k)
         self.k_sum.copy_(self.k * usage)
@@ -123,16 +124,16 @@ class Codebook(nn.Module):
     def update(
         self, latents: Tensor, codes: Tensor, generator: torch.Generator | None = None
     ) -> CodebookStats:
-        """Move each code towards the mean of its latents; revive codes with too few at random.
+        """Move each code towards the mean of its latents; replace codes with too few latents.
 
-        latents (B, dim, N) and codes (B, N) are those of the training step, in several processes
-        equally many in each; a revived code becomes one of the latents of all. Every step draws
-        from the generator, whether or not a code needs it.
+        `latents` (B, dim, N) and `codes` (B, N) come from the training step; all processes have
+        equally many. Replaced ("revived") codes become random latents from any process. Every
+        step draws from the generator, even if no code needs it.
         """
         rows = _rows(latents)
         flat = codes.reshape(-1)
         counts = torch.bincount(flat, minlength=len(self.k))
-        if gpu.fits(rows, rows.shape[1]):  # index_add_ would add in any order
+        if gpu.fits(rows, rows.shape[1]):  # on a GPU index_add_ is not deterministic
             sums = gpu.sums(rows, flat, counts)
         else:
             sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
@@ -144,7 +145,7 @@ class Codebook(nn.Module):
         self.k_sum.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         self.k_elem.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         alive = self.k_elem >= self.revival_threshold
-        # A revival writes k alone: the code is drawn anew in each step until its count recovers.
+        # A revival sets only k: the code is drawn again in each step until its count recovers.
         means = self.k_sum / self.k_elem[:, None]
         self.k.copy_(torch.where(alive[:, None], means, substitutes))
 
@@ -162,10 +163,10 @@ class Codebook(nn.Module):
         )
 
     def _draw(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As many random rows as there are codes, all different while there are enough.
+        """One random row per code, all different if there are enough rows.
 
-        Of the rows of all processes, in the order of their ranks: those that one process, with the
-        whole batch, would draw.
+        Draws from the rows of all processes in the order of their ranks, and so the same rows as
+        one process with the whole batch.
         """
         total = len(rows) * distributed.world_size()
         order = _different(len(self.k), total, generator).to(rows.device)
@@ -179,13 +180,13 @@ class Codebook(nn.Module):
 
 
 def _different(count: int, total: int, generator: torch.Generator | None) -> Tensor:
-    """`count` random numbers below `total`, all different while there are enough."""
+    """`count` random integers below `total`, all different if `total` allows it."""
     device = generator.device if generator is not None else torch.device("cpu")
     draw = partial(torch.randint, total, (count,), generator=generator, device=device)
     if total < 32 * count:
         order = torch.randperm(total, generator=generator, device=device)
         return order.repeat(math.ceil(count / total))[:count]
-    # To shuffle them all would take milliseconds, in which a GPU waits.
+    # Shuffling all of them would take milliseconds, and a GPU would wait.
     found: dict[int, None] = {}
     while len(found) < count:
         found |= dict.fromkeys(draw().tolist())
@@ -193,26 +194,26 @@ def _different(count: int, total: int, generator: torch.Generator | None) -> Ten
 
 
 def straight_through(latents: Tensor, quantised: Tensor) -> Tensor:
-    """The quantised latents, passing their gradient on to the latents unchanged."""
+    """The quantised latents; their gradient passes to `latents` unchanged."""
     return latents + (quantised - latents).detach()
 
 
 def nearest(latents: Tensor, k: Tensor) -> Tensor:
-    """The first of the nearest codes of each latent: (B, dim, N), (codes, dim) -> (B, N) int64."""
+    """The nearest code of each latent, first on ties: (B, dim, N), (codes, dim) -> (B, N) int64."""
     rows = _rows(latents)
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     chunk = max(1, CHUNK // len(k))
     norms = k.square().sum(1)
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        # |x - k|^2 less the |x|^2 that all codes share.
+        # |x - k|^2 without |x|^2, which is the same for all codes.
         distances = torch.addmm(norms, part, k.T, alpha=-2)
         codes[start : start + chunk] = _first_argmin(distances)
     return codes.view(len(latents), -1)
 
 
 def _nearest_on_cpu(latents: Tensor, k: Tensor) -> Tensor:
-    """As `nearest`; the smallest distance found in one pass, while the block is in the cache."""
+    """Like `nearest`, but finds the minimum in one pass, while the block is in the cache."""
     batch, _, length = latents.shape
     codes = torch.empty(batch, length, dtype=torch.int64)
     chunk = min(length, max(1, CPU_CHUNK // len(k)))
@@ -228,14 +229,14 @@ def _nearest_on_cpu(latents: Tensor, k: Tensor) -> Tensor:
 
 @compiled
 def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
-    """codes[t] = argmin of norms + products[:, t], the first on ties; NaN is the smallest."""
+    """codes[t] = argmin of norms + products[:, t], the first on ties; NaN counts as smallest."""
     length = products.shape[1]
     best, first = np.full(length, np.inf, products.dtype), np.zeros(length, np.int32)
     for j in range(len(products)):
         row, norm, number = products[j], norms[j], np.int32(j)
         for t in range(length):
             distance, so_far = norm + row[t], best[t]
-            # Written to hold for a NaN, and to fail after one.
+            # True for the first NaN, and false after it.
             closer = not distance >= so_far and so_far == so_far
             best[t] = distance if closer else so_far
             first[t] = number if closer else first[t]
@@ -244,12 +245,12 @@ def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
 
 def _rows(latents: Tensor) -> Tensor:
     """(B, dim, N) -> (B * N, dim), float32, without gradient."""
-    # One after the other in memory also for a single item: they are read one at a time.
+    # Contiguous also for a batch of one: rows are read one at a time.
     return latents.detach().float().transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _first_argmin(distances: Tensor) -> Tensor:
-    """argmin over the last axis, first index on ties; in two levels, which a CPU does faster."""
+    """argmin over the last axis, first index on ties; in two steps, which is faster on a CPU."""
     group = math.gcd(distances.shape[1], 32)
     grouped = distances.view(len(distances), -1, group)
     best = grouped.amin(2).argmin(1)
@@ -258,7 +259,7 @@ def _first_argmin(distances: Tensor) -> Tensor:
 
 @contextmanager
 def _float32_arithmetic(device: torch.device) -> Iterator[None]:
-    """Matrix products in full float32 also under autocast and TF32, which would flip near ties."""
+    """Full float32 matrix products even under autocast or TF32, which would change near ties."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:

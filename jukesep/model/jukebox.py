@@ -1,12 +1,12 @@
-"""Jukebox's checkpoint files to and from `VQVAE`.
+"""Convert between Jukebox's checkpoint files and `VQVAE`.
 
 OpenAI's file, the files published with the paper and those written here have one form,
 
     {"model": {name: tensor}, "step": int, "hps": {name: number or text}, "opt": state or None}
 
-where the names of the tensors are Jukebox's (`encoders.0.level_blocks.0.model.0.0.weight`), perhaps
-after `module.`. OpenAI's file holds three levels; the paper's files hold level 0, those of stage 2
-its encoder alone. Reading a file runs nothing that is in it.
+with Jukebox's names of tensors (`encoders.0.level_blocks.0.model.0.0.weight`), optionally prefixed
+with `module.`. OpenAI's file holds three levels. The paper's files hold level 0, in stage 2 only
+its encoder. Loading a file never runs code from it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .vqvae import VQVAE, Architecture, Encoder
 SEGMENT = 393_216
 """Samples of a training segment in Jukebox and in the paper."""
 DILATION_GROWTH = 3
-"""Jukebox's; a file whose hps do not name it was trained with this."""
+"""Jukebox's value, for files whose hps do not name it."""
 
 
 def load_jukebox(
     path: str | Path, level: int | None = None, segment: int = SEGMENT, world_size: int = 1
 ) -> VQVAE:
-    """One level of a Jukebox file (by default the lowest in it), ready to use or to train further.
+    """Load one level of a Jukebox file (by default its lowest), to use or to train further.
 
-    The files lack the codebook's moving averages; they are restored with `restored_usage` for each
-    code: pass the samples of a training segment and the number of training processes.
+    The files lack the codebook's moving averages. They are restored from `restored_usage`, which
+    takes the samples of a training segment and the number of training processes.
 
-    Raises UserError for a file that is no such checkpoint, that would run code, or whose tensors
-    are not exactly this level's.
+    Raises UserError for a file that is not such a checkpoint, that would run code, or whose
+    tensors are not exactly those of the level.
     """
     model, hps = _read(path)
     architecture = _architecture(path, model, hps, level, with_codes=True)
@@ -55,9 +55,9 @@ def load_jukebox(
 
 
 def restored_usage(architecture: Architecture, segment: int, world_size: int = 1) -> float:
-    """Latents a step that Jukebox takes each code of a file to have won: 24 in the paper.
+    """Latents per step that Jukebox assumes for each code of a file: 24 in the paper.
 
-    (segment / hop) * world_size / codes; the number of segments in a batch is not counted.
+    (segment / hop) * world_size / codes. As in Jukebox, the batch size does not count.
     """
     return segment / architecture.hop * world_size / architecture.codes
 
@@ -65,9 +65,9 @@ def restored_usage(architecture: Architecture, segment: int, world_size: int = 1
 def load_encoder(
     path: str | Path, architecture: Architecture | None = None, level: int | None = None
 ) -> Encoder:
-    """The encoder of one level, from a whole Jukebox file or from one that holds encoders alone.
+    """Load the encoder of one level, from a whole Jukebox file or one with only encoders.
 
-    Raises UserError as `load_jukebox` does, and for an encoder that is not the architecture's.
+    Raises UserError as `load_jukebox` does, and for an encoder of another architecture.
     """
     model, hps = _read(path)
     found = _architecture(path, model, hps, level, with_codes=False)
@@ -75,8 +75,8 @@ def load_encoder(
         found = replace(found, codes=architecture.codes)
         if found != architecture:
             raise UserError(
-                f"{path}: its encoder is one of {found}; the model beside it is {architecture}. "
-                "Pass files that belong together."
+                f"{path}: its encoder has {found}, but stage 1's model has {architecture}. "
+                "Pass two files of the same architecture."
             )
     tensors = _pick(path, model, encoder_names(found), found, others=("decoders", "bottleneck"))
     encoder = Encoder(found)
@@ -85,12 +85,12 @@ def load_encoder(
 
 
 def read_hps(path: str | Path) -> dict[str, Any]:
-    """What a file says of its training, empty where it says nothing; raises UserError."""
+    """Read a file's `hps`, the metadata of its training; may be empty. Raises UserError."""
     return _read(path)[1]
 
 
 def read_step(path: str | Path) -> int:
-    """The training step of a file; 0, as in Jukebox, where it says nothing; raises UserError."""
+    """Read a file's training step; 0, as in Jukebox, if it has none. Raises UserError."""
     step = _load(path).get("step")
     return step if isinstance(step, int) else 0
 
@@ -98,10 +98,10 @@ def read_step(path: str | Path) -> int:
 def save_jukebox(
     vqvae: VQVAE, path: str | Path, step: int, hps: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a model in Jukebox's form, atomically; `hps` adds numbers and texts to keep in it.
+    """Write a model in Jukebox's form, atomically. `hps` adds numbers and texts as metadata.
 
-    The codebook's moving averages are not part of the form. A model of one block is level 0, one of
-    three blocks level 2.
+    The form has no moving averages of the codebook. A model with one block is written as level 0,
+    with three blocks as level 2.
     """
     _save(to_jukebox_keys(vqvae), vqvae.architecture, path, step, hps)
 
@@ -109,7 +109,7 @@ def save_jukebox(
 def save_encoder(
     encoder: Encoder, path: str | Path, step: int, hps: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an encoder alone, as `save_jukebox` does: the form of the paper's stage-2 files."""
+    """Write only an encoder, as `save_jukebox` does: the form of the paper's stage-2 files."""
     names = encoder_names(encoder.architecture)
     _save(_rename(encoder.state_dict(), names), encoder.architecture, path, step, hps)
 
@@ -122,13 +122,13 @@ def _save(
     hps: Mapping[str, Any] | None,
 ) -> None:
     hps = jukebox_hps(architecture) | dict(hps or {})
-    # Handed a name, torch would write that name, here a random one, into the file.
+    # Given a path, torch would write its name, here a random one, into the file.
     with atomic(path) as temporary, temporary.open("wb") as file:
         torch.save({"model": model, "step": step, "hps": hps, "opt": None}, file)
 
 
 def jukebox_hps(architecture: Architecture) -> dict[str, Any]:
-    """The architecture in the names of Jukebox's hyperparameters."""
+    """The architecture as Jukebox's hyperparameters."""
     levels = len(architecture.downs)
     return {
         "levels": levels,
@@ -144,7 +144,7 @@ def jukebox_hps(architecture: Architecture) -> dict[str, Any]:
 
 
 def to_jukebox_keys(vqvae: VQVAE) -> dict[str, Tensor]:
-    """Weights and codes under Jukebox's names, copied to the CPU."""
+    """Weights and codes by Jukebox's names, copied to the CPU."""
     return _rename(vqvae.state_dict(), jukebox_names(vqvae.architecture))
 
 
@@ -155,12 +155,12 @@ def _rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
 def from_jukebox_keys(
     tensors: Mapping[str, Tensor], architecture: Architecture
 ) -> dict[str, Tensor]:
-    """Tensors under Jukebox's names to `VQVAE`'s; raises KeyError for one that is absent."""
+    """Rename tensors from Jukebox's names to `VQVAE`'s. Raises KeyError if one is missing."""
     return {ours: tensors[theirs] for ours, theirs in jukebox_names(architecture).items()}
 
 
 def jukebox_names(architecture: Architecture) -> dict[str, str]:
-    """`VQVAE`'s name of each weight and of the codes -> Jukebox's; the level is blocks less one."""
+    """`VQVAE`'s name -> Jukebox's, for each weight and the codes; the level is blocks - 1."""
     level = len(architecture.downs) - 1
     modules = {"decoder.out": f"decoders.{level}.out"}
 
@@ -175,7 +175,7 @@ def jukebox_names(architecture: Architecture) -> dict[str, str]:
         for i in range(downs):
             modules[f"{ours}.stages.{i}.down"] = f"{theirs}.{i}.0"
             add_stack(f"{ours}.stages.{i}", f"{theirs}.{i}.1")
-        # Our decoder's blocks stand in the order in which they run, Jukebox's in the encoder's.
+        # Our decoder's blocks are in the order they run in, Jukebox's in the encoder's order.
         ours = f"decoder.blocks.{level - block}"
         theirs = f"decoders.{level}.level_blocks.{block}.model"
         modules[f"{ours}.start"] = f"{theirs}.0"
@@ -192,7 +192,7 @@ def jukebox_names(architecture: Architecture) -> dict[str, str]:
 
 
 def encoder_names(architecture: Architecture) -> dict[str, str]:
-    """As `jukebox_names`, for an `Encoder` by itself."""
+    """Like `jukebox_names`, for an `Encoder` alone."""
     return {
         ours.removeprefix("encoder."): theirs
         for ours, theirs in jukebox_names(architecture).items()
@@ -205,7 +205,7 @@ def _codes_name(level: int) -> str:
 
 
 class _NumpyType:
-    """Stands for numpy.dtype in a file that is read: a name, and none of numpy's machinery."""
+    """Replaces numpy.dtype when a file is read: keeps its name, and runs no code of numpy."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = name
@@ -215,13 +215,13 @@ class _NumpyType:
 
 
 def _numpy_number(kind: _NumpyType, data: bytes) -> float | int | bool | None:
-    """Stands for numpy's scalar constructor: the number; None for what is no plain number."""
+    """Replaces numpy's scalar constructor: returns the number, or None for other types."""
     form = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "?"}.get(kind.name)
     return struct.unpack(form, data)[0] if form else None
 
 
-# Jukebox computes some hyperparameters with numpy (the bandwidths), so that files can hold numpy
-# numbers. Allowing numpy's own constructors would hand it whatever a file says; these run nothing.
+# Jukebox computes some hyperparameters with numpy (the bandwidths), so files can hold numpy
+# numbers. Numpy's own constructors would process any data in a file; these run no such code.
 _NUMPY: list[Any] = [
     (_NumpyType, "numpy.dtype"),
     (_numpy_number, "numpy.core.multiarray.scalar"),
@@ -230,7 +230,7 @@ _NUMPY: list[Any] = [
 
 
 def _load(path: str | Path) -> dict[str, Any]:
-    """What is in a file: a dict with a dict in "model". Nothing in the file is run."""
+    """Read a file's content: a dict with a dict in "model". Runs no code from the file."""
     try:
         data = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
@@ -241,17 +241,17 @@ def _load(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # A damaged or hostile file can fail anywhere in the unpickler.
         raise UserError(
             f"{path}: not a checkpoint that can be read safely: damaged, another kind of file, or "
-            "it holds more than tensors, numbers and text. Fetch it again."
+            "with more than tensors, numbers and text. Download it again."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(
-            f"{path}: not a Jukebox checkpoint; it should be a dict with the tensors in 'model'."
+            f"{path}: not a Jukebox checkpoint, which is a dict with tensors in 'model'."
         )
     return content
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by Jukebox's name, without `module.`, and the hyperparameters (maybe none)."""
+    """The tensors by Jukebox's names, without `module.`, and the hps (maybe empty)."""
     content = _load(path)
     model = content["model"]
     for name, tensor in model.items():
@@ -277,7 +277,7 @@ def _architecture(
     level: int | None,
     with_codes: bool,
 ) -> Architecture:
-    """What the names and shapes of a level's encoder, and of its codes, say."""
+    """Derive the architecture from the names and shapes of a level's encoder and codes."""
 
     def indices(pattern: str) -> set[int]:
         matches = (re.match(pattern, name) for name in model)
@@ -292,9 +292,9 @@ def _architecture(
     if level is None and levels:
         level = levels[0]
     if level not in levels:
-        raise UserError(f"{path}: no encoder of level {level}; levels in it: {levels or 'none'}.")
+        raise UserError(f"{path}: no encoder of level {level}. Levels found: {levels or 'none'}.")
     encoder = [f"encoders.{level}.level_blocks.{block}.model" for block in range(level + 1)]
-    # A gap in the numbering shows later, as missing names.
+    # Gaps in the numbering show later, as missing names.
     downs = tuple(
         1 + max(indices(rf"{re.escape(block)}\.(\d{{1,2}})\.0\.(?:weight|bias)$"), default=0)
         for block in encoder
@@ -317,9 +317,9 @@ def _pick(
     architecture: Architecture,
     others: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """The tensors of `names`, under our names.
+    """The tensors of `names`, by our names.
 
-    Beside them the file may hold other levels, and of this level the families `others`.
+    The file may also hold other levels, and the families `others` of this level.
     """
     level = len(architecture.downs) - 1
     if missing := set(names.values()) - model.keys():
@@ -337,14 +337,14 @@ def _pick(
         if model[theirs].shape != shapes[theirs]:
             raise UserError(
                 f"{path}: {theirs} has shape {tuple(model[theirs].shape)}, "
-                f"but the other tensors call for {tuple(shapes[theirs])}."
+                f"but the other tensors need {tuple(shapes[theirs])}. Download the file again."
             )
     return {ours: model[theirs].float() for ours, theirs in names.items()}
 
 
-@cache  # building the layers takes longer than reading the file, and there is one for each stem
+@cache  # building the layers takes longer than reading the file, and each stem has a file
 def _shapes(architecture: Architecture) -> dict[str, torch.Size]:
-    """By Jukebox's names. Takes no memory: a damaged file may call for more than there is."""
+    """Shapes by Jukebox's names. Allocates no weights: a damaged file can imply huge ones."""
     with torch.device("meta"):
         state = VQVAE(architecture).state_dict()
     return {theirs: state[ours].shape for ours, theirs in jukebox_names(architecture).items()}
@@ -354,5 +354,5 @@ def _mismatch(path: str | Path, level: int | None, kind: str, names: set[str]) -
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return UserError(
         f"{path}: not a Jukebox VQ-VAE of level {level}; {kind} tensors: "
-        f"{', '.join(sorted(names)[:3])}{more}. Fetch the file again, or choose another level."
+        f"{', '.join(sorted(names)[:3])}{more}. Download it again, or choose another level."
     )

@@ -2,9 +2,9 @@
 
     audio (B, 1, T) -Encoder> latents (B, D, N) -Codebook> quantised (B, D, N) -Decoder> (B, 1, T)
 
-with N = T / hop. The paper fine-tunes the bottom level of Jukebox "5b" (`Architecture()`); the two
-levels above it are the same layers stacked further, `downs=(3, 2)` and `downs=(3, 2, 2)`. Audio is
-float, in [-1, 1]; there is no norm layer and no tanh.
+with N = T / hop. The paper fine-tunes the bottom level of Jukebox "5b" (`Architecture()`). The two
+levels above it stack more of the same layers: `downs=(3, 2)` and `downs=(3, 2, 2)`. Audio is float
+in [-1, 1]; the model has no normalisation layers and no tanh.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .codebook import Codebook
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers that fix the layers; by default the paper's, the bottom level of Jukebox "5b"."""
+    """The sizes of all layers; by default the paper's: the bottom level of Jukebox "5b"."""
 
     width: int = 64
     """Channels inside the residual stacks."""
@@ -35,7 +35,7 @@ class Architecture:
     latent_dim: int = 64
     codes: int = 2048
     dilation_growth: int = 3
-    """Block j of a stack has dilation dilation_growth ** j."""
+    """Block j of a stack has dilation `dilation_growth ** j`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "downs", tuple(self.downs))
@@ -45,23 +45,21 @@ class Architecture:
         for name, value in sizes:
             for number in value if name == "downs" else (value,):
                 if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                    raise UserError(
-                        f"model: {name} is {value!r}; it takes whole numbers of at least 1."
-                    )
+                    raise UserError(f"model: {name} is {value!r}; it takes integers of at least 1.")
         if self.dilation_growth ** (self.depth - 1) >= 2**31:
             raise UserError(
-                f"model: dilation_growth {self.dilation_growth} at depth {self.depth} makes "
-                "dilations of 2^31 and more; lower one of them."
+                f"model: dilation_growth {self.dilation_growth} at depth {self.depth} gives "
+                "dilations of 2^31 and more; lower one of the two."
             )
 
     @property
     def hop(self) -> int:
-        """Samples a latent stands for."""
+        """Samples per latent."""
         return 2 ** sum(self.downs)
 
 
 class ResidualBlock(nn.Module):
-    """x + pointwise(relu(dilated(relu(x)))), same shape out as in."""
+    """x + pointwise(relu(dilated(relu(x)))), of the same shape as x."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -74,7 +72,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_stack(architecture: Architecture) -> nn.Sequential:
-    """The residual blocks between two changes of rate, narrowest dilation first."""
+    """The residual blocks of one stage, smallest dilation first."""
     growth = architecture.dilation_growth
     return nn.Sequential(
         *(ResidualBlock(architecture.width, growth**j) for j in range(architecture.depth))
@@ -82,7 +80,7 @@ def residual_stack(architecture: Architecture) -> nn.Sequential:
 
 
 class EncoderStage(nn.Module):
-    """Halve the time axis, then look around: (B, channels, T) -> (B, width, T / 2)."""
+    """Halve the time axis, then apply a residual stack: (B, channels, T) -> (B, width, T / 2)."""
 
     def __init__(self, channels: int, architecture: Architecture) -> None:
         super().__init__()
@@ -94,7 +92,7 @@ class EncoderStage(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Stages and a projection to latents: (B, channels, T) -> (B, latent_dim, T / 2^downs)."""
+    """Stages, then a projection to latents: (B, channels, T) -> (B, latent_dim, T / 2^downs)."""
 
     def __init__(self, channels: int, downs: int, architecture: Architecture) -> None:
         super().__init__()
@@ -111,8 +109,8 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Audio (B, 1, T) to latents (B, latent_dim, T / hop); T is a multiple of the hop.
 
-    `blocks` is what it computes; on a CPU `networks` does, on an NVIDIA GPU `triton_networks`, to
-    rounding the same.
+    `blocks` defines the computation. On a CPU `kernels.cpu` computes the same up to rounding, on
+    an NVIDIA GPU `kernels.gpu` does. UserError for audio of another shape.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -130,8 +128,8 @@ class Encoder(nn.Module):
         hop = self.architecture.hop
         if audio.ndim != 3 or audio.shape[1] != 1 or audio.shape[2] < hop or audio.shape[2] % hop:
             raise UserError(
-                f"encoder: audio of shape {tuple(audio.shape)}; it takes (batch, 1, samples), "
-                f"samples a multiple of {hop}: pad the end with zeros."
+                f"encoder: audio has shape {tuple(audio.shape)}; it must be (batch, 1, samples) "
+                f"with samples a multiple of {hop}: pad the end with zeros."
             )
         if _on_cpu(audio):
             return cpu.run(self._network, audio)
@@ -141,11 +139,11 @@ class Encoder(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Look around, then double the time axis: (B, width, N) -> (B, channels, 2 N)."""
+    """Apply a residual stack, then double the time axis: (B, width, N) -> (B, channels, 2 N)."""
 
     def __init__(self, channels: int, architecture: Architecture) -> None:
         super().__init__()
-        # The mirror of an encoder stage: widest dilation first.
+        # The mirror image of an encoder stage: largest dilation first.
         self.residuals = nn.Sequential(*reversed(residual_stack(architecture)))
         self.up = nn.ConvTranspose1d(architecture.width, channels, 4, stride=2, padding=1)
 
@@ -154,7 +152,7 @@ class DecoderStage(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A projection from latents, and stages: (B, latent_dim, N) -> (B, latent_dim, N 2^downs)."""
+    """A projection from latents, then stages: (B, latent_dim, N) -> (B, latent_dim, N 2^downs)."""
 
     def __init__(self, downs: int, architecture: Architecture) -> None:
         super().__init__()
@@ -172,7 +170,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latents (B, latent_dim, N) to audio (B, 1, N hop); computed as an `Encoder` is."""
+    """Quantised latents (B, latent_dim, N) to audio (B, 1, N hop); with kernels as `Encoder`."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -202,7 +200,7 @@ def _on_gpu(x: Tensor, architecture: Architecture) -> bool:
 class VQVAE(nn.Module):
     """One level of Jukebox: encoder, codebook, decoder.
 
-    Weights start random (PyTorch's defaults) and the codebook empty (see `Codebook`).
+    Weights start random (PyTorch's defaults) and the codebook starts empty (see `Codebook`).
     """
 
     def __init__(self, architecture: Architecture | None = None) -> None:
@@ -213,47 +211,47 @@ class VQVAE(nn.Module):
         self.codebook = Codebook(self.architecture.codes, self.architecture.latent_dim)
 
     def encode(self, audio: Tensor) -> Tensor:
-        """(B, 1, T) -> latents (B, latent_dim, T / hop), before quantising."""
+        """Audio (B, 1, T) -> latents (B, latent_dim, T / hop), before quantising."""
         return self.encoder(audio)
 
     def quantise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, latent_dim, N) -> codes (B, N) int64, the codebook's rows (B, latent_dim, N)."""
+        """Latents (B, latent_dim, N) -> codes (B, N) int64, quantised (B, latent_dim, N)."""
         return self.codebook.quantise(latents)
 
     def decode(self, quantised: Tensor) -> Tensor:
-        """(B, latent_dim, N) -> audio (B, 1, N hop)."""
+        """Quantised latents (B, latent_dim, N) -> audio (B, 1, N hop)."""
         return self.decoder(quantised)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """The codec: (B, 1, T) -> its reconstruction (B, 1, T), D(Q(E(audio)))."""
+        """The codec: audio (B, 1, T) -> its reconstruction D(Q(E(audio))), (B, 1, T)."""
         return self.decode(self.quantise(self.encode(audio))[1])
 
     def context(self) -> int:
-        """Samples of context a chunk needs on either side, a multiple of the hop.
+        """Samples of context that a chunk needs on either side, a multiple of the hop.
 
-        Run the codec over a chunk widened by this much, or up to the song's own ends: the chunk's
-        interior then equals the same stretch of the whole song's output.
+        If the codec runs over a chunk widened by this much, or up to the song's own ends, its
+        output for the chunk equals that part of the whole song's output.
         """
         return _context(self.architecture)
 
 
 @cache  # building the layers takes a third of a short separation
 def _context(architecture: Architecture) -> int:
-    """As `VQVAE.context` says."""
+    """See `VQVAE.context`."""
     hop = architecture.hop
     encoder_left, encoder_right = encoder_receptive_field(architecture)
     decoder_left, decoder_right = decoder_receptive_field(architecture)
-    # The latents that matter lie decoder_left before the interior's first and decoder_right
-    # after its last, which itself begins one hop before the interior's end.
+    # The chunk depends on latents from decoder_left before its first to decoder_right after its
+    # last one, which begins one hop before the chunk's end.
     left = decoder_left * hop + encoder_left
     right = (decoder_right - 1) * hop + encoder_right + 1
     return math.ceil(max(left, right) / hop) * hop
 
 
 def _reach(module: nn.Module, first: int, last: int) -> tuple[int, int]:
-    """The first and last input positions on which the output positions first..last depend.
+    """The first and last input positions that the output positions first..last depend on.
 
-    Relies on the modules being registered in the order in which they run.
+    Requires that modules are registered in the order they run in.
     """
     layers = [
         layer for layer in module.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)
@@ -270,23 +268,23 @@ def _reach(module: nn.Module, first: int, last: int) -> tuple[int, int]:
 
 
 def encoder_receptive_field(architecture: Architecture) -> tuple[int, int]:
-    """(left, right): latent t depends on the samples hop*t - left .. hop*t + right."""
+    """(left, right): latent t depends on samples hop*t - left to hop*t + right."""
     with torch.device("meta"):
         first, last = _reach(Encoder(architecture), 0, 0)
     return -first, last
 
 
 def decoder_receptive_field(architecture: Architecture) -> tuple[int, int]:
-    """(left, right): the hop samples of latent n depend on the latents n - left .. n + right."""
+    """(left, right): the hop samples of latent n depend on latents n - left to n + right."""
     with torch.device("meta"):
         first, last = _reach(Decoder(architecture), 0, architecture.hop - 1)
     return -first, last
 
 
 def receptive_field(architecture: Architecture) -> tuple[int, int]:
-    """(left, right): sample t of the reconstruction depends on the samples t - left .. t + right.
+    """(left, right): sample t of the reconstruction depends on samples t - left to t + right.
 
-    Where t falls within its hop moves the window; these are the widest reaches to either side.
+    The window depends on t's position in its hop; these are the maxima over all positions.
     """
     with torch.device("meta"):
         encoder, decoder = Encoder(architecture), Decoder(architecture)

@@ -188,7 +188,7 @@ def test_a_float_wav_file_may_be_longer_than_riff_can_say(tmp_path, monkeypatch)
 
 def test_pieces_of_other_channels_are_refused(tmp_path):
     with (
-        pytest.raises(ValueError, match="1 channels given, 2 were announced"),
+        pytest.raises(ValueError, match="1 channels given, expected 2"),
         audio.writing(tmp_path / "a.wav", 8000, 2, 10) as put,
     ):
         put(np.zeros((1, 10), np.float32))

@@ -561,8 +561,8 @@ def _hps(name, **hps):
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (_other_architecture, "stage2.pth.tar: its encoder is one of"),
-        (_swap, "stage1.pth.tar: holds an encoder but no whole VQ-VAE"),
+        (_other_architecture, "stage2.pth.tar: its encoder has Architecture"),
+        (_swap, "stage1.pth.tar: holds only an encoder"),
         (_hostile("stage1.pth.tar"), "stage1.pth.tar: not a checkpoint that can be read safely"),
         (_hostile("stage2.pth.tar"), "stage2.pth.tar: not a checkpoint that can be read safely"),
         (lambda project: Path("stage1.pth.tar").unlink(), "stage1.pth.tar: No such file"),

@@ -329,7 +329,7 @@ def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("first", "second", "more", "message"),
     [
-        ({"part": "vocals"}, {}, {}, "was trained for vocals, as it says itself, not for drums"),
+        ({"part": "vocals"}, {}, {}, "was trained for vocals, not for drums"),
         ({"sample_rate": 44100}, {"sample_rate": 8000}, {}, "was trained at 8000 Hz"),
         ({"sample_rate": -5}, {"sample_rate": -5}, {}, "its sample rate is -5"),
         ({"sr": 22050}, {"sr": 22050}, {"sample_rate": 8000}, "sample rate is 22050 Hz, not 8000"),

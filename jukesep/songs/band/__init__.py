@@ -1,9 +1,9 @@
-"""The embedded band: seeded songs rendered per stem, the default data of the pipeline.
+"""The embedded band: seeded songs rendered per stem, the pipeline's default data.
 
-`composer` writes a song; here real sampled instruments (symusic's synthesizer with the
-General MIDI soundfont that pretty_midi ships) and the singers of `voice` play it. Songs
-are folders in MUSDB18-HQ's layout, 44.1 kHz stereo int16, whose mixture is exactly the sum of the
-four stems. A song depends on (seed, split, index, seconds) alone.
+`composer` writes a song. Here sampled instruments (symusic's synthesizer with the General MIDI
+soundfont of pretty_midi) and the singers of `voice` play it. A song is a folder in MUSDB18-HQ's
+layout, 44.1 kHz stereo int16, whose mixture is exactly the sum of its four stems. It depends only
+on (seed, split, index, seconds).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .composer import compose
 from .plan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
 
 SAMPLE_RATE = 44_100
-# Whose numbers the samples come from.
+# Libraries whose versions can change the samples.
 LIBRARIES = ("numpy", "pretty-midi", "scipy", "soundfile", "symusic")
 Audio = NDArray[np.float32]
 Task = tuple[Path, str, int, int, float]
@@ -42,15 +42,15 @@ def _soundfont() -> str:
     spec = importlib.util.find_spec("pretty_midi")
     path = Path(spec.origin).with_name("TimGM6mb.sf2") if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise UserError("the band needs pretty_midi's TimGM6mb.sf2; install pretty_midi")
+        raise UserError("the band needs pretty_midi's TimGM6mb.sf2; `uv sync` installs it.")
     return str(path)
 
 
 def _synthesise(program: int, drum: bool, notes: tuple[Note, ...], length: int) -> Audio:
-    """The notes on a sampled instrument: (length,) mono, as loud as the soundfont.
+    """Play the notes on a sampled instrument: (length,) mono, at the soundfont's level.
 
-    A fresh synthesizer for every call: a used one keeps state. It ignores velocities;
-    `_apply_dynamics` applies them afterwards.
+    Uses a new synthesizer for every call, because a synthesizer keeps state. All notes have the
+    same velocity; `_apply_dynamics` applies velocities afterwards.
     """
     from symusic import Note as MidiNote
     from symusic import Score, Synthesizer, Track
@@ -71,12 +71,12 @@ def _fit(audio: Audio, length: int) -> Audio:
 
 
 def _apply_dynamics(audio: Audio, notes: tuple[Note, ...]) -> None:
-    """Scale each stretch between two onsets by the velocity of the notes that start there."""
+    """Scale the samples from each onset to the next by the velocity of the notes there."""
     onsets = np.array([int(note.start * SAMPLE_RATE) for note in notes])
     gains = np.array([note.velocity**1.5 for note in notes], np.float32)
     first = np.concatenate(([True], np.diff(onsets) > 600))  # notes of one chord share a gain
     onsets, gains = onsets[first], gains[first]
-    ramp = 64  # samples before an onset in which the gain changes, so that it does not click
+    ramp = 64  # samples before an onset over which the gain changes, to avoid clicks
     before = gains[0]
     for start, stop, gain in zip(onsets, [*onsets[1:], len(audio)], gains, strict=True):
         if start >= ramp:
@@ -86,7 +86,7 @@ def _apply_dynamics(audio: Audio, notes: tuple[Note, ...]) -> None:
 
 
 def _warp(audio: Audio, rate: float, depth: float) -> Audio:
-    """Vibrato by a small moving delay, `depth` in semitones."""
+    """Vibrato through a small varying delay: `rate` in Hz, `depth` in semitones."""
     time = np.arange(len(audio), dtype=np.float64)
     swing = depth / 12 * np.log(2) * SAMPLE_RATE / (2 * np.pi * rate)
     moved = time + swing * np.sin(2 * np.pi * rate / SAMPLE_RATE * time)
@@ -94,7 +94,7 @@ def _warp(audio: Audio, rate: float, depth: float) -> Audio:
 
 
 def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
-    """Add one layer to the stem `out` (2, samples) at its gain and place."""
+    """Add one layer to the stem `out` (2, samples) at its gain and pan."""
     length = out.shape[1]
     if layer.role == "voice":
         from .voice import sing
@@ -113,7 +113,7 @@ def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
     if layer.bright:
         audio[1:] += np.float32(layer.bright) * np.diff(audio)
     level = 8 * np.sqrt(np.mean(np.square(audio)))
-    if layer.role == "kit":  # few strokes have little energy, but a booming kick has much
+    if layer.role == "kit":  # the RMS of a few strokes is small, of a booming kick large
         level = max(level, np.abs(audio).max())
     audio *= 10 ** (layer.gain / 20) / level
     angle = np.pi / 4 * (1 + layer.pan)
@@ -121,14 +121,14 @@ def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
     late = int(0.011 * SAMPLE_RATE) + 97 * (layer.program % 5)
     for channel in (0, 1):
         out[channel] += sides[channel] * audio
-        if layer.width:  # the double sounds a little later on the other side
+        if layer.width:  # add a slightly later copy on the other side
             share = np.float32(0.7 * layer.width) * sides[1 - channel]
             out[channel, late:] += share * audio[:-late]
 
 
 def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> None:
-    """The snare wires, which the soundfont's snares lack: decaying noise at every stroke."""
-    from scipy import signal  # seconds, which songs that are there already need not wait for
+    """Add snare wires, which the soundfont's snares lack: decaying noise at every stroke."""
+    from scipy import signal  # slow to import, and not needed if all songs exist
 
     peak = np.abs(audio).max()
     size = int(0.25 * SAMPLE_RATE)
@@ -142,9 +142,9 @@ def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> 
 
 
 def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) -> Audio:
-    """Add the reverberation of a room: noise that decays by 60 dB in `decay` seconds.
+    """Add reverberation: noise that decays by 60 dB in `decay` seconds.
 
-    Made at half the rate: rooms swallow treble, and it is less work.
+    Computed at half the sample rate: rooms absorb treble, and it is faster.
     """
     from scipy import signal
 
@@ -161,7 +161,7 @@ def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) ->
 
 
 def _power(audio: Audio) -> float:
-    """Mean square of the mono signal below about 5 kHz, where songs are compared."""
+    """Mean square of the mono signal below about 5 kHz."""
     mono = audio[:, : audio.shape[1] // 4 * 4].sum(axis=0).reshape(-1, 4).mean(axis=1)
     return float(np.mean(np.square(mono)))
 
@@ -189,9 +189,9 @@ def perform(plan: SongPlan) -> dict[str, NDArray[np.int16]]:
 def render_song(
     folder: Path, *, split: str, index: int, seed: int, seconds: float, stems: bool = True
 ) -> None:
-    """Write the song as `folder`/{mixture,drums,bass,other,vocals}.wav, or the mixture alone.
+    """Write a song as `folder`/{mixture,drums,bass,other,vocals}.wav, or only its mixture.
 
-    The folder appears at once, complete; an older one of that name is replaced.
+    The folder appears when it is complete, and replaces an older one.
     """
     parts = perform(compose(split, index, seed, seconds))
     mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32).astype(np.int16)
@@ -221,9 +221,9 @@ def render_corpus(
 ) -> list[dict[str, str]]:
     """Render `counts[split]` songs per split to `root`/<split>/<name>; pretrain: mixtures only.
 
-    Returns name, split and group per song, in order of split and index. What the files hold does
-    not depend on `workers`. With more than one, call it under `if __name__ == "__main__"`.
-    Songs that are `known` from an earlier run and unchanged stay.
+    Returns name, split and group per song, in order of split and index. The files do not depend
+    on `workers`. With more than one, call this under `if __name__ == "__main__"`.
+    Songs that are `known` from an earlier run and unchanged are kept.
     """
     unknown = set(counts) - set(SPLITS)
     if unknown:
@@ -257,7 +257,7 @@ def render_corpus(
             for task in tasks:
                 rendered(_render(task))
         else:
-            # spawn: forking a process that has threads (torch's, symusic's) can hang.
+            # spawn, because forking a process with threads (torch's, symusic's) can hang.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
                 for done in as_completed([pool.submit(_render, task) for task in tasks]):

@@ -1,8 +1,8 @@
-"""The embedded band's composer: seeded song plans written by rule, no sound.
+"""The embedded band's composer: writes song plans by rule from a seed, and makes no sound.
 
 A plan says which instrument plays which note when, and how it is mixed; `jukesep.songs.band`
-renders it. Only additions, products and draws of uniform numbers and integers are used, so that a
-plan is the same on every machine.
+renders it. Plans use only sums, products and random draws of uniform numbers and integers, so
+that they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ...base.errors import UserError
 from ..manifest import STEMS
 from .plan import PROGRAMS, SINGERS, Layer, Note, SongPlan, generator, pick, song_group, song_name
 
-SLOTS = 8  # a song is eight slots long; a stem plays or rests for a whole slot
-SHORTEST = 2.0  # seconds: below this a slot is shorter than any note
+SLOTS = 8  # in a song; a stem plays or rests for a whole slot
+SHORTEST = 2.0  # seconds; in shorter songs a slot is shorter than any note
 
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 VOWELS = 5
@@ -57,11 +57,11 @@ RHYTHMS = (
     (2, 4, 2, 4, 4),
     (4, 4, 6, 2),
     (8, 4, 4),
-)  # sung note lengths in sixteenths, a bar each
+)  # lengths of sung notes in sixteenths, one bar each
 
 
 def compose(split: str, index: int, seed: int, seconds: float) -> SongPlan:
-    """Write the song `(split, index)` of corpus `seed`, about `seconds` (+-10 %) long."""
+    """Compose the song `(split, index)` of corpus `seed`, `seconds` long (+-10 %)."""
     if not seconds >= SHORTEST:
         raise UserError(f"seconds: {seconds} is too short for a song; use at least {SHORTEST:g}")
     rng = generator(seed, split, index, 1)
@@ -98,7 +98,7 @@ def compose(split: str, index: int, seed: int, seconds: float) -> SongPlan:
 
 
 class _Writer:
-    """State shared by the four stems of one song: tempo, harmony, form, who rests when."""
+    """State shared by the four stems of a song: tempo, harmony, form, and rests."""
 
     def __init__(self, rng: np.random.Generator, group: str, seconds: float) -> None:
         self.rng, self.group, self.seconds = rng, group, seconds
@@ -114,7 +114,7 @@ class _Writer:
         self.active = self._form()
 
     def _form(self) -> dict[str, list[bool]]:
-        """Slots in which each stem plays: an intro, a break, an ending, never fewer than two."""
+        """The slots in which each stem plays. In every slot at least two stems play."""
         rng = self.rng
         active = {stem: [True] * SLOTS for stem in STEMS}
         active["vocals"][0] = False
@@ -137,7 +137,7 @@ class _Writer:
         return self._slot(step) in (2, 5, 6)
 
     def _bars(self, stem: str) -> Iterator[tuple[int, int, int]]:
-        """(first step, steps that sound, chord degree) per run of a bar in which `stem` plays."""
+        """(first step, number of steps, chord degree) for each part of a bar that `stem` plays."""
         start = 0
         while start < self.edges[-1]:
             slot = self._slot(start)
@@ -152,19 +152,19 @@ class _Writer:
         return (step + 2 * late) * self.sixteenth
 
     def _note(self, step: float, steps: float, pitch: int, velocity: float, vowel: int = 0) -> Note:
-        """A played note: a little late, a little uneven, never past the song's end."""
+        """A note as played: slightly late, slightly uneven, never past the song's end."""
         start = min(self._time(step) + self.rng.uniform(0, 0.008), self.seconds - 0.2)
         duration = max(min(steps * self.sixteenth, self.seconds - 0.01 - start), 0.05)
         uneven = self.rng.uniform(0.85, 1.0)
         return Note(start, duration, pitch, min(velocity * uneven, 1.0), vowel)
 
     def _degree(self, degree: int, low: int) -> int:
-        """MIDI pitch of a scale degree (7 is the octave), the tonic at or just above `low`."""
+        """MIDI pitch of a scale degree (7 is the octave), with the tonic at or just above `low`."""
         tonic = low + (self.key - low) % 12
         return tonic + 12 * (degree // 7) + self.scale[degree % 7]
 
     def _chord(self, root: int, low: int) -> list[int]:
-        """Triad, at times a seventh, folded into the octave above `low`."""
+        """A triad, sometimes a seventh chord, folded into the octave above `low`."""
         degrees = [root, root + 2, root + 4] + ([root + 6] if self.rng.random() < 0.25 else [])
         return sorted(low + (self._degree(d, 0) - low) % 12 for d in degrees)
 
@@ -227,7 +227,7 @@ class _Writer:
         )
 
     def bass(self) -> tuple[Layer, ...]:
-        """One line on the chords' roots, another figure in the loud slots."""
+        """A line on the chords' roots, with another figure in the loud slots."""
         rng = self.rng
         calm, busy = pick(rng, BASS_STEPS), pick(rng, BASS_STEPS)
         length, low = rng.uniform(0.6, 0.98), int(rng.integers(28, 32))
@@ -243,7 +243,7 @@ class _Writer:
         drive = rng.uniform(1.5, 5.0) if rng.random() < 0.7 else 0.0
         line = self._layer("bass", notes, 0.0, drive=drive, bright=rng.uniform(0, 1))
         above = tuple(note._replace(pitch=note.pitch + 12) for note in notes)
-        # An octave above, as an amplifier's overtones: the lowest notes alone are near sinusoids.
+        # Add the octave above, like an amplifier's overtones: low notes are nearly sinusoidal.
         return (line, replace(line, notes=above, gain=rng.uniform(-9, -4)))
 
     def other(self) -> tuple[Layer, ...]:
@@ -292,7 +292,7 @@ class _Writer:
         return self._layer("comp", notes, 0.0, pan=pan, width=0.5, bright=bright)
 
     def vocals(self) -> tuple[Layer, ...]:
-        """A sung lead (our own voice or the soundfont's), and a choir behind the loud slots."""
+        """A sung lead (from `voice` or the soundfont), and a choir in the loud slots."""
         rng = self.rng
         voice = self._program("voice")
         own = rng.random() < 0.75
@@ -338,7 +338,7 @@ class _Writer:
                     break
                 last = bar % 2 == 1 and k == len(rhythm) - 1
                 if not (last and k):
-                    if step % 8 == 0:  # strong beats sing a tone of the chord
+                    if step % 8 == 0:  # strong beats take a tone of the chord
                         degree = min(
                             (7 * o + root + c for o in (-1, 0, 1) for c in (0, 2, 4)),
                             key=lambda d: abs(d - degree),

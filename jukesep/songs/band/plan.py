@@ -1,6 +1,6 @@
-"""What the embedded band's rooms share: a song's plan, its instruments, its random numbers.
+"""Shared by the embedded band's modules: song plans, instruments, random numbers.
 
-`composer` writes plans, `voice` and `jukesep.songs.band` turn them into sound.
+`composer` writes plans; `voice` and `jukesep.songs.band` turn them into sound.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SECOND = ("harbour", "lantern", "mountain", "river", "shadow", "summer", "thunde
 
 @dataclass(frozen=True)
 class Voice:
-    """A singer of the band's own."""
+    """A singer of the embedded band."""
 
-    tract: float  # factor on all formants: a long vocal tract has 1, a short one more
-    tilt: float  # slope of the source's spectrum, 1 = 6 dB an octave
+    tract: float  # factor on all formants: 1 for a long vocal tract, more for a shorter one
+    tilt: float  # slope of the source's spectrum, 1 = 6 dB per octave
     breath: float  # noise relative to the tone
     rate: float  # vibrato, Hz
     depth: float  # vibrato, semitones
-    low: int  # MIDI, at or above which lies the lowest tonic it sings
+    low: int  # MIDI pitch; the lowest tonic sung is at or above it
 
 
 SINGERS = (
@@ -41,9 +41,9 @@ SINGERS = (
     Voice(1.28, 0.90, 0.14, 6.3, 0.45, 56),
 )
 
-# General MIDI programs per role and group; kits are programs of the percussion bank. The held-out
-# ones sound from other recordings of the soundfont than the seen ones, but for the cymbals, which
-# all kits share, and the hats of kit 24.
+# General MIDI programs per role and group; kits are programs of the percussion bank. Held-out
+# programs use other recordings of the soundfont than seen ones, except for the cymbals, which all
+# kits share, and the hats of kit 24.
 PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
     "kit": {"seen": (0, 8, 16, 40), "held_out": (24, 25)},
     "bass": {"seen": (32, 33, 34, 35, 36), "held_out": (37, 38)},
@@ -68,21 +68,21 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One instrument's line within a stem and its place in the stem's mix."""
+    """One instrument's line in a stem, and its settings in the stem's mix."""
 
     role: str  # key of PROGRAMS
     program: int  # General MIDI program; for "voice" a row of SINGERS
     notes: tuple[Note, ...]
     gain: float  # dB within the stem
     pan: float  # -1 left, 1 right
-    width: float  # 0 a point, 1 doubled on the other side
+    width: float  # 0 a point, 1 fully doubled on the other side
     drive: float  # 0 clean; else the waveshaper's input gain
     bright: float  # treble emphasis
 
 
 @dataclass(frozen=True)
 class SongPlan:
-    """A composed song. `layers`, `gains` (dB), `rooms` (reverb share) have one entry per stem."""
+    """A composed song. `layers`, `gains` (dB) and `rooms` (reverb share) have a value per stem."""
 
     name: str
     split: str
@@ -101,7 +101,7 @@ class SongPlan:
 
 
 def generator(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Random numbers of one song and purpose, independent of every other song's."""
+    """Random generator for one song and purpose, independent of all others."""
     if split not in SPLITS:
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     key = (SPLITS.index(split), index, purpose)
@@ -109,16 +109,16 @@ def generator(seed: int, split: str, index: int, purpose: int) -> np.random.Gene
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
-    """One of the items, each as likely."""
+    """One of the items, all with the same probability."""
     return items[int(rng.integers(len(items)))]
 
 
 def song_name(split: str, index: int, seed: int) -> str:
-    """Folder name of a song, unique over splits and indices, for example `test-003-paper-river`."""
+    """Folder name of a song, unique over splits and indices: `test-003-paper-river`."""
     rng = generator(seed, split, index, 0)
     return f"{split}-{index:03d}-{pick(rng, FIRST)}-{pick(rng, SECOND)}"
 
 
 def song_group(split: str, index: int) -> str:
-    """`held_out` for every second test song (instruments no other split hears), else `seen`."""
+    """`held_out` for every second test song (instruments in no other split), else `seen`."""
     return GROUPS[index % 2] if split == "test" else GROUPS[0]

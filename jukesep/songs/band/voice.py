@@ -1,8 +1,8 @@
-"""A singing voice for the embedded band: pulses of the glottis through the formants of vowels.
+"""A singing voice for the embedded band: glottal pulses filtered by the formants of vowels.
 
-The soundfont's voices are nearly sinusoidal. This source has what makes a voice a voice: many
-harmonics, resonances that stay put while the pitch moves, a vowel and at times a consonant per
-note, breath, vibrato that sets in late, and glides from note to note.
+The soundfont's voices are nearly sinusoidal. This one has the features of a human voice: many
+harmonics, resonances that stay fixed while the pitch moves, a vowel and sometimes a consonant per
+note, breath, vibrato that starts late, and glides from note to note.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BANDWIDTHS = (70, 90, 120, 160, 220)
 def sing(
     notes: Sequence[Note], voice: Voice, length: int, sample_rate: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Sing the notes one at a time (a new note ends the one before): (length,) mono samples."""
+    """Sing the notes one at a time (a new note ends the last): (length,) mono samples."""
     pitch, loudness, vowels = _curves(notes, voice, length, sample_rate, rng)
     fine, coarse = np.arange(length), np.arange(len(pitch)) * CONTROL
     hertz = 440.0 * 2.0 ** ((np.interp(fine, coarse, pitch) - 69.0) / 12.0)
@@ -58,7 +58,7 @@ def _curves(
     sample_rate: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Pitch (MIDI), loudness and the five vowels' shares, one point every CONTROL samples."""
+    """Pitch (MIDI), loudness and the shares of the five vowels, every CONTROL samples."""
     rate = sample_rate / CONTROL
     points = length // CONTROL + 2
     time = np.arange(points) / rate
@@ -70,7 +70,7 @@ def _curves(
     for note, end in zip(notes, ends, strict=True):
         a, b = int(note.start * rate), int(min(note.start + note.duration, end) * rate)
         since = time[a:b] - note.start
-        scoop = rng.uniform(-1.5, 0.3)  # the pitch sets in below and glides up
+        scoop = rng.uniform(-1.5, 0.3)  # semitones; most notes start below and glide up
         pitch[a:] = note.pitch
         pitch[a:b] += scoop * np.exp(-since / 0.04)
         swing[a:b] = np.clip((since - 0.12) / 0.25, 0.0, 1.0)
@@ -96,7 +96,7 @@ _TABLE = 4096
 
 
 def _pulses(highest: float, tilt: float, sample_rate: int) -> NDArray[np.float32]:
-    """One period of the glottal source, harmonics under the Nyquist frequency at `highest` Hz."""
+    """One period of the glottal source, without aliasing up to a pitch of `highest` Hz."""
     harmonics = np.arange(1, max(int(0.5 * sample_rate / highest), 2))
     spectrum = np.zeros(_TABLE // 2 + 1, complex)
     spectrum[harmonics] = harmonics**-tilt * np.exp(1j * 0.3 * np.sqrt(harmonics))
@@ -105,7 +105,7 @@ def _pulses(highest: float, tilt: float, sample_rate: int) -> NDArray[np.float32
 
 
 def _formants(formants: tuple[float, ...], sample_rate: int) -> NDArray[np.float32]:
-    """Impulse response of the formants' resonators in a row, unit energy."""
+    """Impulse response of the formants' resonators in series, with unit energy."""
     response = np.zeros(2048)
     response[0] = 1.0
     for frequency, width in zip(formants, BANDWIDTHS, strict=True):
