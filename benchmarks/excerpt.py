@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from jukesep import audio, load_separator, sdr
 from jukesep.audio import Audio
-from jukesep.base.errors import UserError, reported
+from jukesep.base.errors import reported
+from jukesep.base.packages import package_folder
 from jukesep.songs.manifest import MIXTURE, STEMS
 
 
@@ -26,10 +26,7 @@ def decode(folder: Path) -> dict[str, Audio]:
     """The excerpt's mixture and stems, (channels, samples) at 44.1 kHz, decoded into `folder`."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    package = find_spec("stempeg")
-    if package is None or package.origin is None:
-        raise UserError("stempeg is not installed; `uv sync` installs it with musdb.")
-    song = next(Path(package.origin).parent.glob("data/*.stem.mp4"))
+    song = next(package_folder("stempeg").glob("data/*.stem.mp4"))
     parts = {}
     for stream, part in enumerate((MIXTURE, *STEMS)):
         path = folder / f"{part}.wav"

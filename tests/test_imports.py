@@ -2,13 +2,18 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions
 from pathlib import Path
 
 import pytest
 
 import jukesep
+from jukesep.base.errors import PIPELINE, UserError, not_installed, reported
+from jukesep.base.packages import package_folder
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
@@ -16,6 +21,7 @@ TORCH_FREE = (
     "jukesep.audio.encode",
     "jukesep.audio.samples",
     "jukesep.base.download",
+    "jukesep.base.packages",
     "jukesep.base.params",
     "jukesep.base.paths",
     "jukesep.base.signals",
@@ -120,6 +126,82 @@ def test_every_module_that_says_so_is_among_them():
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             assert name.removesuffix(".__init__") in TORCH_FREE
 
+
+# --- the extra `pipeline` ---------------------------------------------------------------------
+
+
+def foreign(path):
+    """(package, whether within a function) of each import of another distribution's package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef)
+        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        for name in names:
+            package = name.partition(".")[0]
+            if package not in sys.stdlib_module_names and package != "jukesep":
+                yield package, node in inner
+
+
+def test_packages_of_the_extra_are_imported_where_they_are_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    always = {canonical(line) for line in project["dependencies"]} | {"triton"}  # torch's own
+    extra = {canonical(line) for line in project["optional-dependencies"]["pipeline"]}
+    extra |= {"omegaconf"}  # hydra-core's own
+    assert not always & extra
+    distributions = packages_distributions()
+    for path in (ROOT / "jukesep").rglob("*.py"):
+        for package, within in foreign(path):
+            owners = {canonical(name) for name in distributions.get(package, [package])}
+            if not owners & always:
+                assert owners & extra, f"{path}: {package} is no dependency"
+                assert within, f"{path}: {package} must be imported in a function"
+                assert package in PIPELINE, f"jukesep.base.errors.PIPELINE lacks {package}"
+    owners = {canonical(name) for package in PIPELINE for name in distributions[package]}
+    assert owners <= extra
+
+
+def canonical(line):
+    return re.split("[=<>;~!]", line)[0].strip().lower().replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'symusic.core'", name="symusic.core"),
+        PackageNotFoundError("pretty-midi"),
+        not_installed("symusic"),
+    ],
+)
+def test_what_the_extra_would_bring_is_named(error, capsys):
+    with pytest.raises(SystemExit), reported():
+        raise error
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: (symusic|pretty_midi) is not installed\. This needs jukesep\[pipeline\]: "
+        r"pip install 'jukesep\[pipeline\]'\n",
+        said,
+    )
+
+
+def test_what_no_extra_brings_is_a_traceback():
+    with pytest.raises(ModuleNotFoundError, match="nowhere"), reported():
+        import nowhere  # noqa: F401
+
+
+def test_a_package_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"nowhere is not installed\. This needs jukesep"):
+        package_folder("nowhere")
+
+
+# --- folders ----------------------------------------------------------------------------------
 
 # From the ground up: a folder imports from itself and from those before it.
 FOLDERS = (

@@ -5,6 +5,7 @@ Finding it reads nothing of it but its sum; jukebox.py loads it. This module doe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Collection
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from ..base.download import reason
 from ..base.errors import UserError
 from ..base.params import Weights
 
@@ -24,7 +26,6 @@ URLS = (
     f"https://openaipublic.blob.core.windows.net/{PATH}",
 )
 SHA256 = "69745413a48e887f8a3fe91b972a6f7f434021a1ce911a99187b331eb48c059a"
-LIMIT = 100_000_000  # bytes; the file has about 7.7 million
 TITLE = "Jukebox's weights"
 LICENCE = (
     "Jukebox's code, weights and what is made with them (fine-tuned models, separated stems): "
@@ -56,21 +57,35 @@ def cached() -> Path:
 
 
 def _fetched(weights: Weights) -> Path:
-    from ..base.download import download  # its library is slow to import
+    import pooch
+    import requests
 
     print(LICENCE, file=sys.stderr)
-    path = cached().absolute()
-    return download(
-        URLS,
-        path,
-        sha256=weights.sha256 or SHA256,
-        title=TITLE,
-        limit=LIMIT,
-        setting="weights.sha256",
-        otherwise=(
-            f"Without a network: fetch {URLS[0]} elsewhere and save it as {path}, or "
-            "anywhere, and give weights=file weights.file=/path/to/vqvae.pth.tar."
-        ),
+    path, sha256 = cached().absolute(), (weights.sha256 or SHA256).lower()
+    faults, found = [f"{TITLE}: cannot be fetched."], dict[str, str]()
+
+    def fetch(url: str, temporary: str, caller: object) -> None:
+        pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16)(url, temporary, caller)
+        found[url] = _sum(Path(temporary))
+
+    for url in URLS:
+        try:
+            pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=fetch)
+            return path
+        except (requests.RequestException, ValueError) as error:
+            wrong = url in found and f"sha256 is {found[url]}, but should be {sha256}"
+            faults.append(f"  {url}: {wrong or reason(error)}")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    if found:
+        faults.append(
+            "To accept the file all the same, if you trust where it comes from: "
+            f"weights.sha256={next(iter(found.values()))}"
+        )
+    raise UserError(
+        "\n".join(faults)
+        + f"\nWithout a network: fetch {URLS[0]} elsewhere and save it as {path}, "
+        "or anywhere, and give weights=file weights.file=/path/to/vqvae.pth.tar."
     )
 
 
@@ -80,10 +95,8 @@ def _given(weights: Weights) -> Path:
     if not path.is_file():
         raise UserError(f"weights.file: {path}: no such file.")
     if weights.sha256:
-        from ..base.download import file_sha256
-
         try:
-            found = file_sha256(path, path.name)
+            found = _sum(path)
         except OSError as error:
             raise UserError(f"weights.file: {path}: {error.strerror or error}.") from error
         if found != weights.sha256.lower():
@@ -93,3 +106,8 @@ def _given(weights: Weights) -> Path:
                 f"weights.sha256={found}"
             )
     return path
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..base import paths
 from ..base.errors import UserError
@@ -21,6 +20,9 @@ from ..scoring.evaluation import BASELINES, COLUMNS
 from ..scoring.metrics import METRICS
 from ..scoring.published import TOTAL
 from ..songs.manifest import STEMS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUPS = ("seen", "held_out")
 ALL = "all"  # both
@@ -132,6 +134,8 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
 
     Raises UserError, naming the file, for missing, duplicate or contradictory scores.
     """
+    import pandas as pd
+
     stems = tuple(stem for stem in STEMS if stem in params["stems"])
     inits = tuple(params["inits"])
     steps = tuple(int(step) for step in params["stage2"]["checkpoints"])
@@ -192,6 +196,8 @@ def _notes(params: dict[str, Any]) -> Iterator[str]:
 
 def _read_scores(path: Path) -> pd.DataFrame:
     """A scores file with checked columns. `step` is Int64, and missing where the file is empty."""
+    import pandas as pd
+
     table = _read_csv(path)
     if list(table.columns) != list(COLUMNS):
         raise UserError(f"{path}: the columns are {list(table.columns)}, not {list(COLUMNS)}")
@@ -205,6 +211,8 @@ def _read_scores(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """A CSV file as strings (a song may be called "NA")."""
+    import pandas as pd
+
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
@@ -215,6 +223,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[Cell]) -> None:
     """Check that every wanted cell has each song once, with a number, and that none is unwanted."""
+    import pandas as pd
+
     again = "; run its stage again"
     cells = [
         (stem, system, init, None if pd.isna(step) else int(step), metric)
@@ -260,6 +270,8 @@ def _read_curves(
     params: dict[str, Any], stems: tuple[str, ...], inits: tuple[str, ...], root: Path
 ) -> pd.DataFrame:
     """The losses and codebook columns of every run's log.csv in long form, thinned out."""
+    import pandas as pd
+
     runs = [
         (stage, stem, init, paths.run(stage, stem, init))
         for stage in ("stage1", "stage2")
@@ -280,6 +292,8 @@ def _read_curves(
 
 def _curves_of(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     """(name, steps and values) for every curve in a log.csv."""
+    import pandas as pd
+
     log = _read_csv(path)
     missing = {"step", "loss", "perplexity", "usage", "valid_loss"} - set(log.columns)
     if missing or log.empty:

@@ -19,16 +19,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..base import paths
 from ..base.files import write_text
 from ..scoring.metrics import METRICS
 from . import figures, page
 from .results import CODEBOOK_NAMES, LOSS_NAMES, Results, Table, read_results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DECIMALS = 4  # of a dB: far below what a seed changes
 
@@ -155,4 +157,6 @@ def _ceiling(results: Results) -> pd.DataFrame:
 
 
 def _rows(columns: list[str], rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    import pandas as pd
+
     return pd.DataFrame(rows, columns=columns).round(DECIMALS)

@@ -11,10 +11,9 @@ Computes in float64 with numpy and scipy; does not import torch. Audio is (chann
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base.errors import UserError
+from ..base.packages import package_folder
 
 Array = NDArray[np.float64]
 
@@ -226,15 +226,15 @@ def museval_extras(
 
 @cache
 def museval_metrics() -> ModuleType:
-    """museval's ``metrics`` module alone: importing the whole package requires ffmpeg."""
-    package = importlib.util.find_spec("museval")
-    if package is None or package.origin is None:
-        raise UserError("the package museval is not installed. Install jukesep's dependencies.")
-    path = Path(package.origin).with_name("metrics.py")
-    spec = importlib.util.spec_from_file_location("jukesep_museval_metrics", path)
+    """museval's ``metrics`` module alone: importing the whole package requires ffmpeg.
+
+    Raises UserError if museval, from the extra `pipeline`, is not installed.
+    """
+    path = package_folder("museval") / "metrics.py"
+    spec = spec_from_file_location("jukesep_museval_metrics", path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

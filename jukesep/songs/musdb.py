@@ -10,7 +10,6 @@ ffmpeg, importing torchaudio needs torch.
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import shutil
 import zipfile
@@ -24,7 +23,9 @@ import numpy as np
 import yaml
 
 from .. import audio
+from ..base.download import download
 from ..base.errors import UserError
+from ..base.packages import package_folder
 from ..base.progress import bar
 from ..base.unchanged import Known, code, marks
 from .checks import Finding, Layout, raise_errors, wrong_root
@@ -51,13 +52,13 @@ def layout(shortest: float) -> Layout:
 
 def validation_songs() -> frozenset[str]:
     """The 14 training songs that musdb sets aside for validation, by name."""
-    path = _package("musdb") / "configs" / "mus.yaml"
+    path = package_folder("musdb") / "configs" / "mus.yaml"
     return frozenset(yaml.safe_load(path.read_text(encoding="utf-8"))["validation_tracks"])
 
 
 def archive_source() -> tuple[str, str]:
     """Address and sha256 of MUSDB18-HQ's archive, from torchaudio's dataset module."""
-    path = _package("torchaudio") / "datasets" / "musdb_hq.py"
+    path = package_folder("torchaudio") / "datasets" / "musdb_hq.py"
     constants = {
         target.id: node.value
         for node in ast.parse(path.read_text(encoding="utf-8")).body
@@ -89,9 +90,7 @@ def fetch(root: Path, accepted: bool) -> None:
             "-S data.accept_licence=true."
         )
     if not path.exists():
-        from ..base.download import download
-
-        download([url], path, sha256=sha256, title="MUSDB18-HQ")
+        download(url, path, sha256=sha256, title="MUSDB18-HQ")
     unpack(path, root)
     path.unlink()
 
@@ -221,11 +220,3 @@ def _decode_song(stempeg: ModuleType, path: Path, folder: Path, sample_rate: int
         detail = getattr(error, "stderr", None) or str(error).encode()
         last = detail.decode(errors="replace").strip().splitlines()[-1:]
         raise UserError(f"cannot be decoded ({' '.join(last)}). {again}") from error
-
-
-def _package(name: str) -> Path:
-    """The folder of an installed package, found without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UserError(f"the package {name} is not installed; `uv sync` installs it.")
-    return Path(spec.origin).parent

@@ -45,13 +45,10 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "file.bin"
 
 
-def fetch(target: Path, *urls: str, sum_of: bytes | None = CONTENT, **options: object) -> bytes:
-    known = None if sum_of is None else sha256(sum_of)
-    options = {"title": "The file", "timeout": 5.0} | options
-    path = download(urls, target, sha256=known, **options)  # type: ignore[arg-type]
-    assert path == target
+def fetch(target: Path, url: str, content: bytes = CONTENT, **options: float) -> bytes:
+    download(url, target, sha256=sha256(content), title="The file", **{"timeout": 5.0} | options)  # type: ignore[arg-type]
     assert not part(target).exists()
-    return path.read_bytes()
+    return target.read_bytes()
 
 
 def part(target: Path) -> Path:
@@ -67,46 +64,11 @@ def left(target: Path, content: bytes) -> None:
 # --- a server as it should be -----------------------------------------------------------------
 
 
-def _name(value):
-    """The same in every process, which the text of a function is not."""
-    return value.__qualname__ if callable(value) else str(value)
-
-
-@pytest.mark.parametrize("sum_of", [CONTENT, None], ids=["sum", "no sum"])
-def test_a_file_arrives(site: Site, target: Path, sum_of: bytes | None, capfd) -> None:
+def test_a_file_arrives(site: Site, target: Path, capfd) -> None:
     url = site.at("/file", whole(CONTENT))
-    assert fetch(target, url, sum_of=sum_of) == CONTENT
+    assert fetch(target, url) == CONTENT
     assert site.requests == [("/file", None)]
     assert "The file: 100%" in capfd.readouterr().err
-    assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-def test_a_file_that_is_there_needs_no_network(target: Path) -> None:
-    target.parent.mkdir()
-    target.write_bytes(CONTENT)
-    assert fetch(target, nobody()) == CONTENT
-    assert os.listdir(target.parent) == ["file.bin"]
-
-
-def test_a_file_with_another_sum_is_fetched_anew(site: Site, target: Path, capfd) -> None:
-    target.parent.mkdir()
-    target.write_bytes(OTHER)
-    assert fetch(target, site.at("/file", whole(CONTENT))) == CONTENT
-    said = capfd.readouterr().err
-    assert sha256(OTHER) in said
-    assert sha256(CONTENT) in said
-
-
-def test_a_sum_in_capitals_is_the_same(site: Site, target: Path) -> None:
-    url = site.at("/file", whole(CONTENT))
-    download([url], target, sha256=sha256(CONTENT).upper(), title="The file")
-    assert target.read_bytes() == CONTENT
 
 
 def test_a_redirection_is_followed(site: Site, target: Path) -> None:
@@ -143,7 +105,7 @@ def test_memory_stays_flat(site: Site, target: Path) -> None:
 
     url = site.at("/file", answer)
     tracemalloc.start()
-    download([url], target, sha256=sha256(content), title="The file")
+    download(url, target, sha256=sha256(content), title="The file")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -161,30 +123,25 @@ def test_two_at_once_fetch_it_once(site: Site, target: Path, capfd) -> None:
     assert "another process is fetching it" in capfd.readouterr().err
 
 
-# --- going on ---------------------------------------------------------------------------------
+# --- resumed ----------------------------------------------------------------------------------
 
 
-def test_a_transfer_that_breaks_off_is_gone_on_with(site: Site, target: Path) -> None:
+def test_a_transfer_that_breaks_off_is_resumed(site: Site, target: Path) -> None:
     url = site.at("/file", cut(CONTENT, HALF), cut(CONTENT, CHUNK), whole(CONTENT))
     assert fetch(target, url) == CONTENT
     assert site.ranges == [None, f"bytes={HALF}-", f"bytes={HALF + CHUNK}-"]
 
 
-def test_a_part_of_an_earlier_try_is_gone_on_with(site: Site, target: Path) -> None:
+def test_a_part_of_an_earlier_call_is_resumed(site: Site, target: Path) -> None:
     left(target, CONTENT[:1000])
     assert fetch(target, site.at("/file", whole(CONTENT))) == CONTENT
     assert site.ranges == ["bytes=1000-"]
 
 
-def test_a_whole_part_needs_no_network(target: Path) -> None:
+def test_a_part_that_is_whole_is_taken(site: Site, target: Path) -> None:
     left(target, CONTENT)
-    assert fetch(target, nobody()) == CONTENT
-
-
-def test_a_part_is_gone_on_with_from_another_address(site: Site, target: Path) -> None:
-    first = site.at("/first", cut(CONTENT, HALF), status(404))
-    assert fetch(target, first, site.at("/second", whole(CONTENT))) == CONTENT
-    assert site.requests[1:] == [("/first", f"bytes={HALF}-"), ("/second", f"bytes={HALF}-")]
+    assert fetch(target, site.at("/file", whole(CONTENT))) == CONTENT
+    assert site.ranges == [f"bytes={len(CONTENT)}-"]
 
 
 @pytest.mark.parametrize(
@@ -192,8 +149,7 @@ def test_a_part_is_gone_on_with_from_another_address(site: Site, target: Path) -
 )
 def test_a_wrong_part_is_thrown_away(site: Site, target: Path, wrong: bytes) -> None:
     left(target, wrong)
-    # One try is enough: the part is at fault, not the address.
-    assert fetch(target, site.at("/file", whole(CONTENT)), tries=1) == CONTENT
+    assert fetch(target, site.at("/file", whole(CONTENT))) == CONTENT
     assert site.ranges == [f"bytes={len(wrong)}-", None]
 
 
@@ -216,27 +172,18 @@ def test_a_range_that_was_not_asked_for_is_not_taken(site: Site, target: Path) -
     assert site.ranges == ["bytes=1000-", None]
 
 
-def test_without_a_sum_no_part_is_taken_up_or_left(site: Site, target: Path) -> None:
-    left(target, OTHER[:1000])
-    url = site.at("/file", cut(CONTENT, HALF))
-    with pytest.raises(UserError, match="broke off"):
-        fetch(target, url, sum_of=None, tries=1)
-    assert site.ranges == [None]
-    assert not part(target).exists()
-
-
 def test_headway_is_no_failure(site: Site, target: Path) -> None:
     content = random.Random(2).randbytes(4 * HEADWAY)
     url = site.at("/file", cut(content, HEADWAY + CHUNK))
-    assert fetch(target, url, sum_of=content, tries=1) == content
+    assert fetch(target, url, content=content, tries=1) == content
     assert len(site.requests) == 4
 
 
 def test_the_same_bytes_again_are_no_headway(site: Site, target: Path) -> None:
     content = random.Random(2).randbytes(4 * HEADWAY)
     url = site.at("/file", cut(content, 2 * HEADWAY, ranges=False))
-    with pytest.raises(UserError, match="broke off after 2097152 bytes"):
-        fetch(target, url, sum_of=content)
+    with pytest.raises(UserError, match="IncompleteRead"):
+        fetch(target, url, content=content)
     assert len(site.requests) == 4  # the first brought something
 
 
@@ -247,7 +194,7 @@ from jukesep.base.download import download
 from jukesep.base.errors import reported
 
 with reported():
-    download([sys.argv[1]], Path(sys.argv[2]), sha256=sys.argv[3], title="The file")
+    download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], title="The file")
 """
 
 
@@ -270,12 +217,7 @@ def test_ctrl_c_leaves_the_part_for_the_next_try(site: Site, target: Path) -> No
     assert site.ranges == [None, f"bytes={HALF}-"]
 
 
-# --- what cannot be had -----------------------------------------------------------------------
-
-
-def test_the_second_address_is_asked_if_the_first_has_nothing(site: Site, target: Path) -> None:
-    assert fetch(target, site.at("/1", status(404)), site.at("/2", whole(CONTENT))) == CONTENT
-    assert site.requests == [("/1", None), ("/2", None)]
+# --- what cannot be fetched -------------------------------------------------------------------
 
 
 def test_a_server_in_trouble_is_asked_again(site: Site, target: Path, capfd) -> None:
@@ -289,55 +231,40 @@ def test_a_server_in_trouble_is_asked_again(site: Site, target: Path, capfd) -> 
     [
         (status(404), "HTTP 404 Not Found", 1),
         (status(500), "HTTP 500 Internal Server Error", 3),
-        (status(206), "HTTP 206", 1),
-        (silent, "silent for 0.2 s", 3),
-        (cut(CONTENT, CHUNK, stall=True), "silent for 0.2 s", 3),
-        (cut(CONTENT, CHUNK), "broke off after 196608 bytes", 3),
+        (status(206), "sends others", 3),
+        (silent, "timed out", 3),
+        (cut(CONTENT, CHUNK, stall=True), "timed out", 3),
+        (cut(CONTENT, CHUNK), "IncompleteRead", 3),
         (lambda handler: None, "without response", 3),
-        (redirect("/file"), "more than 5 redirections", 6),
-        (redirect("file:///etc/hostname"), "No connection adapters", 1),
-        (redirect("http://["), "Invalid|Failed to parse", 1),
-        (
-            lambda handler: handler.head(200, Content_Encoding="gzip", Content_Length=0),
-            "another encoding, gzip",
-            1,
-        ),
+        (redirect("file:///etc/hostname"), "No connection adapters", 3),
+        (redirect("http://["), "Invalid|Failed to parse", 3),
     ],
-    ids=_name,
+    ids=["404", "500", "206", "silent", "stalled", "cut", "nothing", "file", "broken"],
 )
 def test_what_an_address_answered_is_said(
     site: Site, target: Path, answer, message: str, requests: int
 ) -> None:
     url = site.at("/file", answer)
     with pytest.raises(UserError, match=message) as caught:
-        fetch(target, url, timeout=0.2, otherwise="Carry it there.")
-    assert str(caught.value).startswith(f"The file: cannot be fetched.\n  {url}: ")
-    assert str(caught.value).endswith("\nCarry it there.")
+        fetch(target, url, timeout=0.2)
+    assert str(caught.value).startswith(f"The file: cannot be fetched from {url}: ")
     assert len(site.requests) == requests
     assert not target.exists()
 
 
-def test_a_server_that_is_gone(site: Site, target: Path) -> None:
-    first, second = nobody(), nobody()
-    with pytest.raises(UserError, match="Connection refused") as caught:
-        fetch(target, first, second)
-    assert f"{first}: Connection refused" in str(caught.value)
-    assert f"{second}: Connection refused" in str(caught.value)
+def test_a_server_that_is_gone(target: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "BACK_OFF", 0.0)
+    with pytest.raises(UserError, match="Connection refused"):
+        fetch(target, nobody())
     assert os.listdir(target.parent) == ["file.bin.lock"]
 
 
-def test_a_wrong_sum_shows_both_and_how_to_accept(site: Site, target: Path) -> None:
-    urls = site.at("/1", whole(OTHER)), site.at("/2", whole(OTHER))
-    with pytest.raises(UserError, match="cannot be fetched") as caught:
-        fetch(target, *urls, setting="file.sha256")
-    said = str(caught.value)
-    assert f"{urls[1]}: sha256 is {sha256(OTHER)}, but should be {sha256(CONTENT)}" in said
-    assert f"file.sha256={sha256(OTHER)}" in said
+def test_a_wrong_sum_shows_both(site: Site, target: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        fetch(target, site.at("/file", whole(OTHER)))
+    assert f"sha256 is {sha256(OTHER)}, but should be {sha256(CONTENT)}" in str(caught.value)
     assert not target.exists()
-    # Once accepted, what was fetched is taken: no second transfer of gigabytes.
-    asked = len(site.requests)
-    assert fetch(target, *urls, sum_of=OTHER) == OTHER
-    assert len(site.requests) == asked
+    assert not part(target).exists()
 
 
 def test_a_server_of_another_file_is_believed_only_so_often(site: Site, target: Path) -> None:
@@ -348,31 +275,10 @@ def test_a_server_of_another_file_is_believed_only_so_often(site: Site, target: 
     assert len(site.requests) == 6
 
 
-def test_an_older_file_survives_what_cannot_be_fetched(site: Site, target: Path) -> None:
-    target.parent.mkdir()
-    target.write_bytes(OTHER)
-    with pytest.raises(UserError, match="404"):
-        fetch(target, site.at("/file", status(404)))
-    assert target.read_bytes() == OTHER
-
-
-@pytest.mark.parametrize("told", [True, False])
-def test_no_more_than_the_limit_arrives(site: Site, target: Path, told: bool) -> None:
-    def endless(handler: Handler) -> None:
-        handler.head(200, **({"Content_Length": 10**12} if told else {}))
-        while True:
-            handler.wfile.write(bytes(CHUNK))
-
-    with pytest.raises(UserError, match="larger than the 1000000 bytes"):
-        fetch(target, site.at("/file", endless), limit=1_000_000)
-    assert len(site.requests) == 1
-    assert not part(target).exists()
-
-
 def test_a_disk_without_room_is_seen_before(site: Site, target: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100_000))
-    with pytest.raises(UserError, match=r"328kB are still to come, but its disk has 100kB free"):
+    with pytest.raises(UserError, match=r"0\.0 GB are still to come, but the disk of"):
         fetch(target, site.at("/file", whole(CONTENT)))
     assert not part(target).exists()
     left_over = CONTENT[: len(CONTENT) - 100_000]
@@ -380,18 +286,7 @@ def test_a_disk_without_room_is_seen_before(site: Site, target: Path, monkeypatc
     assert fetch(target, site.at("/file", whole(CONTENT))) == CONTENT
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/file", "/etc/hostname"])
-def test_only_http_and_https(target: Path, url: str) -> None:
-    with pytest.raises(UserError, match="not an address of http or https"):
-        fetch(target, url)
-
-
 def test_a_place_that_cannot_be_written_to(site: Site, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"file\.bin: cannot be written"):
         fetch(tmp_path / "cache" / "file.bin", site.at("/file", whole(CONTENT)))
-
-
-def test_no_torch() -> None:
-    code = "import sys, jukesep.pipeline.pretrained; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from web import Site, cut, nobody, running, status, whole
+from web import Answer, Site, cut, nobody, redirect, running, status, whole
 
-from jukesep.base import download, params
+from jukesep.base import params
 from jukesep.base.errors import UserError
 from jukesep.base.params import Weights
 from jukesep.model.jukebox import load_jukebox, to_jukebox_keys
@@ -86,7 +86,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     urls = nobody(), nobody()
     monkeypatch.setattr(pretrained, "URLS", urls)
-    monkeypatch.setattr(download, "BACK_OFF", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return urls
 
@@ -124,13 +123,18 @@ def test_fetched_once_then_from_the_cache(
     site: Site, cache: Path, checkpoint: bytes, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     monkeypatch.setattr(pretrained, "SHA256", sha256(checkpoint))
-    site.at("/1", status(404))
-    site.at("/2", cut(checkpoint, len(checkpoint) // 2, ranges=False), whole(checkpoint))
+    site.at("/1", cut(checkpoint, len(checkpoint) // 2))
+    site.at("/2", whole(checkpoint))
+    said = []
     for _ in range(2):
         assert pretrained.find(weights()) == cache
         assert cache.read_bytes() == checkpoint
-        assert "non-commercial use only" in capfd.readouterr().err
-    assert [path for path, _ in site.requests] == ["/1", "/2", "/2"]
+        assert os.listdir(cache.parent) == [cache.name]
+        said.append(capfd.readouterr().err)
+        assert "non-commercial use only" in said[-1]
+    assert "100%" in said[0]
+    assert "100%" not in said[1]
+    assert [path for path, _ in site.requests] == ["/1", "/2"]
 
 
 @pytest.mark.parametrize("level", range(3))
@@ -147,9 +151,10 @@ def test_each_level_of_the_fetched_file(
 
 def test_another_file_than_openai_s(site: Site, cache: Path, checkpoint: bytes) -> None:
     site.at("/1", whole(checkpoint))
-    site.at("/2", whole(checkpoint))
+    site.at("/2", status(404))
     with pytest.raises(UserError, match="sha256 is") as caught:
         pretrained.find(weights())
+    assert f"{site.address}/2: 404" in str(caught.value)
     assert pretrained.SHA256 in str(caught.value)
     assert f"weights.sha256={sha256(checkpoint)}" in str(caught.value)
     assert not cache.exists()
@@ -162,6 +167,36 @@ def test_a_cached_file_is_checked_before_use(site: Site, cache: Path, checkpoint
     site.at("/1", whole(checkpoint))
     pretrained.find(weights(sha256=sha256(checkpoint)))
     assert cache.read_bytes() == checkpoint
+
+
+def test_a_file_that_cannot_be_fetched_leaves_the_cached_one(site: Site, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"/1: 404 .*\n.*/2: 404"):
+        pretrained.find(weights())
+    assert os.listdir(cache.parent) == [cache.name]
+    assert cache.read_bytes() == b"another"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda handler: None, "without response"),
+        (redirect("file:///etc/hostname"), "No connection adapters"),
+        (redirect("http://["), "Invalid|Failed to parse"),
+    ],
+    ids=["nothing", "file", "broken"],
+)
+def test_what_an_address_answered_is_said(site: Site, answer: Answer, message: str) -> None:
+    site.at("/1", answer)
+    with pytest.raises(UserError, match=f"/1: .*({message})"):
+        pretrained.find(weights())
+
+
+def test_a_cache_that_cannot_be_written_to(site: Site, cache: Path) -> None:
+    cache.parents[2].parent.write_text("a file")
+    with pytest.raises(UserError, match=r"vqvae\.pth\.tar: cannot be written"):
+        pretrained.find(weights())
 
 
 def test_offline_the_message_says_what_to_put_where(
@@ -256,9 +291,7 @@ def run(stage: str, folder: Path, *urls: str) -> subprocess.CompletedProcess[str
     They are no parameter, so that no experiment can be made to fetch from anywhere.
     """
     (folder / "sitecustomize.py").write_text(
-        f"import jukesep.pipeline.pretrained, jukesep.base.download\n"
-        f"jukesep.pipeline.pretrained.URLS = {urls!r}\n"
-        f"jukesep.base.download.BACK_OFF = 0.0\n"
+        f"import jukesep.pipeline.pretrained\njukesep.pipeline.pretrained.URLS = {urls!r}\n"
     )
     env = os.environ | {
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",

@@ -1,12 +1,8 @@
 """MUSDB18's own matters: the archive, the validation songs, .stem.mp4 files."""
 
-import importlib.util
 import shutil
 import subprocess
-import sys
-import types
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +11,7 @@ from folders import RATE, write_song
 
 from jukesep import audio
 from jukesep.base.errors import UserError
+from jukesep.base.packages import package_folder
 from jukesep.songs import musdb
 from jukesep.songs.manifest import MIXTURE, STEMS
 
@@ -59,13 +56,11 @@ def server(archive, monkeypatch):
     """In place of the download: copies the archive, and notes what it was asked for."""
     asked = []
 
-    def download(urls, target, *, sha256, title, timeout=30, tries=3):
-        asked.append((urls, sha256, title))
+    def download(url, target, *, sha256, title):
+        asked.append((url, sha256, title))
         shutil.copy(archive, target)
-        return target
 
-    module = types.SimpleNamespace(download=download)
-    monkeypatch.setitem(sys.modules, "jukesep.base.download", module)
+    monkeypatch.setattr(musdb, "download", download)
     return asked
 
 
@@ -77,7 +72,7 @@ def test_an_empty_folder_is_filled_once_the_licence_is_accepted(tmp_path, server
     assert not list(root.iterdir())
     assert not server
     musdb.fetch(root, accepted=True)
-    assert server == [([musdb.archive_source()[0]], musdb.archive_source()[1], "MUSDB18-HQ")]
+    assert server == [(*musdb.archive_source(), "MUSDB18-HQ")]
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert files == {f"{s}/{s} song/{part}.wav" for s in ("train", "test") for part in PARTS}
     assert not list(tmp_path.rglob("outside.wav"))
@@ -143,8 +138,7 @@ def test_without_ffmpeg_the_message_says_what_to_install(tmp_path, monkeypatch):
 @pytest.fixture
 def stems(tmp_path):
     """MUSDB18's layout with the one real song that stempeg carries, twice."""
-    package = importlib.util.find_spec("stempeg")
-    (song,) = Path(package.origin).parent.glob("data/*.stem.mp4")
+    (song,) = package_folder("stempeg").glob("data/*.stem.mp4")
     root = tmp_path / "musdb18"
     for split in ("train", "test"):
         (root / split).mkdir(parents=True)

@@ -8,7 +8,6 @@ on (seed, split, index, seconds).
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from ...audio import write
 from ...base import progress as show
 from ...base.errors import UserError
+from ...base.packages import package_folder
 from ...base.unchanged import Known, code
 from ..manifest import MIXTURE, STEMS
 from .composer import compose
@@ -39,11 +39,7 @@ Task = tuple[Path, str, int, int, float]
 
 @cache
 def _soundfont() -> str:
-    spec = importlib.util.find_spec("pretty_midi")
-    path = Path(spec.origin).with_name("TimGM6mb.sf2") if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise UserError("the band needs pretty_midi's TimGM6mb.sf2; `uv sync` installs it.")
-    return str(path)
+    return str(package_folder("pretty_midi") / "TimGM6mb.sf2")
 
 
 def _synthesise(program: int, drum: bool, notes: tuple[Note, ...], length: int) -> Audio:
