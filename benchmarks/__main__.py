@@ -1,68 +1,55 @@
-"""Every row of docs/performance.md, measured; one command a row.
+"""Measure the rows of docs/performance.md, docs/gpu.md and docs/paper_scale.md; write the pages.
 
-    uv run python -m benchmarks                    # all rows that are not of this code yet
+    uv run python -m benchmarks                    # all rows whose code or machine has changed
     uv run python -m benchmarks stage1 codebook    # these rows
-    uv run python -m benchmarks --again            # all rows anew
-    uv run python -m benchmarks --write            # measure nothing, write the page
-    uv run python -m benchmarks repro              # the demo's `dvc repro`: never run unless named
+    uv run python -m benchmarks --again            # all rows
+    uv run python -m benchmarks --write            # measure nothing, write the pages
+    uv run python -m benchmarks repro paper-gpu    # long ones: they run only when named
 
-Each row is measured in a process of its own and kept in benchmarks/results/rows/, with the machine
-and the code: a run that was interrupted goes on where it was. A row that cannot be measured here is
-skipped, and says why.
+Each row is measured in a process of its own. Its result is kept in benchmarks/results/rows/, with
+the machine and the code, so that an interrupted run resumes with the rows that are left. A row that
+cannot be measured here is skipped with the reason; an older result is then kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks import machine, performance, timing
-from benchmarks.row import RESULTS, Options, Result, Row, Skipped, load
+from benchmarks import commands, gpu, measuring, paper_scale, performance, scoring, steps
+from benchmarks.row import RESULTS, Row, Skipped, load
 from jukesep.base.errors import reported
+from jukesep.base.files import write_text
 from jukesep.base.progress import bar
 
+GPU_PAGE, PAPER_PAGE = Path("docs/gpu.md"), Path("docs/paper_scale.md")
 EXPECTED = 30.0  # seconds of a row that was never measured
 
 
 def rows() -> dict[str, Row]:
     """All rows, in the order of the page."""
-    from benchmarks import breakdown, commands, growth, precision, scoring, speed
-
-    found = speed.ROWS | precision.ROWS | scoring.ROWS | commands.ROWS
-    return found | breakdown.ROWS | growth.ROWS
+    return steps.ROWS | scoring.ROWS | commands.ROWS | gpu.ROWS | paper_scale.ROWS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, keep, write the page; 1 if a row failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    """Measure, print, keep, write the pages; 1 if a row failed."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     every = rows()
     parser.add_argument("rows", nargs="*", help=", ".join(every))
-    parser.add_argument("--again", action="store_true", help="also rows that are of this code")
-    parser.add_argument("--write", action="store_true", help="write the page alone")
-    default = Options()
-    parser.add_argument(
-        "--seconds", type=float, default=default.seconds, help="of a row's turns, about"
-    )
-    parser.add_argument(
-        "--songs", type=int, default=default.songs, help="of 4 minutes, for prepare: 0.2 GB each"
-    )
+    parser.add_argument("--again", action="store_true", help="measure all rows")
+    parser.add_argument("--write", action="store_true", help="measure nothing, write the pages")
     options = parser.parse_args(arguments)
     if unknown := set(options.rows) - set(every):
         parser.error(f"no such row: {min(unknown)}. There are: {', '.join(every)}")
-    found, here, failed = load(every), machine.describe(), False
-    codes = {name: machine.code(_modules(row)) for name, row in every.items()}
+    found, here, failed = load(every), measuring.machine(), False
+    codes = {name: measuring.code(row.files) for name, row in every.items()}
 
     def current(name: str) -> bool:
-        one = found.get(name)
-        return one is not None and (one.machine, one.code["digest"]) == (
-            here,
-            codes[name]["digest"],
-        )
+        one, digest = found.get(name), codes[name]["digest"]
+        return one is not None and one.machine == here and one.code["digest"] == digest
 
     chosen = options.rows or [
         name for name, row in every.items() if row.in_suite and (options.again or not current(name))
@@ -74,38 +61,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with bar(total=sum(expected.values()), desc="benchmarks", bar_format=form) as progress:
         for name in chosen:
             progress.set_description_str(f"benchmarks: {name}")
-            start = time.perf_counter()
             try:
-                result = measure(every[name], Options(options.seconds, options.songs))
+                row = every[name]
+                took, result = measuring.timed(partial(measuring.fresh, row.cores, row.measure))
+            except Skipped as reason:
+                progress.write(f"{name}: not measured here: {reason}")
             except Exception as error:  # one row that fails is no reason to lose the others
                 progress.write(f"{name}: failed: {error}", file=sys.stderr)
                 failed = True
             else:
-                result.took = round(time.perf_counter() - start, 1)
-                result.machine, result.code = here, codes[name]
+                result.took, result.machine, result.code = round(took, 1), here, codes[name]
                 result.save(name)
-                progress.write(performance.line(name, every[name], result))
+                progress.write(performance.line(name, row, result))
             progress.update(expected[name])
     found = load(every)
     performance.write(every, found)
-    print(f"{RESULTS}\n{performance.PAGE}")
+    write_text(GPU_PAGE, gpu.page(found.get("gpu")))
+    write_text(PAPER_PAGE, paper_scale.page(found.get(name) for name in paper_scale.ROWS))
+    print("\n".join(map(str, (RESULTS, performance.PAGE, GPU_PAGE, PAPER_PAGE))))
     if stale := [name for name in found if not current(name)]:
-        print(f"Of other code or another machine: {', '.join(stale)}", file=sys.stderr)
+        print(f"Of older code or another machine: {', '.join(stale)}", file=sys.stderr)
     return int(failed)
-
-
-def measure(row: Row, options: Options) -> Result:
-    """A row in a process of its own; why, if it cannot be measured here."""
-    try:
-        return timing.fresh(row.cores, row.measure, options)
-    except Skipped as reason:
-        return Result(skipped=str(reason))
-
-
-def _modules(row: Row) -> list[Path]:
-    """The benchmark's own files that decide what a row finds."""
-    names = dict.fromkeys((row.module, "speed", "textbook", "timing", "arithmetic"))
-    return [Path(__file__).with_name(f"{name}.py") for name in names]
 
 
 if __name__ == "__main__":

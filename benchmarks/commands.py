@@ -8,61 +8,59 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks import timing
-from benchmarks.machine import ROOT
-from benchmarks.row import Goal, Options, Result, Row, Skipped
+from benchmarks import measuring
+from benchmarks.measuring import ROOT, timed
+from benchmarks.row import Goal, Result, Row
 from jukesep import audio
-from jukesep.base import params
+from jukesep.base import params, paths
 from jukesep.base.errors import UserError
 from jukesep.base.files import write_text
-from jukesep.songs.manifest import MIXTURE, STEMS
+from jukesep.songs.manifest import MIXTURE, STEMS, Song
+
+Lines = list[tuple[float, str]]
+"""Of a program's output, each with the second at which it came."""
 
 RATE = 44_100
-SONG_SECONDS = 240
-MINUTE, HOUR = 60, 3600
 STAGE = re.compile(r"Running stage '([a-z0-9]+)")
 BAR = re.compile(r"^([^|]+?): +\d+%\|.*\[(?:(\d+):)?(\d+):(\d+)<")
+PREPARE = ("jukesep/audio", "jukesep/base/unchanged.py", "jukesep/songs", "stages/prepare.py")
+HELP = ("jukesep/__init__.py", "jukesep/cli.py", "jukesep/base")
+SEPARATE = ("jukesep/audio", "jukesep/kernels", "jukesep/model", "jukesep/separation")
 
 
-def prepare(options: Options, seconds: float = SONG_SECONDS) -> Result:
+def prepare(songs: int = 4, seconds: float = 240) -> Result:
     """The stage on a folder of songs at the model's rate, the first and the second time.
 
-    The yardstick is reading the same files on all cores and doing nothing with them. What the
-    system keeps of the files in memory is dropped before each first time, where it can be.
+    The yardstick is reading the same files on all cores and doing nothing with them. The files are
+    dropped from the system's cache before each first time, where that can be done.
     """
-    songs = max(options.songs, 3)
     size = songs * 5 * 4 * seconds * RATE
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if shutil.disk_usage(folder).free < 1.2 * size:
-            raise Skipped(f"{songs} songs take {size / 1e9:.1f} GB, more than is free")
-        _make_songs(folder / "songs", songs, seconds)
+        make_songs(folder / "songs", songs, seconds)
         settings = ["scale=paper", "data=folder", f"data.root={folder / 'songs'}"]
         settings += ["inits=[scratch]", "data.valid_songs=1"]
-        if seconds < 10:
-            settings += [f"{stage}.segment=4096" for stage in ("pretrain", "stage1", "stage2")]
         write_text(folder / "params.yaml", params.compose(settings, ROOT / "conf"))
         files = sorted((folder / "songs").rglob("*.wav"))
         cold = _forget(files)
-        reading = _timed(lambda: _read(files))
+        reading, _ = timed(lambda: _read(files))
         _forget(files)
-        stage = partial(_run, ["-m", "stages.prepare"], folder)
-        first, second = _timed(stage), _timed(stage)
-        start = _timed(
-            partial(_run, ["-c", "import jukesep.songs.prepare, jukesep.base.params"], folder)
-        )
+        stage = partial(python, folder, "-m", "stages.prepare")
+        first, second = timed(stage)[0], timed(stage)[0]
+        start, _ = timed(partial(python, folder, "-c", "import jukesep.songs.prepare"))
     return Result(
         {"files read": {"seconds": reading}, "first time": {"seconds": first}},
         {"second time": second, "first time over reading": (first - start) / reading},
@@ -72,9 +70,8 @@ def prepare(options: Options, seconds: float = SONG_SECONDS) -> Result:
     )
 
 
-def _make_songs(root: Path, songs: int, seconds: float) -> None:
-    """ROOT/{train,test}/<song>/*.wav of noise, one song of them for the test; the mixture is the
-    sum of the stems."""
+def make_songs(root: Path, songs: int, seconds: float) -> None:
+    """ROOT/{train,test}/<song>/*.wav: stems of noise, and their sum. One song is for the test."""
     noise = np.random.default_rng(0)
     for number in range(songs):
         folder = root / ("test" if number == 0 else "train") / f"song {number}"
@@ -84,6 +81,13 @@ def _make_songs(root: Path, songs: int, seconds: float) -> None:
             audio.write(folder / f"{stem}.wav", samples, RATE, "PCM_16")
             total += samples
         audio.write(folder / f"{MIXTURE}.wav", total, RATE, "PCM_16")
+
+
+def noise_songs(root: Path, songs: int, seconds: float) -> list[Song]:
+    """The training songs of `make_songs`."""
+    make_songs(root, songs, seconds)
+    folders = sorted((root / "train").iterdir())
+    return [Song(one.name, "train", "seen", one, round(seconds * RATE)) for one in folders]
 
 
 def _forget(files: Sequence[Path]) -> bool:
@@ -98,111 +102,109 @@ def _forget(files: Sequence[Path]) -> bool:
 
 
 def _read(files: Sequence[Path]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def one(path: Path) -> None:
         block = bytearray(1 << 20)
         with path.open("rb", buffering=0) as file:
             while file.readinto(block):
                 pass
 
-    with ThreadPoolExecutor(timing.cores()) as pool:
+    with ThreadPoolExecutor(measuring.cores()) as pool:
         list(pool.map(one, files))
 
 
-def hour(options: Options, rate: int = 11_025, lengths: tuple[int, int] = (MINUTE, HOUR)) -> Result:
+def reading(songs: int = 4, seconds: float = 120, segment: int = 393_216) -> Result:
+    """The mixture and a stem of random segments, read as the trainings read them.
+
+    The files lie in the folder of temporary files: TMPDIR chooses the disk.
+    """
+    from jukesep.training.segments import Segments
+
+    with tempfile.TemporaryDirectory() as name:
+        found, parts = noise_songs(Path(name), songs, seconds), (MIXTURE, STEMS[0])
+        Segments(found, parts, 2048, seed=0, purpose="reading")[0]  # loads code on its first use
+        cold = _forget(sorted(Path(name).rglob("*.wav")))
+        segments = Segments(found, parts, segment, seed=0, purpose="reading")
+        times = [timed(partial(segments.__getitem__, i))[0] / len(parts) for i in range(200)]
+    return Result(
+        {"jukesep": {"seconds": statistics.median(times)}},
+        {"95 % take at most": 1e3 * statistics.quantiles(times, n=20)[-1]},
+        note=f"{len(found)} songs of {seconds:g} s, {'not ' if cold else ''}in memory at first",
+    )
+
+
+def hour(rate: int = 11_025, lengths: tuple[int, int] = (60, 3600)) -> Result:
     """Peaks of memory of `jukesep separate` on a short song and on a long one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        timing.fresh(0, _make_separator, folder, rate)
-        sides, peaks = {}, []
+        measuring.fresh(0, make_models, folder, STEMS[0], "pretrained", rate)
+        sides: dict[str, dict[str, float]] = {}
         for seconds in lengths:
             song = folder / f"{seconds}.wav"
-            _write_noise(song, seconds, rate)
+            noise = np.random.default_rng(0).integers(-4000, 4000, (1, seconds * rate), np.int16)
+            audio.write(song, noise, rate, "PCM_16")
             arguments = ["separate", str(song), "-o", str(folder / "stems")]
             arguments += ["--models", str(folder / "runs"), "--device", "cpu"]
-            taken, peak = timing.fresh(0, _command, arguments)
+            taken, peak = measuring.fresh(0, _command, arguments)
             unit = f"{seconds / 60:g} minute{'s' if seconds != 60 else ''}"
             sides[unit] = {"seconds": taken, "megabytes": peak / 1e6}
-            peaks.append(peak)
             song.unlink()
+    short, long = (side["megabytes"] for side in sides.values())
     return Result(
         sides,
-        {"difference": (peaks[1] - peaks[0]) / 1e6},
+        {"growth": long - short},
         note=f"`jukesep separate`, demo model, one stem, mono at {rate:,} Hz",
     )
 
 
-def _write_noise(path: Path, seconds: float, rate: int) -> None:
-    """A mono song of noise, block by block."""
-    import soundfile
-
-    noise = np.random.default_rng(0)
-    with soundfile.SoundFile(path, "w", rate, 1, "PCM_16") as file:
-        for _ in range(round(seconds)):
-            file.write(0.1 * noise.uniform(-1, 1, rate))
-
-
-def _make_separator(folder: Path, rate: int) -> None:
-    """Trainings of one stem as `dvc repro` leaves them, with random weights."""
-    from benchmarks.speed import DEMO, model
+def make_models(
+    folder: Path, stem: str, init: str, rate: int, step1: int = 1, steps2: Sequence[int] = (1,)
+) -> None:
+    """Checkpoints of one stem as `dvc repro` leaves them: the demo's model, random weights."""
+    from benchmarks.sides import DEMO, model
     from jukesep.model import jukebox
 
     vqvae, _ = model(DEMO, 1, 4096)
     hps = {"sample_rate": rate}
-    run = f"{STEMS[0]}_pretrained/checkpoints/1.pt"
-    jukebox.save_jukebox(vqvae, folder / "runs/stage1" / run, 1, hps)
-    jukebox.save_encoder(vqvae.encoder, folder / "runs/stage2" / run, 1, hps)
+    first = folder / paths.checkpoint("stage1", stem, init, step1)
+    jukebox.save_jukebox(vqvae, first, step1, hps)
+    for step in steps2:
+        second = folder / paths.checkpoint("stage2", stem, init, step)
+        jukebox.save_encoder(vqvae.encoder, second, step, hps)
 
 
 def _command(arguments: list[str]) -> tuple[float, int]:
     """Seconds of a command of jukesep, and the peak of memory of this process, in bytes."""
     from jukesep import cli
 
-    start = time.perf_counter()
-    cli.app(arguments, standalone_mode=False)
-    return time.perf_counter() - start, timing.highest()
+    taken, _ = timed(lambda: cli.app(arguments, standalone_mode=False))
+    return taken, measuring.highest()
 
 
-def start(options: Options) -> Result:
+def start(seconds: float = 4.0) -> Result:
     """`jukesep --help`, and what Python alone takes to start."""
     command = Path(sys.executable).with_name("jukesep")
-    if not command.exists():
-        raise Skipped(
-            f"there is no {command.name} beside this Python: the package is not installed"
-        )
     run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, env=_environment())
-    runs = timing.interleaved(
-        {
-            "python": lambda: run([sys.executable, "-c", ""]),
-            "jukesep": lambda: run([str(command), "--help"]),
-        },
-        options.seconds / 2,
-    )
-    seconds = {side: statistics.median(values) for side, values in runs.items()}
+    commands = {"python": [sys.executable, "-c", ""], "jukesep": [str(command), "--help"]}
+    steps = {side: partial(run, command) for side, command in commands.items()}
+    runs = measuring.interleaved(steps, seconds)
+    medians = {side: statistics.median(values) for side, values in runs.items()}
     return Result(
-        {side: {"seconds": value} for side, value in seconds.items()},
-        {"seconds": seconds["jukesep"]},
-        rounds=len(runs["jukesep"]),
+        {side: {"seconds": value} for side, value in medians.items()},
+        {"seconds": medians["jukesep"]},
     )
 
 
-def repro(options: Options) -> Result:
+def repro() -> Result:
     """`dvc repro` in a fresh clone of what is committed; its scores against the committed ones.
 
-    And how long its stages take, by kind, and for how much of it they show progress: the rest is
-    Python and PyTorch starting, reading and writing, and DVC's own work.
+    And the seconds of its stages by kind, and of those the seconds under a progress bar.
     """
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "clone"
-        try:
-            subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise Skipped("this is not a git repository, or git is not installed") from error
-        committed = _totals(clone)
-        lines: list[tuple[float, str]] = []
-        taken = _timed(partial(_follow, ["-m", "dvc", "repro", "--force"], clone, lines))
-        found = _totals(clone)
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        committed = totals(clone)
+        taken, lines = timed(lambda: python(clone, "-m", "dvc", "repro", "--force", show=True))
+        found = totals(clone)
     worst = min(found[key] - committed[key] for key in committed)
     return Result(
         {"jukesep": {"seconds": taken}},
@@ -212,26 +214,7 @@ def repro(options: Options) -> Result:
     )
 
 
-def _follow(arguments: list[str], folder: Path, lines: list[tuple[float, str]]) -> None:
-    """Python with these arguments, as `_run`; its lines, and the second at which each came."""
-    start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**_environment(), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,  # in which a carriage return ends a line too
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append((time.perf_counter() - start, line))
-            sys.stderr.write(line)
-    if process.returncode:
-        raise UserError(f"`python {' '.join(arguments)}` failed; above is why.")
-
-
-def _stages(lines: Sequence[tuple[float, str]], end: float) -> dict[str, dict[str, float]]:
+def _stages(lines: Lines, end: float) -> dict[str, dict[str, float]]:
     """Kind of stage -> how many ran, their seconds, and those that their progress bars took."""
     found: dict[str, dict[str, float]] = {}
     begun = [(at, match[1]) for at, line in lines if (match := STAGE.search(line))]
@@ -239,7 +222,7 @@ def _stages(lines: Sequence[tuple[float, str]], end: float) -> dict[str, dict[st
         stage = found.setdefault(kind, {"runs": 0, "seconds": 0.0, "progress": 0.0})
         stage["runs"] += 1
         stage["seconds"] += stop - start
-        bars: dict[str, float] = {}  # the last that each says
+        bars: dict[str, float] = {}  # the last time that each shows
         for at, line in lines:
             if start <= at < stop and (match := BAR.search(line)):
                 title, *parts = match.groups()
@@ -249,12 +232,10 @@ def _stages(lines: Sequence[tuple[float, str]], end: float) -> dict[str, dict[st
     return found
 
 
-def _totals(root: Path) -> dict[str, float]:
+def totals(root: Path) -> dict[str, float]:
     """The mean SDR of every system that was trained."""
-    found = {}
-    for path in sorted((root / "metrics").glob("*.json")):
-        found[path.stem] = json.loads(path.read_text(encoding="utf-8"))["total"]
-    return found
+    files = sorted((root / paths.METRICS / "sdr").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8"))["total"] for path in files}
 
 
 def _environment() -> dict[str, str]:
@@ -265,52 +246,50 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _run(arguments: list[str], folder: Path) -> None:
-    """Python with these arguments, in a folder.
+def python(folder: Path, *arguments: str, show: bool = False) -> Lines:
+    """Run Python with these arguments in a folder; the lines of its output.
 
-    A clone finds its own code: what runs with `-m` looks in its folder first.
+    With `-m`, a clone runs its own code. UserError with the output if it fails.
     """
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise UserError(f"`python {' '.join(arguments)}` failed:\n{done.stderr}")
+    start, lines = time.perf_counter(), []
+    environment = {**_environment(), "PYTHONUNBUFFERED": "1"}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = [sys.executable, *arguments]
+    # In a text a carriage return ends a line too.
+    with subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((time.perf_counter() - start, line))
+            if show:
+                sys.stderr.write(line)
+    if process.returncode:
+        said = "".join(line for _, line in lines)
+        raise UserError(f"`python {' '.join(arguments)}` failed:\n{said}")
+    return lines
 
 
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
+AT_MOST = partial(Goal, at_least=False)
 ROWS = {
     "prepare": Row(
-        "`prepare` on songs of 4 minutes",
-        prepare,
-        (Goal("second time", 2, " s", at_least=False),),
-        module="commands",
+        "`prepare` on songs of 4 minutes", prepare, PREPARE, (AT_MOST("second time", 2),)
+    ),
+    "reading": Row(
+        "read a stem's segment of 393,216 samples at random from 16-bit files",
+        reading,
+        ("jukesep/audio", "jukesep/training/segments.py"),
     ),
     "hour": Row(
         "memory of separating a song of an hour against one of a minute",
         hour,
-        (Goal("difference", 50, " MB", at_least=False, digits=0),),
-        module="commands",
+        SEPARATE,
+        (AT_MOST("growth", 50),),
     ),
-    "help": Row(
-        "`jukesep --help`", start, (Goal("seconds", 0.5, " s", at_least=False),), module="commands"
-    ),
+    "help": Row("`jukesep --help`", start, HELP, (AT_MOST("seconds", 0.5),)),
     "repro": Row(
         "the demo's `dvc repro`",
         repro,
-        (
-            Goal("minutes", 6, " min", at_least=False, digits=1),
-            Goal("change of the lowest score", 0, " dB"),
-        ),
+        ("jukesep", "stages"),
+        (AT_MOST("minutes", 6), Goal("change of the lowest score", 0)),
         in_suite=False,
-        module="commands",
     ),
 }

@@ -1,40 +1,43 @@
-"""Kill trainings at random moments, start them again, and compare what they end with.
+"""Kill trainings at random moments, start them again, and compare the results.
 
     uv run python -m benchmarks.kills                      # 100 kills over both stages; minutes
-    uv run python -m benchmarks.kills --kills 20 --jobs 2 --seed 7
+    uv run python -m benchmarks.kills --kills 20 --seed 7
 
 Runs the pipeline's own commands, `python -m stages.stage1` and `stages.stage2`, in a temporary
-project of scale=tiny with more steps. A training is killed several times (SIGKILL, SIGTERM, SIGINT
-in turn) at a moment drawn from the whole of its life, from the start of Python to its last write,
-and sometimes its newest save is cut short meanwhile, as a loss of power would; then it is left to
-end. Every file it ends with, and its last save (weights, codebook, averages, optimiser), must be
-those of a training that was never stopped, bit for bit. Fails at the first that are not.
+project of scale=tiny with more steps. A training is killed several times (SIGKILL, SIGTERM, SIGINT)
+at a moment drawn from the whole of its life, from the start of Python to its last write. Sometimes
+its newest save is also cut short, as by a loss of power. Then it is left to end. Every file, and
+the last save (weights, codebook, averages, optimiser), must equal those of a training that was
+never stopped, to the bit. The first difference is an error.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from benchmarks import measuring
+from benchmarks.measuring import ROOT
 from jukesep.base import params as parameters
 from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
 from jukesep.base.progress import bar
 
-ROOT = Path(__file__).parents[1]
+RESUMED = re.compile(r": (goes on|resumes) after step")  # what a training prints when it starts
+RESUMES, DAMAGED = "starts resumed from a save", "saves were damaged"
 STEM, INIT = "vocals", "scratch"
 STAGES = ("stage1", "stage2")
 STEPS = 200  # of a training: some seconds
@@ -44,72 +47,38 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE = 120.0  # seconds
 
 
-@dataclass
-class Tally:
-    """What happened to the trainings of one run of this command."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    """By signal and by how far the training was."""
-    damaged: int = 0
-    resumed: int = 0
-    trainings: int = 0
-
-    def add(self, other: Tally) -> None:
-        """Count what another has counted."""
-        self.kills += other.kills
-        self.damaged += other.damaged
-        self.resumed += other.resumed
-        self.trainings += other.trainings
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, compare, print the tally."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="at least so many")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        tally = stress(Path(name), options.kills, options.jobs, options.steps, options.seed)
-    print(f"{sum(tally.kills.values())} kills of {tally.trainings} trainings:")
-    for kind, count in sorted(tally.kills.items()):
-        print(f"  {count:4} {kind}")
-    print(f"{tally.resumed} starts went on from a save, {tally.damaged} saves were damaged.")
+        tally = stress(Path(name), options.kills, options.seed)
+    for kind, count in sorted(tally.items()):
+        print(f"{count:4} {kind}")
     print("Every training ended with the files and the last save of one never stopped.")
 
 
-def stress(folder: Path, kills: int, jobs: int, steps: int, seed: int) -> Tally:
-    """Kill trainings below `folder` at least `kills` times. UserError if one ends differently."""
-    project = prepare(folder / "project", steps)
-    lives = {stage: whole_life(project, stage) for stage in STAGES}
+def stress(folder: Path, kills: int, seed: int) -> Counter[str]:
+    """Kill trainings below `folder` at least `kills` times, and count what happened.
+
+    UserError if one ends differently.
+    """
+    project = prepare(folder / "project", STEPS)
+    lives = {s: measuring.timed(partial(run, project, s, STEM, INIT))[0] for s in STAGES}
     wanted = {stage: ending(project, stage) for stage in STAGES}
+    chosen, total = random.Random(seed), Counter[str]()
     rounds = -(-kills // (A_TRAINING * len(STAGES)))
-    chosen = random.Random(seed)
-    todo = [(stage, chosen.random()) for _ in range(rounds) for stage in STAGES]
-    total = Tally()
-
-    def one(job: tuple[int, tuple[str, float]]) -> Tally:
-        number, (stage, draw) = job
-        copy = folder / f"{number}-{stage}"
-        shutil.copytree(project, copy)
-        tally = killed(copy, stage, lives[stage], random.Random(draw))
-        found = ending(copy, stage)
-        if found != wanted[stage]:
-            names = dict(set(found.items()) ^ set(wanted[stage].items()))
-            raise UserError(
-                f"{stage}, training {number}, seed {seed}: it ended with another {sorted(names)}."
-            )
-        shutil.rmtree(copy)
-        return tally
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for tally in bar(
-            pool.map(one, enumerate(todo)), total=len(todo), desc="kills", unit="training"
-        ):
-            total.add(tally)
+    for number in bar(range(rounds), desc="kills", unit="training of each stage"):
+        for stage in STAGES:
+            copy = shutil.copytree(project, folder / f"{number}-{stage}")
+            total += killed(copy, stage, lives[stage], chosen)
+            differ = dict(set(ending(copy, stage).items()) ^ set(wanted[stage].items()))
+            if differ:
+                where = f"{stage}, training {number}, seed {seed}"
+                raise UserError(f"{where}: {', '.join(sorted(differ))} differ at the end.")
+            shutil.rmtree(copy)
     return total
 
 
@@ -130,22 +99,19 @@ def configure(folder: Path, steps: int, *overrides: str) -> None:
     write_text(folder / "params.yaml", parameters.compose(settings, ROOT / "conf"))
 
 
-def whole_life(project: Path, stage: str) -> float:
-    """Seconds of a training that is never stopped."""
-    start = time.monotonic()
-    run(project, stage, STEM, INIT)
-    return time.monotonic() - start
-
-
-def killed(project: Path, stage: str, life: float, chosen: random.Random) -> Tally:
+def killed(project: Path, stage: str, life: float, chosen: random.Random) -> Counter[str]:
     """Kill a training A_TRAINING times, then let it end."""
-    tally = Tally(trainings=1)
+    tally, kills = Counter({"trainings": 1}), 0
     clear(project, stage)
-    while sum(tally.kills.values()) < A_TRAINING:
+    while kills < A_TRAINING:
         process = begin(project, stage, STEM, INIT)
         # Most of a life goes by before the first step: most of the moments are after it.
         if chosen.random() < 0.75:
-            _wait_for_training(project, stage, process)
+            end = time.monotonic() + PATIENCE
+            while process.poll() is None and not _trains(project, stage, process):
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.01)
             moment = chosen.uniform(0, 0.3 * life)
         else:
             moment = chosen.uniform(0, life)
@@ -154,23 +120,24 @@ def killed(project: Path, stage: str, life: float, chosen: random.Random) -> Tal
             process.wait(moment)
             number = None
         except subprocess.TimeoutExpired:
-            trains = _progress(project, stage) == process.pid
+            trains = _trains(project, stage, process)
             process.send_signal(number or signal.SIGKILL)
         said = finish(process)
-        tally.resumed += "goes on after step" in said
+        tally[RESUMES] += bool(RESUMED.search(said))
         _check(process.returncode, number, said)
         if number is not None and process.returncode != 0:
-            tally.kills[f"{number.name}, {'training' if trains else 'before its start'}"] += 1
+            tally[f"kills by {number.name}, {'training' if trains else 'before its start'}"] += 1
+            kills += 1
         if process.returncode == 0:  # it had ended, or had only to clear up
             clear(project, stage)
         elif chosen.random() < 0.25:
-            tally.damaged += damage(project, stage, chosen)
-    tally.resumed += "goes on after step" in run(project, stage, STEM, INIT)
+            tally[DAMAGED] += damage(project, stage, chosen)
+    tally[RESUMES] += bool(RESUMED.search(run(project, stage, STEM, INIT)))
     return tally
 
 
 def _check(status: int, number: signal.Signals | None, said: str) -> None:
-    """A training ends well, or by the signal, and says so in a line."""
+    """A training ends well, or by the signal with a message of one line."""
     allowed = {0}
     if number is not None:
         allowed |= {-number, 128 + number}
@@ -181,7 +148,7 @@ def _check(status: int, number: signal.Signals | None, said: str) -> None:
 
 
 def clear(project: Path, stage: str) -> None:
-    """Forget a training: its results, and what it goes on from."""
+    """Delete a training's results and its saves."""
     shutil.rmtree(project / "runs" / stage, ignore_errors=True)
     for folder in (project / "trainings").glob(f"{stage}-*"):
         shutil.rmtree(folder)
@@ -199,11 +166,9 @@ def damage(project: Path, stage: str, chosen: random.Random) -> bool:
 
 def ending(project: Path, stage: str) -> dict[str, str]:
     """The digest of every file that a training ends with, and of its last save."""
-    out = project / "runs" / stage
-    files = {path.relative_to(project).as_posix(): path for path in out.rglob("*")}
     found = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in files.items()
+        path.relative_to(project).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (project / "runs" / stage).rglob("*")
         if path.is_file()
     }
     (log,) = (project / "trainings").glob(f"{stage}-*/training.log")
@@ -239,19 +204,12 @@ def run(project: Path, stage: str, *item: str, **environment: str) -> str:
     return said
 
 
-def _progress(project: Path, stage: str) -> int | None:
+def _trains(project: Path, stage: str, process: subprocess.Popen[str]) -> bool:
+    """Whether this process has begun to train."""
     from jukesep.resume.folder import read_progress
 
-    pids = [read_progress(f).get("pid") for f in (project / "trainings").glob(f"{stage}-*")]
-    return pids[0] if pids else None
-
-
-def _wait_for_training(project: Path, stage: str, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < end:
-        if _progress(project, stage) == process.pid:
-            return
-        time.sleep(0.01)
+    folders = (project / "trainings").glob(f"{stage}-*")
+    return any(read_progress(folder).get("pid") == process.pid for folder in folders)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,11 @@
-"""Does the paper's training fit here, and how long would it take? Both stages at exactly its size.
+"""Rows of docs/paper_scale.md: a few steps of both stages at exactly the paper's size.
 
-    uv run python -m benchmarks.paper_scale                  # on the GPU, if there is one
-    uv run python -m benchmarks.paper_scale --device cpu     # minutes; memory: docs/paper_scale.md
-    uv run python -m benchmarks.paper_scale --segment 65536 131072 --batch 1 4    # other sizes
-
-Trains a few steps of scale=paper with the pipeline's own training, on songs of the band in a
-temporary folder. Each stage has a process of its own, so that the peak of memory is the stage's.
-What was measured before, on other devices and at other sizes, stays in the file;
-docs/paper_scale.md is written from all of it.
+Runs scale=paper with the pipeline's own training, on songs of the band in a temporary folder. Each
+stage runs in a process of its own, so that the peak of memory is the stage's.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import multiprocessing
@@ -22,108 +15,59 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from benchmarks import measuring
+from benchmarks.markdown import fill, table
+from benchmarks.measuring import ROOT
+from benchmarks.row import Result, Row, Skipped
 from jukesep.base import params as parameters
 from jukesep.base import paths
-from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
 from jukesep.base.params import Params
 from jukesep.songs import prepare
 
-from .machine import processor
-from .measurements import (
-    BATCH,
-    PAGE,
-    RESULTS,
-    SEGMENT,
-    STAGES,
-    Measurement,
-    line,
-    load,
-    page,
-    save,
-)
-
-ROOT = Path(__file__).parents[1]
-STEM, INIT = "drums", "scratch"  # any will do: neither speed nor memory depends on them
-
-# Steps run but not counted: the first warms up, the last has validation in its time.
+STEM, INIT = "drums", "scratch"  # neither speed nor memory depends on them
+STAGES = ("stage1", "stage2")
+SEGMENT, BATCH, STEPS = 393_216, 4, 80_000  # the paper's: samples, segments, steps
+# Steps that are run and not counted: the first warms up, the last has validation in its time.
 UNCOUNTED = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure; print and keep each result; write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--threads", type=int, default=0, help="of a CPU operation; 0: torch's")
-    parser.add_argument("--stage", nargs="+", default=STAGES, choices=STAGES)
-    parser.add_argument("--segment", type=int, nargs="+", default=[SEGMENT], help="samples")
-    parser.add_argument("--batch", type=int, nargs="+", default=[BATCH], help="segments in a step")
-    parser.add_argument("--steps", type=int, default=3, help=f"timed; {UNCOUNTED} more are run")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="all measurements")
-    parser.add_argument("--page", type=Path, default=PAGE, help="written from them")
-    options = parser.parse_args(arguments)
-    if options.steps < 1:
-        parser.error("--steps: at least one step is timed")
-    found = {one.key: one for one in load(options.json)}
-    machine = [f"device={options.device}", f"threads={options.threads}"]
-    for segment, batch in itertools.product(options.segment, options.batch):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            params = compose(folder, options.steps, segment, batch, *machine)
-            prepare.prepare(params, folder / "data/prepared")
-            for stage in options.stage:
-                one = measure(params, stage, folder)
-                print(line(one), flush=True)
-                # Kept one by one: the next may want more memory than there is.
-                found[one.key] = one
-                save(options.json, found.values())
-                write_text(options.page, page(found.values()))
-    print(f"{options.json}\n{options.page}")
+def measure(*overrides: str, steps: int = 3) -> Result:
+    """Seconds of a step and the peak of memory of each stage, and the weights of both halves."""
+    import torch
+
+    if "device=cpu" not in overrides and not torch.cuda.is_available():
+        raise Skipped("it needs an NVIDIA GPU, and there is none here")
+    with tempfile.TemporaryDirectory() as name:
+        params = compose(Path(name), steps, *overrides)
+        prepare.prepare(params, Path(name) / paths.PREPARED)
+        stages = {one: measuring.fresh(0, _train, params, one, Path(name)) for one in STAGES}
+    return Result(details={"stages": stages})
 
 
-def compose(folder: Path, steps: int, segment: int, batch: int, *overrides: str) -> Params:
-    """scale=paper with fewer steps, songs and validation segments, in `folder`/params.yaml.
-
-    The steps timed are `steps`. UserError for sizes that do not fit.
-    """
+def compose(folder: Path, steps: int, *overrides: str) -> Params:
+    """scale=paper with `steps` timed steps and few songs, in `folder`/params.yaml."""
     run = steps + UNCOUNTED
-    seconds = max(3.0, 1.35 * segment / 44_100)  # a song may be 10 % shorter than asked for
-    recipe = {"steps": run, "segment": segment, "batch": batch, "log_every": 1}
-    recipe |= {"valid_every": run, "valid_segments": 1}
+    seconds = 1.35 * SEGMENT / 44_100  # a song may be 10 % shorter than asked for
+    recipe = {"steps": run, "log_every": 1, "valid_every": run, "valid_segments": 1}
     settings = [
         *("scale=paper", f"stem={STEM}", f"inits=[{INIT}]", f"band.seconds={seconds}"),
         *(f"band.{split}=1" for split in ("train", "valid", "test", "pretrain")),
         *(f"{stage}.{name}={recipe[name]}" for stage in STAGES for name in recipe),
         f"stage2.checkpoints=[{run}]",
     ]
-    path = folder / "params.yaml"
+    path = folder / paths.PARAMS
     write_text(path, parameters.compose([*settings, *overrides], ROOT / "conf"))
     return parameters.load(path)
 
 
-def measure(params: Params, stage: str, folder: Path) -> Measurement:
-    """Train a stage in `folder`, whose songs `prepare` has made, in a process of its own.
-
-    UserError if memory does not suffice.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        try:
-            return process.submit(_train, params, stage, folder).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"{stage}: the training was killed, most likely for want of memory. Smaller sizes "
-                "take less: --batch 1, or --segment 131072."
-            ) from None
-
-
-def _train(params: Params, stage: str, folder: Path) -> Measurement:
+def _train(params: Params, stage: str, folder: Path) -> dict[str, Any]:
+    """Train a stage in `folder`, which holds prepared songs."""
     import torch
 
     from jukesep.kernels import devices
@@ -135,39 +79,25 @@ def _train(params: Params, stage: str, folder: Path) -> Measurement:
     # A spawned process would spawn its loader's workers; those of the pipeline start by default.
     multiprocessing.set_start_method(None, force=True)
     os.chdir(folder)
-    device = devices.choose(params.device, params.threads)
-    recipe = params.stage1 if stage == "stage1" else params.stage2
-    first, second = (paths.checkpoint(name, STEM, INIT, recipe.steps) for name in STAGES)
+    on_gpu = devices.choose(params.device, params.threads).type == "cuda"
+    steps = params.stage1.steps
+    first, second = (paths.checkpoint(name, STEM, INIT, steps) for name in STAGES)
     train.weights(params, INIT)
     if stage == "stage2" and not first.exists():
         first.parent.mkdir(parents=True)
-        shutil.copyfile(paths.RUNS / "weights" / INIT / paths.WEIGHTS, first)
-    try:
-        (train.stage1 if stage == "stage1" else train.stage2)(params, STEM, INIT)
-    except UserError as error:
-        raise UserError(f"{error} Here: --batch or --segment.") from None
+        shutil.copyfile(paths.weights_file(INIT), first)
+    (train.stage1 if stage == "stage1" else train.stage2)(params, STEM, INIT)
     model = jukebox.load_jukebox(first) if stage == "stage1" else load_model(first, second)
-    encoder, decoder = (
-        sum(weight.numel() for weight in half.parameters())
-        for half in (model.encoder, model.decoder)
-    )
-    on_gpu = device.type == "cuda"
-    return Measurement(
-        device=torch.cuda.get_device_name() if on_gpu else processor(),
-        kind=device.type,
-        cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        torch=str(torch.__version__),
-        stage=stage,
-        segment=recipe.segment,
-        batch=recipe.batch,
-        steps=recipe.steps - UNCOUNTED,
-        seconds=step_seconds(next(paths.trainings().glob(f"{stage}-*/timing.csv"))),
-        memory=torch.cuda.max_memory_allocated() if on_gpu else _peak(),
-        imported=0 if on_gpu else imported,
-        encoder=encoder,
-        decoder=decoder,
-    )
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else measuring.processor(),
+        "threads": torch.get_num_threads(),
+        "steps": steps - UNCOUNTED,
+        "seconds": step_seconds(next(paths.trainings().glob(f"{stage}-*/timing.csv"))),
+        "memory": torch.cuda.max_memory_allocated() if on_gpu else _peak(),
+        "imported": 0 if on_gpu else imported,
+        "encoder": sum(weight.numel() for weight in model.encoder.parameters()),
+        "decoder": sum(weight.numel() for weight in model.decoder.parameters()),
+    }
 
 
 def step_seconds(timing: Path) -> float:
@@ -194,6 +124,46 @@ def _peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-if __name__ == "__main__":
-    with reported():
-        main()
+def page(results: Iterable[Result | None]) -> str:
+    """docs/paper_scale.md."""
+    head = ["device", "threads", "stage", "seconds a step", f"hours for {STEPS:,} steps"]
+    head += ["memory, GB", "above the import, GB", "encoder", "decoder", "steps timed"]
+    lines = [head]
+    stems, machines = [], []
+    for result in results:
+        if result is None:
+            continue
+        total = 0.0
+        for stage, one in result.details["stages"].items():
+            hours = one["seconds"] * STEPS / 3600
+            total += hours
+            memory, above = one["memory"] / 1e9, (one["memory"] - one["imported"]) / 1e9
+            line = [one["device"], str(one["threads"]), stage, f"{one['seconds']:.3g}"]
+            line += [f"{hours:,.1f}", f"{memory:.1f}", f"{above:.1f}"]
+            line += [f"{one['encoder']:,}", f"{one['decoder']:,}", str(one["steps"])]
+            lines.append(line)
+        days = f", {total / 24:,.0f} days" if total > 48 else ""
+        stems.append(f"- {one['device']}: {total:,.0f} hours{days}")
+        m, commit = result.machine, result.code["commit"] or "unknown"
+        machines.append(
+            f"- {one['device']}: with {m['processor']}, {m['cores']} cores, "
+            f"PyTorch {m['torch']}; commit {commit}"
+        )
+    missing = "Not measured yet."
+    return fill(
+        "paper_scale",
+        paper=table(lines) if machines else missing,
+        stems="\n".join(stems) or missing,
+        machines="\n".join(machines) or missing,
+    )
+
+
+def _row(what: str, device: str) -> Row:
+    code = ("jukesep/audio", "jukesep/kernels", "jukesep/model", "jukesep/training")
+    return Row(what, partial(measure, f"device={device}"), code, in_suite=False)
+
+
+ROWS = {
+    "paper-cpu": _row("the paper's size on a CPU: docs/paper_scale.md", "cpu"),
+    "paper-gpu": _row("the paper's size on an NVIDIA GPU: docs/paper_scale.md", "cuda"),
+}

@@ -1,31 +1,33 @@
-"""A row of docs/performance.md: what is measured, what is aimed at, what was found."""
+"""A row of docs/performance.md: what is measured, the goals, and the result."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import ROOT
 from jukesep.base.errors import UserError
 from jukesep.base.files import write_text
 
 RESULTS = Path("benchmarks/results/rows")
 
 
+UNITS = {
+    "share of the limit": " %", "time above the models alone": " %", "cores busy": "",
+    "SDR in fp32": " dB", "loss by training in bf16": " dB", "loss by separating in bf16": " dB",
+    "difference": " dB", "change of the lowest score": " dB", "growth": " MB", "minutes": " min",
+    "second time": " s", "seconds": " s", "95 % take at most": " ms",
+}  # fmt: skip
+"""Of figures; all others are ratios."""
+
+
 class Skipped(Exception):
     """A row cannot be measured here; says why."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a measurement may take."""
-
-    seconds: float = 8.0
-    """About so long the sides of a row run in turns."""
-    songs: int = 4
-    """Songs of four minutes that `prepare` reads."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,22 @@ class Goal:
 
     figure: str
     bound: float
-    unit: str = " x"
     at_least: bool = True
-    digits: int = 2
 
     def met(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def text(self, value: float) -> str:
         """A figure in its unit."""
-        if self.unit == " x" or abs(value) >= 0.01 or value == 0:
-            return f"{value:,.{self.digits}f}{self.unit}"
-        return f"{value:.1g}{self.unit}"
+        return f"{value:.3g}{UNITS.get(self.figure, ' x')}"
 
+    @property
     def aim(self) -> str:
         """The goal in words."""
-        kind = "at least" if self.at_least else "at most"
-        return f"{self.figure} {kind} {self.bound:,g}{self.unit}"
+        return f"{self.figure} {'at least' if self.at_least else 'at most'} {self.text(self.bound)}"
 
     def verdict(self, value: float) -> str:
-        """Met, or by how much the figure falls short of the goal."""
+        """Met, or by how much the figure misses the goal."""
         if self.met(value):
             return "met"
         side = "below" if self.at_least else "above"
@@ -64,22 +62,20 @@ class Goal:
 
 @dataclass
 class Result:
-    """What was found: a side's seconds and MB (the median, the peak), and figures from them."""
+    """A side's seconds and MB (the median, the peak), and figures computed from them."""
 
     sides: dict[str, dict[str, float]] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    rounds: int = 1
     note: str = ""
-    skipped: str = ""
     took: float = 0.0
     """Seconds that the measurement itself took."""
     machine: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    """What a section of the page shows besides."""
+    """What a section of a page shows besides."""
 
-    def save(self, name: str, folder: Path = RESULTS) -> None:
-        write_text(folder / f"{name}.json", json.dumps(asdict(self), indent=1) + "\n")
+    def save(self, name: str) -> None:
+        write_text(RESULTS / f"{name}.json", json.dumps(asdict(self), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -87,17 +83,23 @@ class Row:
     """`measure` runs in a process of its own, on `cores` cores (0: all)."""
 
     what: str
-    measure: Callable[[Options], Result]
+    measure: Callable[[], Result]
+    code: tuple[str, ...]
+    """Files and folders of the code that is measured. A result goes stale when they change."""
     goals: tuple[Goal, ...] = ()
     cores: int = 0
     in_suite: bool = True
-    """Whether it is run when no row is named."""
-    module: str = ""
-    """The file that measures, beside this one."""
+    """Whether it is measured when no row is named."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """`code`, and the file that measures it."""
+        function = self.measure.func if isinstance(self.measure, partial) else self.measure
+        return *self.code, Path(inspect.getfile(function)).relative_to(ROOT).as_posix()
 
 
-def load(names: Mapping[str, Row], folder: Path = RESULTS) -> dict[str, Result]:
-    """What was found so far, in the order of the rows."""
+def load(names: Iterable[str], folder: Path = RESULTS) -> dict[str, Result]:
+    """The results kept so far, in the order of the rows."""
     found = {}
     for name in names:
         path = folder / f"{name}.json"
@@ -106,5 +108,5 @@ def load(names: Mapping[str, Row], folder: Path = RESULTS) -> dict[str, Result]:
         try:
             found[name] = Result(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: not a result ({error}). Delete it.") from error
+            raise UserError(f"{path} is not a result ({error}). Delete it.") from error
     return found
