@@ -104,8 +104,6 @@ def _experiment(folder: Path, songs: int) -> params.Params:
     """What the evaluation of one stem reads, below `folder`: songs of noise, random models."""
     import torch
 
-    from jukesep.pipeline import train
-
     torch.set_num_threads(1)
     path = folder / paths.PARAMS
     write_text(path, params.compose(["scale=demo"], ROOT / "conf"))
@@ -120,7 +118,7 @@ def _experiment(folder: Path, songs: int) -> params.Params:
             audio.write(song.file(part), sound.astype(np.float32), rate, "FLOAT")
         found.append(song)
     Manifest(rate, tuple(found)).save(folder / paths.MANIFEST)
-    steps = train.stage1_recipe(p, STEM).steps
+    steps = p.stage1_of(STEM).steps
     make_models(folder, STEM, INIT, rate, steps, p.stage2.checkpoints)
     return p
 
@@ -130,10 +128,9 @@ def _models_alone(p: params.Params) -> Step:
     import torch
 
     from jukesep.model.checkpoints import load_model
-    from jukesep.pipeline import train
     from jukesep.separation.chunked import apply_chunked
 
-    first = train.stage1_checkpoint(p, STEM, INIT)
+    first = p.stage1_checkpoint(STEM, INIT)
     models = [
         load_model(first, paths.checkpoint("stage2", STEM, INIT, step))
         for step in p.stage2.checkpoints
@@ -216,7 +213,7 @@ def _train(folder: Path, stem: str) -> dict[str, float]:
         train.stage1(p, stem, "scratch")
         train.stage2(p, stem, "scratch")
         model = load_model(
-            train.stage1_checkpoint(p, stem, "scratch"),
+            p.stage1_checkpoint(stem, "scratch"),
             paths.checkpoint("stage2", stem, "scratch", p.stage2.steps),
         )
         songs = Manifest.load(paths.MANIFEST).split("valid")

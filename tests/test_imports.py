@@ -7,15 +7,14 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions
-from pathlib import Path
 
 import pytest
+from sources import ROOT, imports
 
 import jukesep
 from jukesep.base.errors import PIPELINE, UserError, not_installed, reported
 from jukesep.base.packages import package_folder
 
-ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
     "jukesep.audio.decode",
     "jukesep.audio.encode",
@@ -219,19 +218,6 @@ FOLDERS = (
     "cli",
     "__main__",
 )
-
-
-def imports(path):
-    """The modules of jukesep that a file imports, anywhere in it, each as its parts."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            start = package[: len(package) - node.level + 1]
-            module = (*start, *(node.module or "").split(".")) if node.module else start
-            for name in node.names:
-                whole = ROOT.joinpath(*module, name.name)
-                is_module = whole.with_suffix(".py").is_file() or whole.is_dir()
-                yield (*module, name.name) if is_module else module
 
 
 def modules():

@@ -198,6 +198,15 @@ class Params(Section):
     separation: Separation
     evaluate: Evaluate
 
+    def stage1_of(self, stem: str) -> Stage1:
+        """Stage 1's recipe for a stem, with the steps of that stem."""
+        steps = getattr(self.stage1_steps, stem)
+        return self.stage1 if steps is None else self.stage1.model_copy(update={"steps": steps})
+
+    def stage1_checkpoint(self, stem: str, init: str) -> Path:
+        """The end of a stem's stage 1."""
+        return paths.checkpoint("stage1", stem, init, self.stage1_of(stem).steps)
+
     @model_validator(mode="after")
     def _consistent(self) -> Params:
         for name, values in (("stems", self.stems), ("inits", self.inits)):

@@ -18,10 +18,9 @@ def evaluate(params: Params, stem: str, init: str) -> None:
     from ..kernels import devices
     from ..model import jukebox
     from ..model.checkpoints import load_model
-    from .train import stage1_checkpoint
 
     device = devices.choose(params.device, params.threads)
-    first = stage1_checkpoint(params, stem, init)
+    first = params.stage1_checkpoint(stem, init)
     models = {
         step: load_model(first, paths.checkpoint("stage2", stem, init, step)).to(device)
         for step in params.stage2.checkpoints

@@ -14,7 +14,6 @@ from ..base.params import Params
 from ..model.checkpoints import load_model
 from ..separation import models
 from ..songs.manifest import STEMS
-from . import train
 
 TRAININGS = ("weights", "stage1", "stage2")
 PARAMETERS = {
@@ -50,7 +49,7 @@ def pack(params: Params) -> None:
     shutil.rmtree(paths.SEPARATOR, ignore_errors=True)  # of other stems, perhaps
     for stem in (stem for stem in STEMS if stem in params.stems):
         vqvae = load_model(
-            train.stage1_checkpoint(params, stem, init),
+            params.stage1_checkpoint(stem, init),
             paths.checkpoint("stage2", stem, init, step),
         )
         about = {

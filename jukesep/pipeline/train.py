@@ -12,7 +12,7 @@ import torch
 
 from ..base import distributed, paths
 from ..base.errors import UserError
-from ..base.params import Params, Recipe, Stage1
+from ..base.params import Params, Recipe
 from ..base.seeds import torch_seed
 from ..kernels import devices
 from ..model import jukebox
@@ -27,17 +27,6 @@ from ..training.tasks import LatentMatching, Reconstruction
 from . import pretrained
 
 BANDWIDTH_SECONDS = 600  # of training audio, as Jukebox does
-
-
-def stage1_recipe(params: Params, stem: str) -> Stage1:
-    """Stage 1's recipe for a stem, with the steps of that stem."""
-    steps = getattr(params.stage1_steps, stem)
-    return params.stage1 if steps is None else params.stage1.model_copy(update={"steps": steps})
-
-
-def stage1_checkpoint(params: Params, stem: str, init: str) -> Path:
-    """The end of a stem's stage 1."""
-    return paths.checkpoint("stage1", stem, init, stage1_recipe(params, stem).steps)
 
 
 def weights(params: Params, init: str) -> None:
@@ -59,7 +48,7 @@ def weights(params: Params, init: str) -> None:
 
 def stage1(params: Params, stem: str, init: str) -> None:
     """Fine-tune the VQ-VAE on the isolated stem, from pretrained or from random weights."""
-    recipe = stage1_recipe(params, stem)
+    recipe = params.stage1_of(stem)
     vqvae = _random_vqvae(params)
     start = jukebox.load_jukebox(paths.weights_file(init), segment=recipe.segment)
     if start.architecture != vqvae.architecture:
@@ -84,7 +73,7 @@ def stage1(params: Params, stem: str, init: str) -> None:
 def stage2(params: Params, stem: str, init: str) -> None:
     """Train E2 on mixtures to meet the latents of stage 1's encoder on the stem."""
     recipe = params.stage2
-    first = jukebox.load_jukebox(stage1_checkpoint(params, stem, init))
+    first = jukebox.load_jukebox(params.stage1_checkpoint(stem, init))
     encoder = _encoder2(params, init, first)
     songs = Manifest.load(paths.MANIFEST)
     parts, segment, seed = (MIXTURE, stem), recipe.segment, params.seed

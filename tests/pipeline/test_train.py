@@ -145,7 +145,7 @@ def test_a_stem_can_have_its_own_number_of_stage_1_steps(project):
     p = _through_stage1("stage1_steps.drums=3")
     checkpoints = Path("runs/stage1/drums_scratch/checkpoints")
     assert [path.name for path in checkpoints.iterdir()] == ["3.pt"]
-    assert experiment.stage1_recipe(p, "bass").steps == 2
+    assert p.stage1_of("bass").steps == 2
     experiment.stage2(p, "drums", "scratch")
     evaluate.evaluate(p, "drums", "scratch")
     assert Path("results/scores/drums_scratch.csv").is_file()

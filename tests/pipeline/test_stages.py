@@ -1,0 +1,126 @@
+"""dvc.yaml: what its stages depend on is what decides their results."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+from sources import ROOT, closure
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+TRAININGS = ("weights", "stage1", "stage2")
+CODE = ("jukesep/", "stages/")
+
+# What a stage runs that does not decide its result, and why.
+ANYWHERE = {
+    "jukesep/__init__.py": "names for users, and the policy by which threads wait",
+    "jukesep/base/download.py": "the file that it fetches has a checksum",
+    "jukesep/base/errors.py": "messages",
+    "jukesep/base/files.py": "writes what it is given",
+    "jukesep/base/params.py": "the parameters are dependencies themselves",
+    "jukesep/base/paths.py": "a file elsewhere has the same content",
+    "jukesep/base/progress.py": "messages",
+    "jukesep/base/signals.py": "ends a training, which then resumes to the same result",
+    "jukesep/base/unchanged.py": "saves time: what it finds is what would be found again",
+    "jukesep/pipeline/pretrained.py": "the file that it finds is in weights.depends_on",
+    "jukesep/resume": "an interruption does not change a training's result",
+}
+NO_MODEL = "runs no model: what it imports from scoring has no part in that"
+ONE_PROCESS = "a group of processes is for trainings"
+NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
+    "evaluate": ANYWHERE | {"jukesep/base/distributed.py": ONE_PROCESS},
+    "separator": ANYWHERE | {"jukesep/base/distributed.py": ONE_PROCESS},
+    "baselines": ANYWHERE
+    | {
+        "jukesep/base/distributed.py": NO_MODEL,
+        "jukesep/kernels": NO_MODEL,
+        "jukesep/model": NO_MODEL,
+        "jukesep/separation/chunked.py": NO_MODEL,
+    },
+    "report": ANYWHERE
+    | {
+        "jukesep/audio": "reads scores, no sound",
+        "jukesep/base/distributed.py": NO_MODEL,
+        "jukesep/kernels": NO_MODEL,
+        "jukesep/model": NO_MODEL,
+        "jukesep/separation/chunked.py": NO_MODEL,
+    },
+}
+
+
+def _code(stage: str) -> list[str]:
+    return [name for name in STAGES[stage]["deps"] if name.startswith(CODE)]
+
+
+def _below(name: str, places) -> bool:
+    """Whether a file or folder is one of the places, or lies in one."""
+    return any(name == place or name.startswith(f"{place}/") for place in places)
+
+
+def _empty(name: str) -> bool:
+    """Whether a file has nothing but a docstring."""
+    return len(ast.parse((ROOT / name).read_text(encoding="utf-8")).body) <= 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_decides_its_result(stage):
+    """All that its script imports, and what that imports, also inside functions."""
+    runs = {name for name in closure(ROOT / f"stages/{stage}.py") if not _empty(name)}
+    deciding = {name for name in runs if not _below(name, NOT_DECIDING[stage])}
+    assert {name for name in deciding if not _below(name, _code(stage))} == set()
+    # And on no code that it does not run.
+    assert [
+        place for place in _code(stage) if not any(_below(name, [place]) for name in runs)
+    ] == []
+
+
+def test_every_exception_is_needed():
+    used = set()
+    for stage, exceptions in NOT_DECIDING.items():
+        runs = closure(ROOT / f"stages/{stage}.py")
+        found = {place for place in exceptions if any(_below(name, [place]) for name in runs)}
+        used |= found
+        # Those of one stage are used by that stage.
+        assert set(exceptions) - set(ANYWHERE) <= found, stage
+    assert used >= set(ANYWHERE)
+
+
+@pytest.mark.parametrize("stage", TRAININGS)
+@pytest.mark.parametrize(
+    "edited",
+    ["scoring", "report", "resume", "separation", "pipeline/evaluate.py", "pipeline/pack.py"],
+)
+def test_an_edit_elsewhere_trains_nothing(stage, edited):
+    place = f"jukesep/{edited}"
+    assert (ROOT / place).exists()
+    assert not _below(place, _code(stage))
+    assert not any(_below(name, [place]) for name in _code(stage))
+    assert not _below("jukesep/cli.py", _code(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_at_most_ten_places_of_code(stage):
+    names = _code(stage)
+    assert len(names) <= 10
+    assert len(set(STAGES[stage]["deps"])) == len(STAGES[stage]["deps"])
+    assert all((ROOT / name).exists() for name in names)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_whole_outputs(stage):
+    """On a file inside one, DVC fails where an experiment restores the stage from the run-cache."""
+    outs = [
+        name
+        for other in STAGES.values()
+        for out in other["outs"]
+        for name in ([out] if isinstance(out, str) else out)
+    ]
+    inside = [d for d in STAGES[stage]["deps"] if _below(d, outs) and d not in outs]
+    assert inside == []
+
+
+def test_every_stage_is_described():
+    descriptions = [stage["desc"] for stage in STAGES.values()]
+    assert all(text.endswith(".") and "\n" not in text for text in descriptions)
+    assert len(set(descriptions)) == len(STAGES)
+    assert set(STAGES) == {path.stem for path in Path(ROOT / "stages").glob("*.py")}
