@@ -31,7 +31,7 @@ INITS = ("pretrained", "scratch")
 FOLDER = Path("docs/ablations")
 PAGE = Path("docs/ablations.md")
 COLUMNS = ("ablation", "variant", "init", "seed", "songs", *STEMS)
-GROUPS = {"seen": "metrics", "held_out": "metrics/held_out"}
+GROUPS = {"seen": "metrics/sdr", "held_out": "metrics/held_out"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def main() -> None:
             for seed in SEEDS
         )
     ]
-    cells = [cell for ablation in finished for cell in _cells(ablation, step)]
+    cells = [cell for ablation in finished for cell in _cells(ablation)]
     write_text(FOLDER / "scores.csv", table(cells))
     write_text(PAGE, page(cells, params.load().stage1.steps, step))
     picture = FOLDER / "stage1-budget.png"
@@ -197,7 +197,7 @@ def _overrides(variant: Variant, seed: int, step: int) -> list[str]:
     ]
 
 
-def _cells(ablation: Ablation, step: int) -> list[Cell]:
+def _cells(ablation: Ablation) -> list[Cell]:
     return [
         Cell(
             ablation.name,
@@ -205,7 +205,7 @@ def _cells(ablation: Ablation, step: int) -> list[Cell]:
             init,
             seed,
             songs,
-            experiments.read(_experiment(ablation, variant, seed), f"{folder}/{init}_{step}.json"),
+            experiments.read(_experiment(ablation, variant, seed), f"{folder}/{init}_late.json"),
         )
         for variant in ablation.variants
         for init in variant.inits

@@ -50,8 +50,8 @@ def page(readers: dict[int, Reader], scale: str, checkpoints: list[int]) -> str:
     late = checkpoints[-1]
     systems = {"scaled mixture": "metrics/baselines/scaled_mixture.json"}
     for init in ("scratch", "pretrained"):
-        for step in checkpoints:
-            systems[f"{init}, step {step}"] = f"metrics/{init}_{step}.json"
+        for step, name in zip(checkpoints, ("early", "late"), strict=True):
+            systems[f"{init}, step {step}"] = f"metrics/sdr/{init}_{name}.json"
     found = {
         name: {seed: read(path) for seed, read in readers.items()} for name, path in systems.items()
     }
@@ -83,7 +83,7 @@ def page(readers: dict[int, Reader], scale: str, checkpoints: list[int]) -> str:
         lines.append(_row([f"{name}, late", *map(_db, differences), *_summary(differences)]))
     held_out = {
         name: {
-            seed: read(path.replace("metrics/", "metrics/held_out/"))
+            seed: read(path.replace("/sdr/", "/").replace("metrics/", "metrics/held_out/"))
             for seed, read in readers.items()
         }
         for name, path in systems.items()

@@ -34,11 +34,12 @@ pytestmark = pytest.mark.pipeline
 
 ROOT = Path(__file__).parents[2]
 INITS = ("pretrained", "scratch")
-STEPS = (3, 6)  # stage2.checkpoints of conf/scale/tiny.yaml
+STEPS = {"early": 3, "late": 6}  # stage2.checkpoints of conf/scale/tiny.yaml
 TRAININGS = ("stage1", "stage2", "evaluate")
+KINDS = ("sdr", "sdr_mdx", "sdr_v4")
 BASELINES = ("mixture", "scaled_mixture", "ideal_ratio_mask")
 # Written by the report stage and kept in git: the copy starts without.
-REPORT = ("metrics/", "metrics_stereo/", "plots/", "docs/results.md", "dvc.lock")
+REPORT = ("metrics/", "plots/", "docs/results.md", "dvc.lock")
 CPU_SECONDS = 300  # of a tiny `dvc repro`: 150 s on two cores
 
 
@@ -191,20 +192,25 @@ def test_repro_makes_the_experiment(project: Project):
 
 def test_metrics_are_the_papers_table(project: Project):
     files = {path.removesuffix(".json") for path in project.tree("metrics")}
-    separations = {f"{init}_{step}" for init in INITS for step in STEPS}
+    trained = {f"{init}_{name}" for init in INITS for name in STEPS}
     baselines = {*BASELINES, *(f"ceiling_{init}" for init in INITS)}
-    expected = {f"metrics/{name}" for name in separations}
+    expected = {f"metrics/{kind}/{name}" for kind in KINDS for name in trained}
     expected |= {f"metrics/baselines/{name}" for name in baselines}
+    expected |= {f"metrics/{kind}/baselines/{name}" for kind in KINDS[1:] for name in BASELINES}
     groups = {song["group"] for song in _rows(project.path("results/baselines.csv"))}
     if "held_out" in groups:
-        expected |= {name.replace("metrics/", "metrics/held_out/") for name in expected}
+        expected |= {f"metrics/held_out/{name}" for name in trained}
+        expected |= {f"metrics/held_out/baselines/{name}" for name in baselines}
     assert files == expected
     for name in files:
         values = project.metrics(name.removeprefix("metrics/"))
+        if name.split("/")[-1] in trained:
+            assert values.pop("step") == STEPS[name.rpartition("_")[2]]
         assert list(values) == [*STEMS, "total"]
-        assert all(math.isfinite(value) for value in values.values())
-        mean = sum(values[stem] for stem in STEMS) / len(STEMS)
-        assert values["total"] == pytest.approx(mean, abs=1e-3)
+        if "sdr_v4" not in name:  # which a song need not have
+            assert all(math.isfinite(value) for value in values.values())
+            mean = sum(values[stem] for stem in STEMS) / len(STEMS)
+            assert values["total"] == pytest.approx(mean, abs=1e-3)
 
 
 def test_metrics_are_means_of_the_songs_scores(project: Project):
@@ -217,11 +223,11 @@ def test_metrics_are_means_of_the_songs_scores(project: Project):
     ]
     assert len(values) == 1  # of the two of band.test
     mean = sum(values) / len(values)
-    assert project.metrics("scratch_6")["vocals"] == pytest.approx(mean, abs=1e-4)
+    assert project.metrics("sdr/scratch_late")["vocals"] == pytest.approx(mean, abs=1e-4)
 
 
 def test_every_training_left_its_log_and_checkpoints(project: Project):
-    for stage, steps in (("stage1", (6,)), ("stage2", STEPS)):
+    for stage, steps in (("stage1", (6,)), ("stage2", STEPS.values())):
         for stem, init in itertools.product(STEMS, INITS):
             run = project.path(f"runs/{stage}/{stem}_{init}")
             found = {int(path.stem) for path in (run / "checkpoints").iterdir()}
@@ -246,8 +252,8 @@ def test_plots_pictures_and_page_are_written(project: Project):
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
         assert min(struct.unpack(">II", head[16:])) > 200
     page = project.path("docs/results.md").read_text()
-    for init, step in itertools.product(INITS, STEPS):
-        assert f"{project.metrics(f'{init}_{step}')['total']:.2f}" in page
+    for init, name in itertools.product(INITS, STEPS):
+        assert f"{project.metrics(f'sdr/{init}_{name}')['total']:.2f}" in page
 
 
 def test_repro_again_runs_nothing(project: Project):
@@ -269,7 +275,12 @@ def test_a_clone_without_the_data_is_up_to_date(project: Project, tmp_path: Path
 def test_a_change_is_noticed_with_all_that_hangs_on_it(project: Project):
     with project.path("jukesep/report/figures.py").open("a") as file:
         file.write("\n# changed\n")
-    assert _ran(project("dvc repro --dry --allow-missing")) == {"report"}
+    assert _ran(project("dvc repro --dry --allow-missing")) == {"listen", "report"}
+    project("git restore jukesep/report/figures.py")
+    with project.path("results/baselines.csv").open("a") as file:
+        file.write("\n")
+    assert "listen" not in _ran(project("dvc repro --dry"))
+    project("dvc checkout --force --quiet results/baselines.csv")
     project("jukesep compose stage2.learning_rate=0.002")
     ran = _ran(project("dvc repro --dry --allow-missing"))
     # What evaluation reads is not there anew yet: a dry run leaves it out.
@@ -331,6 +342,10 @@ def test_a_killed_training_goes_on_by_the_same_commands(project: Project):
     settings = " ".join(f"-S {setting}" for setting in LONGER.split())
     _kill(project, f"dvc exp run --temp {settings} {LONG}", signal.SIGINT)
     assert "interrupted" in project("jukesep status")
+    # Its curve so far.
+    project("dvc plots show")
+    page = project.path("dvc_plots/index.html").read_text()
+    assert "trainings_stage1-bass_scratch-" in page
     said = project(f"dvc repro {LONG}")
     assert re.search(r"goes on after step \d+ of 200", said)
     assert "No training in progress" in project("jukesep status")
@@ -368,30 +383,22 @@ def test_songs_of_ones_own(project: Project, tmp_path: Path):
 
 # --- experiments ------------------------------------------------------------------------------
 
+RESULTS = ("runs", "results", "data/prepared", "models", "listen", "metrics", "plots", "docs")
+UNTRAINED = {"baselines", "separator", "listen", "report"}
+
 
 def test_one_stem_and_the_way_back(project: Project):
-    results = (
-        "runs",
-        "results",
-        "data",
-        "models",
-        "listen",
-        "metrics",
-        "metrics_stereo",
-        "plots",
-        "docs",
-    )
-    before = project.tree(*results)
-    total = project.metrics("pretrained_6")
+    before = project.tree(*RESULTS)
+    total = project.metrics("sdr/pretrained_late")
 
     said = project("uv run dvc exp run -S stem=other")
     assert _considered(said) <= _stages(("other",))
     # Nothing is trained that has been trained before.
-    assert _ran(said) <= {"baselines", "separator", "listen", "report"}
+    assert _ran(said) <= UNTRAINED
     for name in project.tree("metrics"):
         values = project.metrics(name.removeprefix("metrics/").removesuffix(".json"))
-        assert list(values) == ["other"]
-    assert project.metrics("pretrained_6")["other"] == total["other"]
+        assert {*values} - {"step"} == {"other"}
+    assert project.metrics("sdr/pretrained_late")["other"] == total["other"]
     assert {row["stem"] for row in _rows(project.path("plots/scores.csv"))} == {"other"}
     page = project.path("docs/results.md").read_text()
     # Not by the number: another one can look like it.
@@ -399,10 +406,73 @@ def test_one_stem_and_the_way_back(project: Project):
     assert headings
     assert not [line for line in headings if "total" in line]
 
-    project("git restore .")
-    project("uv run dvc checkout")
-    assert project.tree(*results) == before
+    assert _ran(project("uv run dvc exp run")) <= {"report"}
+    assert project.tree(*RESULTS) == before
+    assert project("git status --porcelain") == ""
     assert _ran(project("uv run dvc repro")) == set()
+
+
+@pytest.fixture
+def newcomer(finished: Project, tmp_path: Path) -> Project:
+    """A fresh clone on a machine that did not make dvc.lock: two stems, one init, an empty cache.
+
+    Its songs are those of dvc.lock, but no training ends with the same bits.
+    """
+    folder = tmp_path / "newcomer"
+    finished(f"git clone --quiet . {shlex.quote(str(folder))}")
+    clone = Project(folder, finished.env | {"PYTHONPATH": str(folder)})
+    lock = yaml.safe_load(clone.path("dvc.lock").read_text())
+    for stage in lock["stages"].values():
+        for entry in (*stage["deps"], *stage["outs"]):
+            if entry["path"].startswith(("runs", "results", "models", "listen")):
+                other = hashlib.md5(entry["md5"].encode()).hexdigest()
+                entry["md5"] = other + ".dir" * entry["md5"].endswith(".dir")
+    clone.path("dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    stems = clone.path("conf/stem/all.yaml")
+    stems.write_text(re.sub(r"\[.*\]", "[bass, other]", stems.read_text()))
+    config = clone.path("conf/config.yaml")
+    config.write_text(re.sub("inits: .*", "inits: [scratch]", config.read_text()))
+    clone("jukesep compose")
+    clone("git commit --quiet --all --message 'Another machine'")
+    return clone
+
+
+def test_the_way_back_of_a_newcomer(newcomer: Project):
+    """Nothing is committed, and nothing is trained a second time."""
+    stages = _stages(("bass", "other"), ("scratch",))
+    said = newcomer("dvc repro")
+    assert _ran(said) == stages
+    before = newcomer.tree(*RESULTS)
+    # Edits of the user that must stay.
+    newcomer.path("notes.txt").write_text("mine")
+    with newcomer.path("jukesep/cli.py").open("a") as file:
+        file.write("\n# mine\n")
+
+    assert _ran(newcomer("uv run dvc exp run -S stem=other --name one")) <= UNTRAINED
+    assert not newcomer.path("runs/stage2/bass_scratch").exists()
+    assert _ran(newcomer("uv run dvc exp run --name both")) <= {"report"}
+    assert newcomer.tree(*RESULTS) == before
+    assert newcomer.path("notes.txt").read_text() == "mine"
+    assert newcomer.path("jukesep/cli.py").read_text().endswith("\n# mine\n")
+    assert {"one", "both"} <= _experiments(newcomer)
+
+    # The same experiment again, after the record of this machine's outputs is thrown away.
+    experiment = "uv run dvc exp run -S stem=other -S stage1.steps=7"
+    assert "stage1@other-scratch" in _ran(newcomer(experiment))
+    once = newcomer.tree("runs/stage1", "runs/stage2", "results", "metrics")
+    newcomer("git restore .")
+    newcomer("git clean -fd --quiet")
+    assert not {"stage1", "stage2", "evaluate"} & _kinds(_ran(newcomer(experiment)))
+    assert newcomer.tree("runs/stage1", "runs/stage2", "results", "metrics") == once
+
+    newcomer("git restore .")
+    newcomer.path("dvc.lock").unlink()
+    assert _ran(newcomer("uv run dvc repro")) <= {"report"}
+    assert newcomer.tree(*RESULTS) == before
+
+
+def _kinds(stages: set[str]) -> set[str]:
+    return {name.split("@")[0] for name in stages}
 
 
 def test_queue(project: Project):
@@ -420,18 +490,44 @@ def test_queue(project: Project):
     assert project("git status --porcelain") == ""
     names = _experiments(project) - known
     assert len(names) == 2
-    columns = "Experiment|_[0-9]+.json:total|stem$|scale"
-    shown = project(f"uv run dvc exp show --drop '.*' --keep '{columns}'")
-    assert all(name in shown for name in names)
+    _tables_one_can_read(project, names)
     stems = set()
     for name in names:
         (ref,) = project(f"git for-each-ref --format=%(refname) refs/exps/*/*/{name}").split()
-        written = json.loads(project(f"git show {ref}:metrics/pretrained_6.json"))
-        (stem,) = written
-        assert written[stem] == project.metrics("pretrained_6")[stem]
+        written = json.loads(project(f"git show {ref}:metrics/sdr/pretrained_late.json"))
+        (stem,) = written.keys() - {"step"}
+        assert written[stem] == project.metrics("sdr/pretrained_late")[stem]
         assert f"stem: {stem}\n" in project(f"git show {ref}:params.yaml")
         stems.add(stem)
     assert stems == {"drums", "bass"}
+
+
+def _tables_one_can_read(project: Project, experiments: set[str]) -> None:
+    """`dvc exp show`, and the README's line for it."""
+    (row, *_) = csv.reader(project("dvc exp show --csv").splitlines())
+    dependencies = {
+        dep
+        for stage in yaml.safe_load(project.path("dvc.lock").read_text())["stages"].values()
+        for dep in (entry["path"] for entry in stage["deps"])
+    }
+    assert len([name for name in row if name.startswith("metrics/")]) <= 25
+    # One for each training that another stage reads, and these.
+    trained = re.compile("runs/(weights|stage1|stage2)/")
+    assert len([name for name in row if name in dependencies and not trained.match(name)]) <= 30
+
+    readme = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^uv run dvc exp show .*?(?=  +#|$)", readme, re.MULTILINE)
+    table = list(csv.DictReader(project(f"{line} --csv").splitlines()))
+    columns = set(table[0])
+    assert len(columns) <= 20
+    totals = {f"metrics/sdr/{init}_{name}.json:total" for init in INITS for name in STEPS}
+    assert {"Experiment", "stem", *totals} <= columns
+    assert not columns & dependencies
+    assert {row["Experiment"] for row in table} >= experiments
+    head = next(row for row in table if row["rev"] == "main")
+    for column in totals:
+        name = column.removeprefix("metrics/").removesuffix(".json:total")
+        assert float(head[column]) == project.metrics(name)["total"]
 
 
 def _wait_for_the_queue(project: Project, timeout: float) -> None:
@@ -456,13 +552,16 @@ def test_one_parameter_changed(project: Project):
     assert {name for name in stages if name.split("@")[0] in TRAININGS} <= _ran(said)
     assert "prepare" not in _ran(said)
 
-    assert "Change" in project("uv run dvc metrics diff")
+    header, *rows = project("uv run dvc metrics diff").splitlines()
+    assert "Change" in header
+    files = [row.split()[0] for row in rows]
+    # The systems under test alone, one after the other.
+    systems = [f"metrics/sdr/{init}_{name}.json" for init in INITS for name in STEPS]
+    assert list(dict.fromkeys(files)) == systems
     changes = json.loads(project("dvc metrics diff --json"))
-    change = changes["metrics/scratch_6.json"]["bass"]
+    change = changes["metrics/sdr/scratch_late.json"]["bass"]
     assert change["diff"] == pytest.approx(change["new"] - change["old"])
     assert change["diff"] != 0
-    # The baselines are the songs' and do not change.
-    assert "bass" not in changes["metrics/baselines/scaled_mixture.json"]
 
     project("uv run dvc plots diff")
     page = project.path("dvc_plots/index.html").read_text()
@@ -475,24 +574,29 @@ def test_one_parameter_changed(project: Project):
     project("dvc checkout")
     project("dvc exp apply longer")
     assert "steps: 7" in project.path("params.yaml").read_text()
-    assert list(project.metrics("scratch_6")) == ["bass"]
+    assert list(project.metrics("sdr/scratch_late")) == ["step", "bass"]
 
 
 def test_weights_from_a_file(project: Project, tmp_path: Path):
     """Weights of Jukebox's layout from elsewhere; one init alone is reported alone."""
-    file = shutil.copy(project.path("runs/weights/pretrained/vqvae.pth.tar"), tmp_path)
-    before = project.metrics("pretrained_6")["bass"]
+    made = project.path("runs/weights/pretrained/vqvae.pth.tar")
+    file = Path(shutil.copy(made, tmp_path))
+    before = project.metrics("sdr/pretrained_late")["bass"]
     said = project(
         "uv run dvc exp run -S stem=bass -S 'inits=[pretrained]' "
-        f"-S weights.source=file -S weights.file={file}"
+        f"-S weights=file -S weights.file={file}"
     )
     assert _considered(said) == _stages(("bass",), ("pretrained",))
     assert {name.split("/")[-1] for name in project.tree("metrics")} == {
-        *(f"pretrained_{step}.json" for step in STEPS),
+        *(f"pretrained_{name}.json" for name in STEPS),
         *(f"{name}.json" for name in (*BASELINES, "ceiling_pretrained")),
     }
     # The same weights train to the same model.
-    assert project.metrics("pretrained_6") == {"bass": before}
+    assert project.metrics("sdr/pretrained_late") == {"step": 6, "bass": before}
+    # Other content under the same name.
+    with file.open("ab") as stream:
+        stream.write(b"!")
+    assert "weights@pretrained" in _ran(project("dvc repro --dry"))
 
 
 @pytest.mark.parametrize(
@@ -518,12 +622,14 @@ def test_a_setting_that_does_not_fit_is_named(project: Project, override: str, n
 def test_metrics_show_one_kind_of_sdr(project: Project):
     said = project("uv run dvc metrics show")
     header, *rows = said.splitlines()
-    assert header.split() == ["Path", *sorted([*STEMS, "total"])]
-    assert {row.split()[0] for row in rows} == set(project.tree("metrics"))
-    for metric in ("sdr_mdx", "sdr_v4"):
-        said = project(f"dvc metrics show metrics_stereo/{metric}")
+    # By name, as DVC orders columns.
+    assert header.split() == ["Path", *sorted([*STEMS, "step", "total"])]
+    files = [row.split()[0] for row in rows]
+    assert files == [f"metrics/sdr/{init}_{name}.json" for init in INITS for name in STEPS]
+    for folder in ("baselines", "held_out", "sdr_mdx", "sdr_v4"):
+        said = project(f"dvc metrics show metrics/{folder}")
         assert {row.split()[0] for row in said.splitlines()[1:]} == set(
-            project.tree(f"metrics_stereo/{metric}")
+            project.tree(f"metrics/{folder}")
         )
 
 
@@ -545,6 +651,9 @@ def test_plots_show_opens_offline(project: Project):
     page = path.read_text()
     _needs_no_network(page)
     assert _charts(page) == 6
+    pictures = {path.stem for path in project.path("plots").glob("*.png")}
+    assert {f"plots_{name}_png" for name in pictures} <= set(re.findall(r'id="(\w+)"', page))
+    assert "failed" not in said
     assert project("git status --porcelain") == ""
 
 

@@ -17,6 +17,7 @@ ANYWHERE = {
     "jukesep/base/download.py": "the file that it fetches has a checksum",
     "jukesep/base/errors.py": "messages",
     "jukesep/base/files.py": "writes what it is given",
+    "jukesep/base/packages.py": "finds installed packages, or says which is missing",
     "jukesep/base/params.py": "the parameters are dependencies themselves",
     "jukesep/base/paths.py": "a file elsewhere has the same content",
     "jukesep/base/progress.py": "messages",
