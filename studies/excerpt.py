@@ -11,26 +11,28 @@ its stems (it was mastered).
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from jukesep import audio, load_separator, sdr
 from jukesep.audio import Audio
-from jukesep.base.errors import reported
+from jukesep.base.errors import UserError, reported
 from jukesep.base.packages import package_folder
 from jukesep.songs.manifest import MIXTURE, STEMS
 
 
 def decode(folder: Path) -> dict[str, Audio]:
     """The excerpt's mixture and stems, (channels, samples) at 44.1 kHz, decoded into `folder`."""
-    from imageio_ffmpeg import get_ffmpeg_exe
-
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise UserError("ffmpeg, which decodes the excerpt, is not installed.")
     song = next(package_folder("stempeg").glob("data/*.stem.mp4"))
     parts = {}
     for stream, part in enumerate((MIXTURE, *STEMS)):
         path = folder / f"{part}.wav"
-        command = [get_ffmpeg_exe(), "-v", "error", "-i", str(song), "-map", f"0:a:{stream}"]
+        command = [program, "-v", "error", "-i", str(song), "-map", f"0:a:{stream}"]
         subprocess.run([*command, "-y", str(path)], check=True)
         parts[part] = audio.read(path)
     return parts

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import browser
 import numpy as np
 import pytest
 import soundfile
+from browser import opened, wait
 from commands import run_jukesep
 
 from jukesep.base import params
@@ -290,89 +290,80 @@ def test_a_sound_that_is_gone_is_named(project, tmp_path):
 # --- in a browser -----------------------------------------------------------------------------
 
 
+READY = "window.jukesep?.state.ready"
+# The browser's advice on how a test reads pictures is no fault of the page.
+ADVICE = "willReadFrequently"
+
+
 @pytest.fixture
-def opened(page, tmp_path):
-    if browser.program() is None:
-        pytest.skip("neither chromium nor google-chrome is there")
-    with browser.running(tmp_path) as found:
-
-        def opened(width=1200, dark=False):
-            found.open((page / "index.html").as_uri(), width=width, dark=dark)
-            found.wait("window.jukesep?.state.ready")
-            return found
-
-        yield opened
-        # The browser's advice on how a test reads pictures is no fault of the page.
-        assert [line for line in found.console if "willReadFrequently" not in line] == []
-        assert found.requests
-        assert all(url.startswith(page.as_uri()) for url in found.requests)
+def tab(page):
+    with opened(page / "index.html", ADVICE, viewport={"width": 1200, "height": 900}) as tab:
+        wait(tab, READY)
+        yield tab
 
 
 STATE = "[jukesep.state.sound, jukesep.state.playing, jukesep.state.position]"
 
 
-def test_it_plays_and_switching_keeps_the_position(opened):
-    tab = opened()
-    assert tab.value("document.querySelectorAll('.sound').length") == 8
-    assert tab.value("document.querySelector('.sound .score').textContent") == ""
-    assert tab.value("document.querySelectorAll('.sound .score')[2].textContent") == "6.25 dB"
-    tab.press(" ")
-    tab.wait("jukesep.state.position > 0.3")
-    started = tab.value("performance.now()")
-    before = tab.value("jukesep.state.position")
+def test_it_plays_and_switching_keeps_the_position(tab):
+    assert tab.evaluate("document.querySelectorAll('.sound').length") == 8
+    assert tab.evaluate("document.querySelector('.sound .score').textContent") == ""
+    assert tab.evaluate("document.querySelectorAll('.sound .score')[2].textContent") == "6.25 dB"
+    tab.keyboard.press(" ")
+    wait(tab, "jukesep.state.position > 0.3")
+    started = tab.evaluate("performance.now()")
+    before = tab.evaluate("jukesep.state.position")
     for key in ("3", "2", "8"):
-        tab.press(key)
-    tab.wait("jukesep.state.level()[7] > 0.99")
-    assert tab.value(STATE)[:2] == [7, True]
-    assert tab.value("jukesep.state.level().filter((gain) => gain > 0.01).length") == 1
-    went, took = tab.value(
+        tab.keyboard.press(key)
+    wait(tab, "jukesep.state.level()[7] > 0.99")
+    assert tab.evaluate(STATE)[:2] == [7, True]
+    assert tab.evaluate("jukesep.state.level().filter((gain) => gain > 0.01).length") == 1
+    went, took = tab.evaluate(
         f"[jukesep.state.position - {before}, (performance.now() - {started}) / 1000]"
     )
     assert went == pytest.approx(took, abs=0.15)
-    tab.press(" ")
-    stopped = tab.value(STATE)
+    tab.keyboard.press(" ")
+    stopped = tab.evaluate(STATE)
     assert stopped[1] is False
-    assert tab.value(STATE) == stopped
+    assert tab.evaluate(STATE) == stopped
     # It sounds: what the chosen buffer holds there is not silent.
-    assert tab.value("jukesep.state.context.state") == "running"
+    assert tab.evaluate("jukesep.state.context.state") == "running"
 
 
-def test_keys_and_clicks_go_where_they_should(opened):
-    tab = opened()
-    tab.click(".sound:nth-child(4) .wave", x=0.5)
-    assert tab.value("jukesep.state.sound") == 3
-    assert tab.value("jukesep.state.position") == pytest.approx(SECONDS / 2, abs=0.05)
-    tab.press("ArrowDown")
-    assert tab.value("jukesep.state.sound") == 4
-    tab.press("ArrowLeft")
-    assert tab.value("jukesep.state.position") == 0
-    tab.press("ArrowRight")
-    assert tab.value("jukesep.state.position") == pytest.approx(2, abs=0.01)
-    tab.press(".")
-    tab.wait("jukesep.state.ready && jukesep.state.part === 1")
+def test_keys_and_clicks_go_where_they_should(tab):
+    tab.click(".sound:nth-child(4) .wave")  # in its middle
+    assert tab.evaluate("jukesep.state.sound") == 3
+    assert tab.evaluate("jukesep.state.position") == pytest.approx(SECONDS / 2, abs=0.05)
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("jukesep.state.sound") == 4
+    tab.keyboard.press("ArrowLeft")
+    assert tab.evaluate("jukesep.state.position") == 0
+    tab.keyboard.press("ArrowRight")
+    assert tab.evaluate("jukesep.state.position") == pytest.approx(2, abs=0.01)
+    tab.keyboard.press(".")
+    wait(tab, "jukesep.state.ready && jukesep.state.part === 1")
     # The same place and system of another stem.
-    assert tab.value("jukesep.state.position") == pytest.approx(2, abs=0.01)
-    assert tab.value("jukesep.state.sound") == 4
-    tab.press("]")
-    tab.wait("jukesep.state.ready && jukesep.state.song === 1")
-    assert tab.value("jukesep.state.position") == 0
-    assert tab.value("document.querySelector('#song option:checked').textContent") == (
+    assert tab.evaluate("jukesep.state.position") == pytest.approx(2, abs=0.01)
+    assert tab.evaluate("jukesep.state.sound") == 4
+    tab.keyboard.press("]")
+    wait(tab, "jukesep.state.ready && jukesep.state.song === 1")
+    assert tab.evaluate("jukesep.state.position") == 0
+    assert tab.evaluate("document.querySelector('#song option:checked').textContent") == (
         NAMES[1].replace("/", "_")
     )
     tab.click("#play")
-    assert tab.value("jukesep.state.playing") is True
-    tab.press("ArrowRight")
-    tab.press("ArrowRight")
-    tab.wait("!jukesep.state.playing")  # at the end
-    assert tab.value("jukesep.state.position") == pytest.approx(SECONDS, abs=0.01)
+    assert tab.evaluate("jukesep.state.playing") is True
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    wait(tab, "!jukesep.state.playing")  # at the end
+    assert tab.evaluate("jukesep.state.position") == pytest.approx(SECONDS, abs=0.01)
 
 
-def test_playing_survives_haste(opened):
+def test_playing_survives_haste(tab):
     """Paused before the first sample has sounded; another stem before the last one has loaded."""
-    tab = opened()
-    tab.press(" ")
-    tab.wait("jukesep.state.position > 0.1")
-    at_once = tab.value("""(() => {
+    tab.keyboard.press(" ")
+    wait(tab, "jukesep.state.position > 0.1")
+    at_once = tab.evaluate("""(() => {
       const press = (key) =>
         document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
       press(" "); press("0"); press(" "); press(" ");
@@ -381,32 +372,30 @@ def test_playing_survives_haste(opened):
       return [...paused, jukesep.state.playing];
     })()""")
     assert at_once == [False, 0, True]
-    tab.wait("jukesep.state.position > 0.1")
-    assert re.fullmatch(r"0:0\d\.\d", tab.value("document.getElementById('time').textContent"))
-    tab.value("""["." , "."].forEach((key) =>
+    wait(tab, "jukesep.state.position > 0.1")
+    assert re.fullmatch(r"0:0\d\.\d", tab.evaluate("document.getElementById('time').textContent"))
+    tab.evaluate("""["." , "."].forEach((key) =>
       document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })))""")
-    tab.wait("jukesep.state.ready && jukesep.state.playing")
+    wait(tab, "jukesep.state.ready && jukesep.state.playing")
 
 
-def test_keys_are_the_pages_after_a_choice(opened):
-    tab = opened()
-    tab.value("""(() => {
+def test_keys_are_the_pages_after_a_choice(tab):
+    tab.evaluate("""(() => {
       const song = document.getElementById("song");
       song.focus();
       song.value = 1;
       song.dispatchEvent(new Event("change"));
     })()""")
-    tab.wait("jukesep.state.ready && jukesep.state.song === 1")
-    tab.press("3")
-    assert tab.value("[jukesep.state.song, jukesep.state.sound]") == [1, 2]
-    tab.value("document.querySelectorAll('.sound')[4].focus()")
-    tab.press("Enter")
-    assert tab.value("jukesep.state.sound") == 4
+    wait(tab, "jukesep.state.ready && jukesep.state.song === 1")
+    tab.keyboard.press("3")
+    assert tab.evaluate("[jukesep.state.song, jukesep.state.sound]") == [1, 2]
+    tab.evaluate("document.querySelectorAll('.sound')[4].focus()")
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("jukesep.state.sound") == 4
 
 
-def test_the_spectrum_shows_the_tone_that_is_heard(opened):
+def test_the_spectrum_shows_the_tone_that_is_heard(tab):
     """Each sound is one tone: the brightest line lies at its frequency."""
-    tab = opened()
     brightest = """(() => {
       const canvas = document.getElementById("spectrum");
       const column = canvas.getContext("2d").getImageData(600, 0, 1, canvas.height).data;
@@ -415,17 +404,21 @@ def test_the_spectrum_shows_the_tone_that_is_heard(opened):
       return (canvas.height - 0.5 - best) / canvas.height;
     })()"""
     for key, frequency in (("1", 200), ("2", 300), ("3", 701)):
-        tab.press(key)
-        assert RATE / 2 * tab.value(brightest) == pytest.approx(frequency, abs=25)
+        tab.keyboard.press(key)
+        assert RATE / 2 * tab.evaluate(brightest) == pytest.approx(frequency, abs=25)
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_fits_a_phone(opened, dark):
-    tab = opened(width=375, dark=dark)
-    assert tab.value("document.documentElement.scrollWidth <= innerWidth") is True
-    back, front = tab.value(
-        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
-    )
-    lightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (back, front)]
-    assert (lightness[0] < lightness[1]) is dark
-    assert tab.value("document.querySelectorAll('.wave').length") == 8
+def test_it_fits_a_phone(page, dark):
+    screen = {"width": 375, "height": 900}
+    scheme = "dark" if dark else "light"
+    with opened(page / "index.html", viewport=screen, color_scheme=scheme) as tab:
+        wait(tab, READY)
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth") is True
+        back, front = (
+            tab.evaluate(f"getComputedStyle(document.body).{name}")
+            for name in ("backgroundColor", "color")
+        )
+        lightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (back, front)]
+        assert (lightness[0] < lightness[1]) is dark
+        assert tab.evaluate("document.querySelectorAll('.wave').length") == 8

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from commands import ARCHITECTURE, files_below, noise, run_jukesep, save_models
+from programs import needs
 
 from jukesep.audio import decode
 from jukesep.audio.encode import FORMATS, writing
@@ -351,25 +352,39 @@ def test_an_interrupted_run_leaves_no_file(project, number):
     assert not Path("stems").exists()
 
 
-def test_a_stream_of_flac_does_not_say_how_long_it_is(project, capsys, monkeypatch):
-    """ffmpeg reads it; without, one line says so, and the bar is not of 10^15 seconds."""
+@pytest.fixture
+def ffmpeg(project, monkeypatch):
+    """ffmpeg is the only program on PATH."""
+    (project / "bin").mkdir()
+    (project / "bin/ffmpeg").symlink_to(needs("ffmpeg"))
+    monkeypatch.setenv("PATH", str(project / "bin"))
+
+
+@pytest.fixture
+def stream(project):
+    """stream.flac, whose header does not say how long it is."""
     soundfile.write("stream.flac", noise(6000), RATE)
     content = bytearray(Path("stream.flac").read_bytes())
     content[21] &= 0xF0
     content[22:26] = bytes(4)
     Path("stream.flac").write_bytes(content)
+
+
+@pytest.mark.usefixtures("stream")
+def test_a_stream_needs_ffmpeg(capsys, monkeypatch):
+    """Without, one line says so, and the bar is not of 10^15 seconds."""
     monkeypatch.setenv("PATH", "")
     assert run_jukesep("separate", "stream.flac", "song.wav", "-o", "stems") == 1
     said = capsys.readouterr().err
     assert "error: stream.flac: its header lacks the length" in said
     assert "0/0 s" in said.splitlines()[-2]
     assert {path.split("/")[0] for path in _names()} == {"song"}
-    if _ffmpeg():
-        (project / "bin").mkdir()
-        (project / "bin/ffmpeg").symlink_to(_ffmpeg())
-        monkeypatch.setenv("PATH", str(project / "bin"))
-        assert run_jukesep("separate", "stream.flac", "-o", "stems", "--stems", "bass") == 0
-        assert soundfile.info("stems/stream/bass.wav").frames == 6000
+
+
+@pytest.mark.usefixtures("stream", "ffmpeg")
+def test_a_stream_is_read_through_ffmpeg():
+    assert run_jukesep("separate", "stream.flac", "-o", "stems", "--stems", "bass") == 0
+    assert soundfile.info("stems/stream/bass.wav").frames == 6000
 
 
 @pytest.mark.parametrize("peak", [1e25, 3e38])
@@ -440,20 +455,7 @@ def test_ffmpeg_is_asked_for_where_it_would_help(project, capsys, monkeypatch):
     )
 
 
-def _ffmpeg():
-    try:
-        import imageio_ffmpeg
-
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        return shutil.which("ffmpeg")
-
-
-@pytest.mark.skipif(_ffmpeg() is None, reason="no ffmpeg here")
-def test_other_formats_are_read_through_ffmpeg(project, capsys, monkeypatch):
-    (project / "bin").mkdir()
-    (project / "bin/ffmpeg").symlink_to(_ffmpeg())
-    monkeypatch.setenv("PATH", str(project / "bin"))
+def test_other_formats_are_read_through_ffmpeg(project, ffmpeg, capsys):
     subprocess.run(["ffmpeg", "-v", "error", "-i", "song.wav", "song.m4a"], check=True)
     with decode.readable("song.m4a") as path:
         expected = soundfile.info(path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from folders import RATE, write_song
+from programs import needs
 
 from jukesep import audio
 from jukesep.base.errors import UserError
@@ -16,10 +17,12 @@ from jukesep.songs import musdb
 from jukesep.songs.manifest import MIXTURE, STEMS
 
 PARTS = (MIXTURE, *STEMS)
-needs_ffmpeg = pytest.mark.skipif(
-    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
-    reason="ffmpeg and ffprobe are not installed",
-)
+
+
+@pytest.fixture
+def ffmpeg():
+    needs("ffmpeg")
+    needs("ffprobe")
 
 
 def test_address_sum_and_validation_songs_are_those_of_torchaudio_and_musdb():
@@ -146,7 +149,7 @@ def stems(tmp_path):
     return root
 
 
-@needs_ffmpeg
+@pytest.mark.usefixtures("ffmpeg")
 def test_stem_files_are_decoded_as_musdb_does_it(tmp_path, stems):
     import musdb as package
 
@@ -163,7 +166,7 @@ def test_stem_files_are_decoded_as_musdb_does_it(tmp_path, stems):
     assert header.samples == -(-len(expected) // 4)
 
 
-@needs_ffmpeg
+@pytest.mark.usefixtures("ffmpeg")
 def test_all_stem_files_that_cannot_be_decoded_are_named(tmp_path, stems):
     shutil.copy(stems / "test/Band - test.stem.mp4", stems / "test/Whole.stem.mp4")
     content = (stems / "train/Band - train.stem.mp4").read_bytes()
@@ -181,14 +184,14 @@ def test_all_stem_files_that_cannot_be_decoded_are_named(tmp_path, stems):
     assert "train/One.stem.mp4: 1 audio stream(s), expected 5" in report
 
 
-@needs_ffmpeg
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_folder_of_wav_files_is_no_musdb18(tmp_path):
     write_song(tmp_path / "train/a")
     with pytest.raises(UserError, match="use data=musdb18hq"):
         musdb.decode(tmp_path, tmp_path / "out", RATE)
 
 
-@needs_ffmpeg
+@pytest.mark.usefixtures("ffmpeg")
 def test_wav_songs_are_read_as_musdb_reads_them(tmp_path):
     """The same samples at the same places; musdb rounds to 16 bit, so the files are 16 bit."""
     import musdb as package
