@@ -1,4 +1,4 @@
-"""Stage `baselines`: what no training at all, and an oracle, score on the songs of evaluation."""
+"""Stage `baselines`: score the baselines and the oracle on the evaluation songs."""
 
 from jukesep.base import params
 from jukesep.base.errors import reported

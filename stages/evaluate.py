@@ -1,4 +1,4 @@
-"""Stage `evaluate`: separate every song at every checkpoint of stage 2, and score it.
+"""Stage `evaluate`: separate and score every evaluation song at every checkpoint of stage 2.
 
 usage: python -m stages.evaluate STEM {pretrained,scratch}
 """
@@ -9,7 +9,7 @@ from jukesep.base.errors import reported
 
 if __name__ == "__main__":
     with reported():
-        # Seconds, in which Ctrl-C should already end in a line.
+        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import evaluate
 

@@ -1,4 +1,4 @@
-"""Stage `listen`: the songs of evaluation as a page to listen to."""
+"""Stage `listen`: make a page to listen to the evaluation songs."""
 
 from jukesep.base import params
 from jukesep.base.errors import reported

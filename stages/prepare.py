@@ -1,7 +1,7 @@
-"""Stage `prepare`: the songs of the experiment, checked, at the model's sample rate.
+"""Stage `prepare`: check the experiment's songs and bring them to the model's sample rate.
 
-Writes data/prepared/manifest.json, and the songs that do not lie elsewhere at the model's rate.
-Keeps in data/cache what it made and read, for its next run.
+Writes data/prepared/manifest.json, and those songs that are rendered, decoded or resampled.
+Keeps intermediate results in data/cache for the next run.
 """
 
 from jukesep.base import params, paths
@@ -12,6 +12,6 @@ from jukesep.songs import prepare
 if __name__ == "__main__":
     with reported():
         p = params.load()
-        # Before any work: weights that could not be had later on would cost all of it.
+        # First of all, so that missing weights do not fail a later stage after much work.
         pretrained.check(p.weights, p.inits)
         prepare.prepare(p, paths.PREPARED)

@@ -1,4 +1,4 @@
-"""Stage `report`: scores and logs to metrics/, plots/ and docs/results.md."""
+"""Stage `report`: write metrics/, plots/ and docs/results.md from scores and logs."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""Stage `separator`: the trained models as files in models/separator/."""
+"""Stage `separator`: pack the trained models into models/separator/."""
 
 from jukesep.base.errors import reported
 
 if __name__ == "__main__":
     with reported():
-        # Seconds, in which Ctrl-C should already end in a line.
+        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import pack
 

@@ -1,4 +1,4 @@
-"""Stage `stage1`: fine-tune the VQ-VAE on one isolated stem.
+"""Stage `stage1`: train the VQ-VAE on one isolated stem.
 
 usage: python -m stages.stage1 STEM {pretrained,scratch}
 """
@@ -10,7 +10,7 @@ from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
-        # Seconds, in which Ctrl-C should already end in a line.
+        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import train
 

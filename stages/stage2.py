@@ -1,4 +1,4 @@
-"""Stage `stage2`: train the mixture's encoder E2 to meet the stem's latents.
+"""Stage `stage2`: train the mixture's encoder E2 to match the stem's latents.
 
 usage: python -m stages.stage2 STEM {pretrained,scratch}
 """
@@ -10,7 +10,7 @@ from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
-        # Seconds, in which Ctrl-C should already end in a line.
+        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import train
 

@@ -1,9 +1,9 @@
-"""Stage `weights`: what stage 1 starts from, in Jukebox's checkpoint layout.
+"""Stage `weights`: write the weights that stage 1 starts from, as a Jukebox checkpoint.
 
 usage: python -m stages.weights {pretrained,scratch}
 
-scratch: random weights. pretrained: Jukebox's, a file's, or (weights.source=pretrain) those of
-the same VQ-VAE trained here on mixtures of the band's pretraining songs.
+scratch: random weights. pretrained: Jukebox's, those in a file, or (weights.source=pretrain)
+weights trained here on the mixtures of the pretraining songs.
 """
 
 import sys
@@ -13,7 +13,7 @@ from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
-        # Seconds, in which Ctrl-C should already end in a line.
+        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import train
 

@@ -1,8 +1,8 @@
-"""The parameters of an experiment: params.yaml, checked, and composed from conf/.
+"""The parameters of an experiment: params.yaml, composed from conf/, and its checks.
 
-conf/ is the source of truth. `dvc exp run -S` composes params.yaml anew from it; `dvc repro`
-reads params.yaml as it is; `jukesep compose` brings the two together. This module does not
-import torch.
+conf/ is the source of truth. `dvc exp run -S` and `jukesep compose` compose params.yaml from it;
+`dvc repro` reads params.yaml as it is, so run `jukesep compose` after an edit in conf/. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Stem = Literal["drums", "bass", "other", "vocals"]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: read-only, and a name that is not known is an error."""
+    """A section of params.yaml: read-only; unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,10 +44,10 @@ class Data(Section):
             return self
         if self.root in (None, "???"):  # as conf/data leaves it
             raise ValueError(
-                f"root is not set: data={self.source} needs the absolute path of the folder that "
-                "holds train/ and test/, -S data.root=/absolute/path"
+                f"root is not set: data={self.source} needs the absolute path of the folder with "
+                "train/ and test/: -S data.root=/absolute/path"
             )
-        # An experiment in the queue runs in another folder.
+        # Queued experiments run in another folder.
         if not Path(str(self.root)).is_absolute():
             raise ValueError(f"root must be an absolute path, found {self.root!r}")
         return self
@@ -85,11 +85,11 @@ class Weights(Section):
         if self.source == "file" and self.file in (None, "???"):  # as conf/weights leaves it
             raise ValueError(
                 "file is not set: weights=file needs the absolute path of a checkpoint in "
-                "Jukebox's format, -S weights=file -S weights.file=/absolute/path"
+                "Jukebox's format: -S weights=file -S weights.file=/absolute/path"
             )
         if self.source == "file" and not Path(str(self.file)).is_absolute():
             raise ValueError(f"file must be an absolute path, found {self.file!r}")
-        # Else DVC would not see that what the weights come from has changed.
+        # Otherwise DVC would not notice when the source of the weights changes.
         if self.depends_on != wanted.get(self.source, self.depends_on):
             raise ValueError(
                 f"source is {self.source}, but depends_on is {self.depends_on}. Set both with "
@@ -111,7 +111,7 @@ class Losses(Section):
 
 
 class Recipe(Section):
-    """How a training runs. Rates per step, lengths in samples, intervals in steps."""
+    """The settings of a training. Rates are per step, lengths in samples, intervals in steps."""
 
     steps: Count
     batch: Count
@@ -128,13 +128,13 @@ class Recipe(Section):
 
 
 class Stage1(Recipe):
-    """`codebook_init` is where a codebook that no file brings starts: from latents, or at zero."""
+    """`codebook_init`: without weights from a file, the codebook starts from latents or zeros."""
 
     codebook_init: Literal["data", "zeros"]
 
 
 class Stage1Steps(Section):
-    """Steps of one stem's stage 1, where they are not `stage1.steps`."""
+    """Steps of stage 1 for single stems; None means `stage1.steps`."""
 
     drums: Count | None
     bass: Count | None
@@ -143,7 +143,7 @@ class Stage1Steps(Section):
 
 
 class Stage2(Recipe):
-    """Stage 2 is saved, and evaluated, at several steps."""
+    """`checkpoints`: the steps at which stage 2 is saved and evaluated."""
 
     checkpoints: tuple[Count, ...]
     init: Literal["random", "jukebox", "stage1"]
@@ -159,7 +159,7 @@ class Stage2(Recipe):
 
 
 class Separation(Section):
-    """How a model is run over a song: the keyword arguments of `separation.apply_chunked`."""
+    """How a model runs over a song: keyword arguments of `separation.chunked.apply_chunked`."""
 
     chunk: Count
     chunking: Literal["exact", "hard"]
@@ -211,11 +211,11 @@ class Params(Section):
     def _consistent(self) -> Params:
         for name, values in (("stems", self.stems), ("inits", self.inits)):
             if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} must name each value once, found {list(values)}")
+                raise ValueError(f"{name} needs one or more different values, found {list(values)}")
         if self.data.train_on_validation and self.evaluate.split == "valid":
             raise ValueError(
                 "evaluate.split=valid with data.train_on_validation=true would score songs that "
-                "were trained on: set one of them back"
+                "were trained on: change one of the two"
             )
         hop = 2 ** sum(self.model.downs)
         for name in ("pretrain", "stage1", "stage2"):
@@ -229,19 +229,19 @@ class Params(Section):
 
 
 def load(path: str | Path = paths.PARAMS) -> Params:
-    """Read and check params.yaml. UserError naming every setting that does not fit."""
+    """Read and check params.yaml. UserError that names every invalid setting."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run `jukesep compose` to write it.") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error}). Run `jukesep compose`.") from error
+        raise UserError(f"{path}: not YAML ({error}). Run `jukesep compose` again.") from error
     return _check(content, path)
 
 
 def compose(overrides: list[str], conf: str | Path = paths.CONF) -> str:
-    """The text of params.yaml for `overrides`, byte for byte as `dvc exp run -S` writes it."""
+    """The text of params.yaml for `overrides`, the same bytes as `dvc exp run -S` writes."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -258,7 +258,7 @@ def compose(overrides: list[str], conf: str | Path = paths.CONF) -> str:
 
 
 def write_composed(path: Path, overrides: list[str]) -> None:
-    """Compose, check and write params.yaml. Nothing is written if a setting does not fit."""
+    """Compose, check and write params.yaml. Writes nothing if a setting is invalid."""
     text = compose(overrides)
     _check(yaml.safe_load(text), "conf")
     write_text(path, text)
@@ -274,5 +274,5 @@ def _check(content: object, source: str | Path) -> Params:
             for fault in error.errors()
         ]
         raise UserError(
-            f"{source}: {len(faults)} setting(s) do not fit:\n  " + "\n  ".join(faults)
+            f"{source}: {len(faults)} invalid setting(s):\n  " + "\n  ".join(faults)
         ) from error

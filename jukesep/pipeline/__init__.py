@@ -1,1 +1,1 @@
-"""What stages/ calls: the experiment put together from its parameters."""
+"""The stages' entry points: build trainings and evaluations from the parameters."""

@@ -1,4 +1,4 @@
-"""The evaluations put together from their parameters: of trained models and of baselines."""
+"""Evaluate trained models and baselines as the parameters say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..songs.manifest import Manifest
 def evaluate(params: Params, stem: str, init: str) -> None:
     """Score the separation at every checkpoint of stage 2: results/scores/<stem>_<init>.csv.
 
-    What was scored is kept to listen to in results/audio/<stem>_<init>/, if evaluate.audio is set.
+    With evaluate.audio, also write the scored audio to results/audio/<stem>_<init>/.
     """
     from ..kernels import devices
     from ..model import jukebox
@@ -28,7 +28,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
     manifest = Manifest.load(paths.MANIFEST)
     listening = paths.sounds(stem, init)
     shutil.rmtree(listening, ignore_errors=True)
-    listening.mkdir(parents=True)  # empty, if nothing is kept
+    listening.mkdir(parents=True)  # stays empty without evaluate.audio
     rows = evaluation.score_models(
         manifest.split(params.evaluate.split),
         stem,
@@ -44,7 +44,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
 
 
 def baselines(params: Params) -> None:
-    """Score what needs no training, and the oracle: results/baselines.csv."""
+    """Score the baselines and the oracle: results/baselines.csv."""
     manifest = Manifest.load(paths.MANIFEST)
     songs = manifest.split(params.evaluate.split)
     rows = evaluation.score_baselines(

@@ -1,4 +1,4 @@
-"""Stage `separator`: the trained models as files, for `jukesep separate` and for others."""
+"""Stage `separator`: pack the trained models into a folder, to use and to share."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ SONGS = {
 
 
 def pack(params: Params) -> None:
-    """Write models/separator/: the pretrained models of all stems, or those of the only init.
+    """Write models/separator/: one model per stem, pretrained if there are both inits.
 
-    Of stage 2 the last checkpoint: which one scores best on the test songs is no reason.
+    Takes the last checkpoint of stage 2, not the one with the best score on the test songs.
     """
     init = "pretrained" if "pretrained" in params.inits else params.inits[0]
     step = max(params.stage2.checkpoints)
-    shutil.rmtree(paths.SEPARATOR, ignore_errors=True)  # of other stems, perhaps
+    shutil.rmtree(paths.SEPARATOR, ignore_errors=True)  # it may hold other stems
     for stem in (stem for stem in STEMS if stem in params.stems):
         vqvae = load_model(
             params.stage1_checkpoint(stem, init),
@@ -66,14 +66,14 @@ def pack(params: Params) -> None:
 
 
 def _licence(params: Params, init: str) -> str:
-    """Of the weights: that of what they were fine-tuned from, and of the songs they heard."""
+    """The licence of the weights: follows from their initial weights and training songs."""
     weights = LICENCES[params.weights.source if init == "pretrained" else "pretrain"]
     songs = SONGS[params.data.source]
     return f"{weights}; {songs}" if songs else weights
 
 
 def _scores(stem: str, init: str, step: int, split: str) -> dict[str, float]:
-    """The mean of the paper's SDR in dB over the songs of each group, as `<split>, <group>`."""
+    """`<split>, <group>` -> the paper's SDR in dB, the mean over the songs of the group."""
     path = paths.scores(stem, init)
     found: dict[str, list[float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -84,10 +84,10 @@ def _scores(stem: str, init: str, step: int, split: str) -> dict[str, float]:
 
 
 def _commit() -> str | None:
-    """The last commit of the code that trains, where there is a git that tells.
+    """The last commit of the training code; None if git does not know it.
 
-    What is no dependency of the trainings does not count: these files would be others after it,
-    and no stage to make them anew.
+    Only dependencies of the trainings count: other commits would change the card, although no
+    training changed.
     """
     stages = yaml.safe_load(paths.PIPELINE.read_text(encoding="utf-8"))["stages"]
     deps = [dep for stage in TRAININGS for dep in stages[stage]["deps"]]

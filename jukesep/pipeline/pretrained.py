@@ -1,6 +1,6 @@
-"""The file that pretrained weights are read from: the user's own or Jukebox's, fetched, checked.
+"""Find the file of pretrained weights: the user's own, or Jukebox's, which is downloaded.
 
-Finding it reads nothing of it but its sum; jukebox.py loads it. This module does not import torch.
+This module checks only the file's sha256; jukebox.py loads it. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..base.errors import UserError
 from ..base.params import Weights
 
 CACHE = "JUKESEP_CACHE"
-"""The environment variable that names another folder for what is fetched."""
+"""Environment variable with another folder for downloaded files."""
 PATH = "jukebox/models/5b/vqvae.pth.tar"
-"""Under OpenAI's addresses and in the cache: the VQ-VAE of Jukebox's models "5b"."""
+"""The VQ-VAE of Jukebox's models "5b": its path at OpenAI's addresses and in the cache."""
 URLS = (
     f"https://openaipublic.azureedge.net/{PATH}",
     f"https://openaipublic.blob.core.windows.net/{PATH}",
@@ -34,24 +34,24 @@ LICENCE = (
 
 
 def check(weights: Weights, inits: Collection[str]) -> None:
-    """UserError if an experiment's weights cannot be had: asked before the work of hours begins.
+    """UserError if an experiment's weights are not available; call this before hours of work.
 
-    Jukebox's file, 7.7 MB, is fetched here, so that the stage that needs it finds it in the cache.
+    Downloads Jukebox's file (7.7 MB) if needed, so that later stages find it in the cache.
     """
     if "pretrained" in inits and weights.source != "pretrain":
         find(weights)
 
 
 def find(weights: Weights) -> Path:
-    """The file of weights.source `file` or `jukebox`, with the sum it must have.
+    """The path of the file for weights.source `file` or `jukebox`, with its sha256 checked.
 
-    Raises UserError if it is not there, cannot be fetched, or has another sum.
+    Raises UserError if the file is missing, cannot be downloaded, or has another sha256.
     """
     return _fetched(weights) if weights.source == "jukebox" else _given(weights)
 
 
 def cached() -> Path:
-    """Where Jukebox's file is kept, for every experiment of this user."""
+    """Path of Jukebox's file in the user's cache, shared by all experiments."""
     folder = os.environ.get(CACHE)
     return (Path(folder).expanduser() if folder else user_cache_path("jukesep")) / PATH
 

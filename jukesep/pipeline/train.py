@@ -1,4 +1,4 @@
-"""The trainings put together from their parameters: weights, stage 1, stage 2."""
+"""Build and run the trainings from the parameters: weights, stage 1, stage 2."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ..training.segments import Segments
 from ..training.tasks import LatentMatching, Reconstruction
 from . import pretrained
 
-BANDWIDTH_SECONDS = 600  # of training audio, as Jukebox does
+BANDWIDTH_SECONDS = 600  # of training audio, as in Jukebox
 
 
 def weights(params: Params, init: str) -> None:
-    """What stage 1 starts from: runs/weights/<init>/vqvae.pth.tar in Jukebox's layout."""
+    """Write the weights that stage 1 starts from: runs/weights/<init>/vqvae.pth.tar."""
     folder = paths.weights(init)
     path = folder / paths.WEIGHTS
     if init == "scratch":
@@ -47,14 +47,14 @@ def weights(params: Params, init: str) -> None:
 
 
 def stage1(params: Params, stem: str, init: str) -> None:
-    """Fine-tune the VQ-VAE on the isolated stem, from pretrained or from random weights."""
+    """Train the VQ-VAE on the isolated stem, from pretrained or random weights."""
     recipe = params.stage1_of(stem)
     vqvae = _random_vqvae(params)
     start = jukebox.load_jukebox(paths.weights_file(init), segment=recipe.segment)
     if start.architecture != vqvae.architecture:
         raise UserError(
-            f"{paths.weights_file(init)} holds a model of {start.architecture}, the parameters "
-            f"ask for {vqvae.architecture}. Set model.* to what the file holds."
+            f"{paths.weights_file(init)}: holds a model of {start.architecture}, but the "
+            f"parameters have {vqvae.architecture}. Set model.* to the file's values."
         )
     if init == "pretrained":
         vqvae = start
@@ -62,7 +62,7 @@ def stage1(params: Params, stem: str, init: str) -> None:
         # The codebook stays empty and starts from the first batch's latents.
         vqvae.encoder, vqvae.decoder = start.encoder, start.decoder
         if recipe.codebook_init == "zeros":
-            # As the published code does: all codes at zero, and taken for those of a file.
+            # As in the authors' code: all codes are zero, with the usage of a file's codes.
             usage = jukebox.restored_usage(vqvae.architecture, recipe.segment)
             vqvae.codebook.restore(torch.zeros_like(vqvae.codebook.k), usage)
     item, folder = {"stem": stem, "init": init}, paths.run("stage1", stem, init)
@@ -71,7 +71,7 @@ def stage1(params: Params, stem: str, init: str) -> None:
 
 
 def stage2(params: Params, stem: str, init: str) -> None:
-    """Train E2 on mixtures to meet the latents of stage 1's encoder on the stem."""
+    """Train E2 on mixtures to match the latents of stage 1's encoder on the stem."""
     recipe = params.stage2
     first = jukebox.load_jukebox(params.stage1_checkpoint(stem, init))
     encoder = _encoder2(params, init, first)
@@ -93,7 +93,7 @@ def stage2(params: Params, stem: str, init: str) -> None:
 def _train_vqvae(
     params: Params, recipe: Recipe, vqvae: VQVAE, part: str, stage: str, init: str, run: Training
 ) -> None:
-    """Pretraining (part: the mixture) and stage 1 (part: a stem)."""
+    """Train a VQ-VAE: pretraining (`part` is the mixture) or stage 1 (`part` is a stem)."""
     manifest = Manifest.load(paths.MANIFEST)
     songs = manifest.split("pretrain" if part == MIXTURE else "train")
     segments = Segments(songs, (part,), recipe.segment, params.seed, stage)
@@ -126,9 +126,9 @@ def _training(
     out: Path,
     names: Mapping[str, str] | None = None,
 ) -> Iterator[Training]:
-    """A training of a stage of dvc.yaml, on its device, together with other processes if any.
+    """Set up the training of a stage in dvc.yaml: its device, and other processes if any.
 
-    `section` is where the parameters have its recipe, `item` what the stage's matrix chose.
+    `section` names the recipe in the parameters, `item` the stage's matrix values.
     """
     what = identity.identity(
         stage,
@@ -151,14 +151,14 @@ def _training(
         devices.set_precision(params.precision, device)
         if others := identity.differences(distributed.same(what), what):
             raise UserError(
-                f"{about.title}: process {distributed.rank()} has other {', '.join(others)} than "
-                "process 0. Give all of them the same code, parameters and data."
+                f"{about.title}: process {distributed.rank()} differs from process 0 in "
+                f"{', '.join(others)}. Give all processes the same code, parameters and data."
             )
         yield Training(about, device, params.precision, main=distributed.rank() == 0)
 
 
 def _encoder2(params: Params, init: str, stage1: VQVAE) -> Encoder:
-    """E2 as it starts: random, stage 1's E1, or the encoder that stage 1 itself started from."""
+    """The initial E2: random, stage 1's E1, or the encoder that stage 1 started from."""
     if params.stage2.init == "stage1":
         return copy.deepcopy(stage1.encoder)
     if params.stage2.init == "jukebox":
@@ -168,14 +168,14 @@ def _encoder2(params: Params, init: str, stage1: VQVAE) -> Encoder:
 
 
 def _random_vqvae(params: Params) -> VQVAE:
-    """PyTorch's initial weights, the same for every training of a seed; the codebook is empty."""
+    """PyTorch's initial weights, equal for all trainings with a seed, and an empty codebook."""
     model = params.model.model_dump(exclude={"sample_rate"})
     torch.manual_seed(torch_seed(params.seed, "vqvae"))
     return VQVAE(Architecture(**model))
 
 
 def _hps(params: Params, init: str, part: str = MIXTURE) -> dict[str, Any]:
-    """What a checkpoint says of its training."""
+    """The metadata of a training's checkpoints."""
     return {
         "sample_rate": params.model.sample_rate,
         "scale": params.scale,

@@ -117,9 +117,9 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
             raise UserError(f"the model of {stem}: {name} holds NaN or infinity.")
     # The dilations do not show in the shapes: the architecture becomes part of the digest.
     content = tensors_as_bytes(tensors, {"architecture": architecture.model_dump_json()})
-    told = {key: about[key] for key in Model.model_fields if key in about}
+    fields = {key: about[key] for key in Model.model_fields if key in about}
     digest = hashlib.sha256(content).hexdigest()
-    model = Model(file=f"{stem}.safetensors", sha256=digest, **told)
+    model = Model(file=f"{stem}.safetensors", sha256=digest, **fields)
     sample_rate = about["sample_rate"]
     before = read_card(folder) if (folder / CARD).exists() else None
     stems = dict(before.stems) if before else {}
@@ -276,10 +276,10 @@ def describe(card: Card, folder: str | Path) -> str:
     ]
     # Often all stems share these; they are then printed once.
     for name in ("data", "licence", "commit"):
-        told = {stem: getattr(model, name) or "unknown" for stem, model in card.stems.items()}
-        for text in dict.fromkeys(told.values()):
-            of = [stem for stem in told if told[stem] == text]
-            which = "" if len(of) == len(told) else f" ({', '.join(of)})"
+        values = {stem: getattr(model, name) or "unknown" for stem, model in card.stems.items()}
+        for text in dict.fromkeys(values.values()):
+            stems = [stem for stem in values if values[stem] == text]
+            which = "" if len(stems) == len(values) else f" ({', '.join(stems)})"
             lines.append(f"  {name:<12}  {text}{which}")
     for stem, model in card.stems.items():
         scores = "".join(f", SDR {value:.2f} dB ({name})" for name, value in model.scores.items())

@@ -178,7 +178,7 @@ def test_processes_that_would_train_another_model_are_refused(project, monkeypat
     p = _params()
     experiment.weights(p, "scratch")
     monkeypatch.setattr(experiment.distributed, "same", other)
-    with pytest.raises(UserError, match=r"process 0 has other stage1\.learning_rate than"):
+    with pytest.raises(UserError, match=r"differs from process 0 in stage1\.learning_rate\."):
         experiment.stage1(p, "drums", "scratch")
     assert not Path("runs/stage1").exists()
 
