@@ -36,7 +36,7 @@ from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
 from jukesep.base.progress import bar
 
-RESUMED = re.compile(r": (goes on|resumes) after step")  # what a training prints when it starts
+RESUMED = re.compile(r": resumes after step")  # what a training prints when it starts
 RESUMES, DAMAGED = "starts resumed from a save", "saves were damaged"
 STEM, INIT = "vocals", "scratch"
 STAGES = ("stage1", "stage2")

@@ -20,6 +20,8 @@ TORCH_FREE = (
     "jukesep.audio.encode",
     "jukesep.audio.samples",
     "jukesep.base.download",
+    "jukesep.base.files",
+    "jukesep.base.git",
     "jukesep.base.packages",
     "jukesep.base.params",
     "jukesep.base.paths",

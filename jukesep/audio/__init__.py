@@ -7,7 +7,6 @@ and `encode` are for users' own songs: formats beyond libsndfile's, and the form
 from .samples import (
     BLOCK,
     READABLE,
-    RIFF_LIMIT,
     STEADY,
     STEP,
     Audio,
@@ -26,7 +25,6 @@ from .samples import (
 __all__ = [
     "BLOCK",
     "READABLE",
-    "RIFF_LIMIT",
     "STEADY",
     "STEP",
     "Audio",

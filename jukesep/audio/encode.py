@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import soundfile
 
 from .. import audio
 from ..base.errors import UserError
-from ..base.files import atomic
+from ..base.files import atomic, temporary
 from . import Audio
 
 Clip = Literal["rescale", "clamp", "none"]
@@ -73,7 +71,7 @@ def writing(
         _check(form, sample_rate, channels)
         if clip == "rescale" and form.limited:
             for name, path in targets.items():
-                loose[name] = stack.enter_context(_temporary(path))
+                loose[name] = stack.enter_context(temporary(path.with_suffix(".wav")))
                 put[name] = parts.enter_context(
                     audio.writing(loose[name], sample_rate, channels, samples)
                 )
@@ -109,12 +107,13 @@ def _one(
             yield put
         return
     container = form.container
-    if container == "WAV" and BYTES[form.subtype] * channels * samples > audio.RIFF_LIMIT - 1024:
+    size = BYTES.get(form.subtype, 0) * channels * samples + 1024  # bytes, with the header
+    if container == "WAV" and size > audio.samples.RIFF_LIMIT:
         container = "RF64"  # has 64-bit lengths
-    with atomic(path) as temporary:
+    with atomic(path) as unfinished:
         try:
             with soundfile.SoundFile(
-                str(temporary), "w", sample_rate, channels, form.subtype, format=container
+                str(unfinished), "w", sample_rate, channels, form.subtype, format=container
             ) as file:
 
                 def put(block: Audio) -> None:
@@ -125,19 +124,6 @@ def _one(
         except soundfile.LibsndfileError as error:
             reason = str(error).rstrip(".")
             raise UserError(f"{path}: cannot be written ({reason}). Is the disk full?") from error
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`; delete it afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".wav")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(form: Format, sample_rate: int, channels: int) -> None:

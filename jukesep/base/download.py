@@ -6,7 +6,6 @@ Smaller files are fetched by pooch, which starts from the beginning. Does not im
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from .errors import UserError
 from .progress import bar
+from .unchanged import file_digest
 
 CHUNK = 1 << 16  # bytes in memory at a time
 CONNECT_SECONDS = 10.0
@@ -156,8 +156,7 @@ def _alone(target: Path, title: str) -> Iterator[None]:
 
 def _sum(path: Path, title: str) -> str:
     _say(f"{title}: checking its sha256")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def _size(path: Path) -> int:

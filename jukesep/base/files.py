@@ -1,60 +1,108 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that appear whole or not at all.
+
+What is being written has a hidden name that begins with UNFINISHED, beside the name that it gets
+in the end. A process that is killed leaves it behind: `sweep` deletes it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+UNFINISHED = ".unfinished-"
+
 
 @contextmanager
 def atomic(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds.
+    """Yield a temporary file beside `path`; rename it to `path` if the block succeeds.
 
-    The temporary name keeps the suffix (writers that choose a format by it work), and nothing
-    is left behind if the block fails. `durable` waits until the disk has it: without, a loss of
-    power can leave an empty file.
+    The temporary name keeps the suffix, for writers that choose the format by it. If the block
+    fails, nothing is left behind, and a file that was at `path` stays. `durable` waits until the
+    file is on the disk: without it, a loss of power can leave an empty file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes files private; a result should have the permissions any new file gets.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+    with temporary(path) as unfinished:
+        yield unfinished
+        unfinished.chmod(_permissions(0o666))
         if durable:
-            sync(temporary)
-        os.replace(temporary, path)
+            sync(unfinished)
+        os.replace(unfinished, path)
         if durable:
             sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def made(folder: str | Path) -> Iterator[None]:
-    """A folder that is made if it is missing, and not left behind empty."""
-    folder = Path(folder)
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
+
+    It replaces a folder that is there. If the block fails, nothing is left behind.
+    """
+    path = Path(path)
+    with temporary(path, folder=True) as unfinished:
+        yield unfinished
+        unfinished.chmod(_permissions(0o777))
+        if path.exists():
+            remove(path)
+        os.replace(unfinished, path)
+
+
+@contextmanager
+def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
+    """Yield an empty file, or folder, of a hidden name beside `path`; delete it afterwards.
+
+    The folders that `path` needs are made. They are deleted again if the block fails and they are
+    empty.
+    """
+    path = Path(path)
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
+        else:
+            handle, name = tempfile.mkstemp(path.suffix, UNFINISHED, path.parent)
+            os.close(handle)
+            unfinished = Path(name)
+        try:
+            yield unfinished
+        finally:
+            _delete(unfinished)
+    except BaseException:
         with suppress(OSError):
-            for path in new:
-                path.rmdir()
+            for parent in missing:
+                parent.rmdir()
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write `content` to `path` as JSON for people to read, atomically."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder. Nobody finds a part of it: it is first moved to a hidden name."""
+    with temporary(folder, folder=True) as away:
+        shutil.rmtree(folder.rename(away / folder.name))
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left unfinished in a folder and below it.
+
+    Only for a folder that no other process writes to.
+    """
+    for path in list(folder.rglob(f"{UNFINISHED}*")):
+        _delete(path)
 
 
 def sync(path: str | Path) -> None:
@@ -66,3 +114,17 @@ def sync(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _permissions(most: int) -> int:
+    """Those of any new file or folder: `tempfile` makes private ones."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return most & ~umask

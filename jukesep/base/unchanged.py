@@ -1,9 +1,10 @@
-"""What is known of files from an earlier run, as long as they have not changed since.
+"""Whether something has changed: its digest, or, without reading it, the marks of its file.
 
-A file counts as unchanged while its size, the time of its last change (in nanoseconds) and its
-inode are the same. So a file that was written to or replaced is read again; one whose bytes
-changed under the same three, on a failing disk or by a program that sets the time back, is not
-noticed. Deleting the record has everything read anew.
+A digest tells for certain. To read gigabytes of songs for it takes minutes; so `Known` keeps what
+an earlier run found in files, for as long as their marks are the same: size, time of the last
+change (in nanoseconds) and inode. A file that was written to or replaced is read again; one whose
+bytes changed under the same marks, on a failing disk or by a program that sets the time back, is
+not noticed. To delete the record has everything read again.
 """
 
 from __future__ import annotations
@@ -95,12 +96,23 @@ def marks(files: Iterable[Path]) -> Marks | None:
     return found
 
 
-def code(*files: str | Path) -> str:
-    """A digest of source files: facts that code found are another code's to find again."""
+def digest(content: bytes | Iterable[bytes]) -> str:
+    """The sha256 of a content, or of several one after the other, in hex digits."""
     total = hashlib.sha256()
-    for file in sorted(map(Path, files)):
-        total.update(file.read_bytes())
-    return total.hexdigest()[:16]
+    for part in [content] if isinstance(content, bytes) else content:
+        total.update(part)
+    return total.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """The sha256 of a file in hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code(*files: str | Path) -> str:
+    """A digest of source files: what one version of the code found, another has to find again."""
+    return digest(file.read_bytes() for file in sorted(map(Path, files)))[:16]
 
 
 def _has_its_files(entry: Any) -> bool:

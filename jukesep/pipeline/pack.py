@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import shutil
 import statistics
-import subprocess
 
 import yaml
 
 from ..base import paths
+from ..base.git import git
 from ..base.params import Params
 from ..model.checkpoints import load_model
 from ..separation import models
@@ -92,16 +92,7 @@ def _commit() -> str | None:
     stages = yaml.safe_load(paths.PIPELINE.read_text(encoding="utf-8"))["stages"]
     deps = [dep for stage in TRAININGS for dep in stages[stage]["deps"]]
     code = sorted({dep for dep in deps if dep.startswith(("jukesep/", "stages/"))})
-    if _git("rev-parse", "--is-shallow-repository") != "false":
+    if git("rev-parse", "--is-shallow-repository") != "false":
         return None
-    commit = _git("log", "-1", "--format=%H", "--", *code)
-    return f"{commit}, and changes" if _git("status", "--porcelain", "--", *code) else commit
-
-
-def _git(*words: str) -> str | None:
-    """What git says, None for nothing."""
-    try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() or None
+    commit = git("log", "-1", "--format=%H", "--", *code)
+    return f"{commit}, and changes" if git("status", "--porcelain", "--", *code) else commit

@@ -5,7 +5,6 @@ This module checks only the file's sha256; jukebox.py loads it. This module does
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from platformdirs import user_cache_path
 from ..base.download import reason
 from ..base.errors import UserError
 from ..base.params import Weights
+from ..base.unchanged import file_digest
 
 CACHE = "JUKESEP_CACHE"
 """Environment variable with another folder for downloaded files."""
@@ -66,7 +66,7 @@ def _fetched(weights: Weights) -> Path:
 
     def fetch(url: str, temporary: str, caller: object) -> None:
         pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16)(url, temporary, caller)
-        found[url] = _sum(Path(temporary))
+        found[url] = file_digest(Path(temporary))
 
     for url in URLS:
         try:
@@ -96,7 +96,7 @@ def _given(weights: Weights) -> Path:
         raise UserError(f"weights.file: {path}: no such file.")
     if weights.sha256:
         try:
-            found = _sum(path)
+            found = file_digest(path)
         except OSError as error:
             raise UserError(f"weights.file: {path}: {error.strerror or error}.") from error
         if found != weights.sha256.lower():
@@ -106,8 +106,3 @@ def _given(weights: Weights) -> Path:
                 f"weights.sha256={found}"
             )
     return path
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,6 +29,7 @@ from .. import audio
 from ..audio import Audio
 from ..base import paths
 from ..base.errors import UserError
+from ..base.files import atomic_folder
 from ..base.progress import bar
 from ..songs.manifest import MIXTURE, STEMS, Manifest
 
@@ -317,17 +318,7 @@ def _folder(folder: Path) -> Iterator[Path]:
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if (folder.exists() and not folder.is_dir()) or (there and there != FILES):
             raise UserError(f"{folder}: is there, and no listening page. Choose another --output.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with atomic_folder(folder) as new:
+            yield new
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
-    try:
-        yield new
-        new.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        new.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

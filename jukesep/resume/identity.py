@@ -6,7 +6,6 @@ exactly when its stage is for DVC. An interrupted training goes on only as what 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ import yaml
 from ..base import paths
 from ..base.errors import UserError
 from ..base.progress import bar
-from ..base.unchanged import Known, marks
+from ..base.unchanged import Known, digest, file_digest, marks
 
 # Whose numbers a training's numbers come from.
 LIBRARIES = ("llvmlite", "numba", "numpy", "scipy", "soundfile", "torch", "torchaudio")
@@ -55,7 +54,7 @@ def identity(
 def key(what: Mapping[str, Any]) -> str:
     """A name for an identity, the same for the same."""
     text = json.dumps(what, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest(text.encode())[:12]
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -79,18 +78,17 @@ def _digests(names: Iterable[str]) -> dict[str, str]:
     new = [path for path in songs if sums[path] is None]
     for path in bar(new, desc="songs: digests", unit="file", delay=5):
         before = marks([path.resolve()])
-        sums[path] = _sum(path)
+        sums[path] = file_digest(path)
         known.put(str(path.resolve()), [path.resolve()], sums[path], before=before)
     if new:
         known.save(all_asked=False)
-    digests = {}
-    for name, there in files.items():
-        total = hashlib.sha256()
-        for path in there:
+
+    def lines(name: str) -> Iterator[bytes]:
+        for path in files[name]:
             place = path.relative_to(_found(name)).as_posix()
-            total.update(f"{place} {sums.get(path) or _sum(path)}\n".encode())
-        digests[name] = total.hexdigest()
-    return digests
+            yield f"{place} {sums.get(path) or file_digest(path)}\n".encode()
+
+    return {name: digest(lines(name)) for name in files}
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -104,11 +102,6 @@ def _found(name: str) -> Path:
     if path is None:
         raise UserError(f"{name}: no such file or folder. Run `dvc repro` to make it.")
     return path
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _filled(names: Iterable[str], values: Mapping[str, Any]) -> Iterator[str]:

@@ -17,12 +17,10 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 from typing import Any
 
 from ..base.errors import Interrupted, UserError
-from ..base.signals import STARTED_BY
+from ..base.signals import when_orphaned
 
 PROCESSES = "JUKESEP_NPROC"
 
@@ -64,7 +62,8 @@ def _run(processes: int) -> None:
 
     # Each process says itself what went wrong.
     logging.disable(logging.CRITICAL)
-    threading.Thread(target=_end_with, args=(STARTED_BY,), daemon=True).start()
+    if "DVC_STAGE" in os.environ:  # nobody takes the results once DVC has ended
+        when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -94,12 +93,3 @@ def _run(processes: int) -> None:
         raise UserError(
             f"process {rank} of {processes} {how}; the others were stopped.{then}"
         ) from None
-
-
-def _end_with(parent: int) -> None:
-    """End as by SIGTERM when DVC has ended: nobody would take what comes of the processes."""
-    while "DVC_STAGE" in os.environ:
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        time.sleep(0.5)

@@ -6,8 +6,6 @@ This module does not import torch.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from ..base import paths
 from ..base.errors import UserError
+from ..base.files import remove
 from ..base.params import load
 from . import identity
 from .layout import held, read_progress
@@ -93,9 +92,7 @@ def clean(found: list[Status]) -> list[Status]:
             lock.acquire(timeout=0)
         except Timeout:  # it goes on since it was found
             continue
-        # Held meanwhile, and out of the way at once: one that starts now has a folder of its own.
-        going = one.folder.rename(one.folder.with_name(f".{one.folder.name}-{os.getpid()}"))
-        shutil.rmtree(going)
+        remove(one.folder)  # held meanwhile; a training that starts now makes a folder of its own
         lock.release()
         deleted.append(one)
     return deleted

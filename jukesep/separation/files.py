@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -19,8 +18,8 @@ import numpy as np
 from .. import audio
 from ..audio import Audio, decode, encode
 from ..base.errors import Interrupted, UserError
-from ..base.files import made
 from ..base.progress import bar
+from ..base.signals import handled
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -163,7 +162,7 @@ def separate(
     known = _seconds(todo)
     about = {"total": sum(known.values()), "desc": _shown(todo[0][0].track) if todo else ""}
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
-    with _terminated(), bar(**about, bar_format=form, disable=not todo) as line:
+    with handled(_end), bar(**about, bar_format=form, disable=not todo) as line:
         for job, missing in todo:
             line.set_description_str(_shown(job.track))
             before, opened, file = line.n, False, None
@@ -177,8 +176,6 @@ def separate(
                     seconds = header.samples / header.sample_rate
                     line.total = (line.total or 0) + seconds - known.get(job.song, 0.0)
                     separator = separator or load()
-                    for folder in {path.parent for path in missing.values()}:
-                        stack.enter_context(made(folder))
                     _separate_one(separator, file, header, job, missing, options, line)
             except (UserError, OSError, RuntimeError, MemoryError, UnicodeError) as error:
                 if opened and separator is None:
@@ -340,20 +337,6 @@ def _shown(track: str) -> str:
     return plain if len(plain) <= 40 else f"{plain[:39]}…"
 
 
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGINT and SIGTERM end in good order: a line, and no file that is half written."""
-
-    def end(number: int, _: object) -> None:
-        raise Interrupted("interrupted", 128 + number)
-
-    try:
-        before = {one: signal.signal(one, end) for one in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+def _end(number: int, _: object) -> None:
+    """Let a signal end the command in good order: one line, and no file half written."""
+    raise Interrupted("interrupted", 128 + number)

@@ -9,7 +9,6 @@ Nothing in such a folder is trusted: loading runs no code from it, and errors na
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import reprlib
@@ -24,7 +23,8 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors_as_bytes
 
 from ..base.errors import UserError
-from ..base.files import atomic, write_text
+from ..base.files import atomic, write_json
+from ..base.unchanged import digest
 from ..model import jukebox
 from ..model.checkpoints import latest
 from ..model.vqvae import VQVAE, Architecture
@@ -118,8 +118,7 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
     # The dilations do not show in the shapes: the architecture becomes part of the digest.
     content = tensors_as_bytes(tensors, {"architecture": architecture.model_dump_json()})
     fields = {key: about[key] for key in Model.model_fields if key in about}
-    digest = hashlib.sha256(content).hexdigest()
-    model = Model(file=f"{stem}.safetensors", sha256=digest, **fields)
+    model = Model(file=f"{stem}.safetensors", sha256=digest(content), **fields)
     sample_rate = about["sample_rate"]
     before = read_card(folder) if (folder / CARD).exists() else None
     stems = dict(before.stems) if before else {}
@@ -136,9 +135,9 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
     stems[stem] = model  # type: ignore[index]
     ordered = {name: one for name in STEMS for held, one in stems.items() if held == name}
     card = Card(format=FORMAT, sample_rate=sample_rate, architecture=architecture, stems=ordered)
-    with atomic(folder / model.file) as temporary:
-        temporary.write_bytes(content)
-    write_text(folder / CARD, json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n")
+    with atomic(folder / model.file) as unfinished:
+        unfinished.write_bytes(content)
+        write_json(folder / CARD, card.model_dump())
     return card
 
 
@@ -183,7 +182,7 @@ def load(folder: str | Path, stem: str, card: Card) -> VQVAE:
     with torch.device("meta"):
         expected = _shapes(VQVAE(architecture))
     content = _read(path, sum(shape.numel() for shape in expected.values()) * 4, folder)
-    found = hashlib.sha256(content).hexdigest()
+    found = digest(content)
     if found != model.sha256:
         raise UserError(
             f"{path}: sha256 is {found}, but {CARD} has {model.sha256}. The file was changed or "

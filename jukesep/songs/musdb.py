@@ -25,6 +25,7 @@ import yaml
 from .. import audio
 from ..base.download import download
 from ..base.errors import UserError
+from ..base.files import sweep, temporary
 from ..base.packages import package_folder
 from ..base.progress import bar
 from ..base.unchanged import Known, code, marks
@@ -97,6 +98,7 @@ def fetch(root: Path, accepted: bool) -> None:
 
 def unpack(archive: Path, root: Path) -> None:
     """Unpack the songs in MUSDB18-HQ's archive to `root`; each split appears when complete."""
+    sweep(root)
     try:
         with zipfile.ZipFile(archive) as file:
             songs = [entry for entry in file.infolist() if _is_part(entry.filename)]
@@ -106,22 +108,23 @@ def unpack(archive: Path, root: Path) -> None:
                     f"{root}: {free / 1e9:.1f} GB are free, but unpacking {archive.name} takes "
                     f"{size / 1e9:.1f} GB. Free some space, or give a folder on another disk."
                 )
-            unfinished = root / ".unpacking"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            with bar(total=size, desc=f"unpack {archive.name}", unit="B", unit_scale=True) as line:
+            title = f"unpack {archive.name}"
+            with (
+                temporary(root / SPLITS[0], folder=True) as unfinished,
+                bar(total=size, desc=title, unit="B", unit_scale=True) as line,
+            ):
                 for entry in songs:
                     file.extract(entry, unfinished)
                     line.update(entry.file_size)
+                for split in SPLITS:
+                    if (unfinished / split).is_dir() and not (root / split).exists():
+                        os.replace(unfinished / split, root / split)
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(
             f"{archive}: not a complete zip archive ({error}). Delete it and download it again."
         ) from error
     except OSError as error:
         raise UserError(f"{root}: cannot be written to ({error.strerror or error}).") from error
-    for split in SPLITS:
-        if (unfinished / split).is_dir() and not (root / split).exists():
-            os.replace(unfinished / split, root / split)
-    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_part(name: str) -> bool:

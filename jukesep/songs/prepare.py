@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from .. import audio
 from ..base import paths
 from ..base.errors import UserError
-from ..base.files import write_text
+from ..base.files import write_json
 from ..base.params import Params
 from ..base.progress import bar
 from ..base.unchanged import Known, code
@@ -246,7 +245,7 @@ def _save_checks(path: Path, songs: list[Checked], warnings: list[Finding]) -> N
         "warnings": [str(warning) for warning in warnings],
         "samples": {song.file(): song.digests for song in songs},
     }
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
 
 
 def _summary(manifest: Manifest, warnings: list[Finding]) -> None:

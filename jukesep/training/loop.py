@@ -424,14 +424,14 @@ def _faults(run: Training) -> Iterator[None]:
             raise UserError(
                 f"{title}: out of memory on {run.device} at step {run.step}. Lower "
                 f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
-                f"batch, each on a GPU of its own. {run.saved}"
+                f"batch, each on a GPU of its own. {run.cost}"
             ) from error
         if "DataLoader worker (pid" in text:  # and not what is raised in one
             said = text.splitlines()[0].strip(" .")
             raise UserError(
                 f"{title}: a process that reads songs has died at step {run.step} "
                 f"({said}). If memory was short, lower {section}.workers or "
-                f"{section}.segment. {run.saved}"
+                f"{section}.segment. {run.cost}"
             ) from error
         if distributed.lost(error):
             raise Interrupted("", 1) from error  # the one that has ended says why

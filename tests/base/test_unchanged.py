@@ -1,11 +1,12 @@
 """Facts about files hold as long as the files are what they were."""
 
+import hashlib
 import os
 import shutil
 
 import pytest
 
-from jukesep.base.unchanged import Known, code, marks
+from jukesep.base.unchanged import Known, code, digest, file_digest, marks
 
 
 @pytest.fixture
@@ -98,3 +99,12 @@ def test_code_is_told_apart_by_what_it_is(files):
     assert before == code(*files)
     files[0].write_text("other")
     assert before != code(*files)
+
+
+@pytest.mark.parametrize("size", [0, 1, 200_007])
+def test_the_digest_of_a_file_is_that_of_its_content(tmp_path, size):
+    content = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    (tmp_path / "file").write_bytes(content)
+    expected = hashlib.sha256(content).hexdigest()
+    assert file_digest(tmp_path / "file") == digest(content) == expected
+    assert digest(content[start : start + 1000] for start in range(0, size, 1000)) == expected

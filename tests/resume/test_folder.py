@@ -1,4 +1,4 @@
-"""A training that is interrupted, or meets a fault, and goes on: to the same bits."""
+"""A training that is interrupted, or meets a fault, and resumes: to the same bits."""
 
 import copy
 import errno
@@ -32,7 +32,8 @@ from jukesep.base.errors import Interrupted, UserError, reported
 from jukesep.model import jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.resume import folder as trainings
-from jukesep.resume.folder import KEPT, MAGIC, Training
+from jukesep.resume.folder import Training
+from jukesep.resume.saves import KEPT, MAGIC
 from jukesep.training.loop import learning_rate
 from jukesep.training.segments import Segments
 
@@ -228,15 +229,15 @@ def test_steps_that_were_taken_after_the_save_are_taken_again(songs, uninterrupt
 
 def test_the_screen_and_the_log_say_where_a_training_goes_on(songs, capsys):
     _interrupt(matching, songs, 2)
-    assert "goes on" not in capsys.readouterr().err
+    assert "resumes" not in capsys.readouterr().err
     _train(matching, songs)
-    assert "test run: goes on after step 2 of 7, where an earlier run stopped." in (
+    assert "test run: resumes after step 2 of 7, where an earlier run stopped." in (
         capsys.readouterr().err
     )
     log = (_folder() / "training.log").read_text()
     for said in ("7 steps; pid", "interrupted: test run: stopped by SIGTERM", "finished"):
         assert log.count(said) == 1
-    assert log.count("goes on after step 2 of 7") == 1
+    assert log.count("resumes after step 2 of 7") == 1
 
 
 # --- damaged saves ----------------------------------------------------------------------------
@@ -338,7 +339,7 @@ def test_a_damaged_save_is_passed_over_for_the_one_before_it(
     _train(reconstruction, songs)
     said = capsys.readouterr().err
     assert f"warning: test run: {newest} is no whole save" in said
-    assert "goes on after step 3 of 7" in said
+    assert "resumes after step 3 of 7" in said
     assert [step for step, _ in saves] == [4, 5, 6, 7]
     _check_the_end(reconstruction, uninterrupted, saves)
     assert not Path("run by the pickle").exists()
@@ -355,7 +356,7 @@ def test_a_training_whose_saves_are_all_damaged_starts_anew(
     _train(reconstruction, songs)
     said = capsys.readouterr().err
     assert all(f"{path} is no whole save" in said for path in (newest, before))
-    assert "goes on" not in said
+    assert "resumes" not in said
     assert [step for step, _ in saves] == list(range(1, 8))
     _check_the_end(reconstruction, uninterrupted, saves)
     assert not list(_folder().glob("state-*"))
@@ -372,7 +373,7 @@ def test_a_training_that_starts_anew_forgets_the_checkpoints_of_before(songs, ne
 def test_too_little_memory_to_read_a_save_does_not_damage_it(songs, newest, monkeypatch):
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         with monkeypatch.context() as patch:
-            patch.setattr(trainings.torch, "load", lambda *_, error=error, **__: _fail(error)())
+            patch.setattr(torch, "load", lambda *_, error=error, **__: _fail(error)())
             with pytest.raises(UserError, match="out of memory"):
                 _train(reconstruction, songs)
         assert newest.is_file()
@@ -440,7 +441,7 @@ def test_a_training_killed_while_it_finishes_only_finishes_again(
         with pytest.raises(_Killed):
             _train(matching, songs)
     shutil.rmtree("run", ignore_errors=True)  # as DVC does before it runs a stage
-    (_folder() / ".left.state").write_bytes(b"x")  # as a write that is cut off does
+    (_folder() / ".unfinished-1.state").write_bytes(b"x")  # as a write that is cut off does
     with _steps(matching()) as taken:
         _train(matching, songs)
     assert taken == []
@@ -604,7 +605,7 @@ def test_a_full_disk_ends_a_training_in_words_and_leaves_the_save_before(
     file = f"state-0000000{saved + 1}.state" if name == "state" else name
     assert str(error.value) == (
         f"test run: {_folder() / file} cannot be written: No space left on device. The save of "
-        f"step {saved} is kept, and the same command goes on from there. Make room or change the "
+        f"step {saved} is kept, and the same command resumes from there. Make room or change the "
         "permissions; JUKESEP_TRAININGS puts the folder of trainings elsewhere."
     )
     _no_leftovers()
@@ -681,7 +682,7 @@ def test_so_does_a_disk_whose_error_torch_hides(disk, monkeypatch):
         path = run.folder / "checkpoints/1.pt"
         with pytest.raises(UserError, match=f"{path} cannot be written: No space left on device"):
             run.checkpoint(1, lambda path: jukebox.save_jukebox(vqvae, path, 1))
-        assert not list(path.parent.iterdir())
+        assert not path.parent.exists()
 
 
 def test_samples_for_which_there_is_no_room_are_told_too(songs, disk, monkeypatch):

@@ -163,8 +163,8 @@ def test_a_file_that_is_lost_or_renamed_is_another_input(composed):
 
 
 def test_songs_of_other_samples_are_another_input_and_are_read_once(composed, monkeypatch):
-    read, found = [], identity._sum
-    monkeypatch.setattr(identity, "_sum", lambda path: (read.append(path), found(path))[1])
+    read, found = [], identity.file_digest
+    monkeypatch.setattr(identity, "file_digest", lambda path: (read.append(path), found(path))[1])
 
     def key():
         read.clear()
@@ -294,26 +294,26 @@ def test_an_interrupted_training_goes_on_as_itself_only_and_is_told_from_others(
     one = identity.identity("stage1", ITEMS["stage1"], composed, device="cpu")
     assert _train(songs, one, interrupt=True)
     (interrupted,) = Path("trainings").glob("*/")
-    assert "starts anew" not in capsys.readouterr().err
+    assert "starts from the beginning" not in capsys.readouterr().err
 
     Path("jukesep/training/losses.py").write_text("# other code")
     changed = _with(_with(composed, "stage1.clip", 9.0), "evaluate.museval", True)
     other = identity.identity("stage1", ITEMS["stage1"], changed, device="cuda")
     assert _train(songs, other)
     assert (
-        f"test run: starts anew; {interrupted} holds an interrupted training of other "
-        "stage1.clip, jukesep/training, device. `jukesep clean` deletes it."
+        f"test run: starts from the beginning; {interrupted} holds an interrupted training with "
+        "other stage1.clip, jukesep/training, device. `jukesep clean` deletes it."
     ) in capsys.readouterr().err
 
-    # A finished one is none to go on with, and is not told of.
+    # A finished one cannot be resumed, and is not mentioned.
     many = {**composed, "stage1": {name: _other(v) for name, v in composed["stage1"].items()}}
     third = identity.identity("stage1", ITEMS["stage1"], many, device="cpu")
     assert _train(songs, third)
     said = capsys.readouterr().err
-    assert said.count("starts anew") == 1
+    assert said.count("starts from the beginning") == 1
     names = "stage1.steps, stage1.batch, stage1.segment, stage1.learning_rate, stage1.warmup"
     # Beside these five the rest of the recipe, and the code.
-    assert f"of other {names} and {len(composed['stage1']) - 5 + 1} more." in said
+    assert f"with other {names} and {len(composed['stage1']) - 5 + 1} more." in said
 
     assert not _train(songs, one)
-    assert "goes on after step 1 of 3" in capsys.readouterr().err
+    assert "resumes after step 1 of 3" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from tiny import make_recipe, make_run, matching, run_training
 from typer.testing import CliRunner
 
 from jukesep import cli
-from jukesep.base import paths
+from jukesep.base import files, paths
 from jukesep.base.errors import Interrupted, UserError
 from jukesep.resume import status
 
@@ -282,14 +283,15 @@ def test_what_begins_to_run_while_clean_deletes_has_a_folder_of_its_own(songs, m
             run.save(1, {})
             saved.extend(run.folder.glob("state-*"))
 
-    thread, rmtree = threading.Thread(target=start), status.shutil.rmtree
+    thread, rmtree = threading.Thread(target=start), shutil.rmtree
 
-    def slowly(folder):
-        thread.start()
-        thread.join()
-        rmtree(folder)
+    def slowly(folder, **options):
+        if not saved:
+            thread.start()
+            thread.join()
+        rmtree(folder, **options)
 
-    monkeypatch.setattr(status.shutil, "rmtree", slowly)
+    monkeypatch.setattr(files.shutil, "rmtree", slowly)
     assert "Deleted 1" in _jukesep("clean", "--yes")
     (state,) = saved
     assert state.name == "state-00000001.state"

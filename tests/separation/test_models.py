@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import jukesep
-from jukesep.base import params
+from jukesep.base import params, paths
 from jukesep.base.errors import UserError
 from jukesep.model.checkpoints import load_model
 from jukesep.model.jukebox import save_encoder, save_jukebox
@@ -411,13 +411,13 @@ def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch)
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    card = models.read_card(pack.FOLDER)
+    card = models.read_card(paths.SEPARATOR)
     assert list(card.stems) == ["vocals"]
     assert card.stems["vocals"].scores == {"test, seen": 1.5, "test, held_out": -1.0}
     assert (card.stems["vocals"].step, card.stems["vocals"].init) == (4, "pretrained")
     assert card.stems["vocals"].parameters["stage2"]["checkpoints"] == [2, 4]
     assert card.stems["vocals"].licence == "that of jukesep (MIT): trained from random weights"
-    assert sorted(path.name for path in pack.FOLDER.iterdir()) == [
+    assert sorted(path.name for path in paths.SEPARATOR.iterdir()) == [
         "separator.json", "vocals.safetensors",
     ]  # fmt: skip
 

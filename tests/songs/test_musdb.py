@@ -100,7 +100,7 @@ def test_an_interrupted_fetch_goes_on(tmp_path, archive, server, left):
     else:
         shutil.copy(archive, root / "musdb18hq.zip")
     if left == "half unpacked":
-        (root / ".unpacking/train/half a song").mkdir(parents=True)
+        (root / ".unfinished-1/train/half a song").mkdir(parents=True)
     if left == "one split":
         write_song(root / "train/train song", samples=500)
     musdb.fetch(root, accepted=True)

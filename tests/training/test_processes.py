@@ -114,7 +114,7 @@ def test_an_interrupted_training_goes_on_with_another_number_of_processes(longer
     assert "Traceback" not in said
     kills.configure(longer, LONGER, "stage1.steps=20", "stage2.batch=4", "save_minutes=60")
     said = kills.run(longer, "stage2", STEM, INIT)
-    assert "goes on after step" in said
+    assert "resumes after step" in said
     steps = [int(row.split(",")[0]) for row in _log(longer, "stage2")[1:]]
     assert steps == sorted({*range(7, LONGER + 1, 7), *range(23, LONGER + 1, 23), LONGER})
 

@@ -9,9 +9,6 @@ on (seed, split, index, seconds).
 from __future__ import annotations
 
 import multiprocessing
-import os
-import shutil
-import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from importlib.metadata import version
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from ...audio import write
 from ...base import progress as show
 from ...base.errors import UserError
+from ...base.files import atomic_folder
 from ...base.packages import package_folder
 from ...base.unchanged import Known, code
 from ..manifest import MIXTURE, STEMS
@@ -191,18 +189,9 @@ def render_song(
     """
     parts = perform(compose(split, index, seed, seconds))
     mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32).astype(np.int16)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        unfinished.chmod(0o755)
+    with atomic_folder(folder) as unfinished:
         for name, audio in {MIXTURE: mixture, **(parts if stems else {})}.items():
             write(unfinished / f"{name}.wav", audio, SAMPLE_RATE, subtype="PCM_16")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def render_corpus(
