@@ -1,6 +1,7 @@
 """README.md and docs/ are true: names, files, commands, parameters, examples."""
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -56,16 +57,22 @@ def trained(tmp_path, monkeypatch):
     return tmp_path
 
 
-EXAMPLES = [name for name in ("README.md", "docs/python.md") if blocks(read(name), "python")]
-
-
-@pytest.mark.parametrize("page", EXAMPLES)
-def test_the_python_examples_run(trained, capsys, page):
+def _run(page):
     """All examples of a page, one after the other: each may use the names of those before it."""
     names = {}
     for example in blocks(read(page), "python"):
         exec(compile(example, page, "exec"), names)
+    return names
 
+
+def test_the_python_example_of_the_readme_runs(trained, capsys):
+    stems = _run("README.md")["stems"]
+    assert tuple(stems) == jukesep.STEMS
+    assert np.isfinite(float(capsys.readouterr().out))
+
+
+def test_the_python_examples_run(trained, capsys):
+    names = _run("docs/python.md")
     mixture, stems = names["mixture"], names["stems"]
     assert tuple(stems) == jukesep.STEMS
     assert all(stem.shape == mixture.shape == (2, 22053) for stem in stems.values())
@@ -168,3 +175,28 @@ def test_every_direct_dependency_has_its_reason():
     ]
     explained = set(re.findall(r"[\w-]+", " ".join(table)))
     assert names <= explained
+
+
+# The README's row -> the file of metrics/ whose numbers it shows.
+STANDS = {
+    "jukesep, pretrained, late checkpoint": "sdr/pretrained_late",
+    "jukesep, scratch, late checkpoint": "sdr/scratch_late",
+    "mixture / 4": "baselines/scaled_mixture",
+    "ideal ratio mask (knows the stems)": "baselines/ideal_ratio_mask",
+}
+
+
+def test_the_readme_shows_the_committed_scores():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in read("README.md").splitlines()
+    ]
+    shown = {row[0]: row[2:] for row in rows if len(row) == 7}
+    for system, file in STANDS.items():
+        scores = json.loads(read(f"metrics/{file}.json"))
+        columns = (*jukesep.STEMS, "total")
+        assert shown[system] == [f"{scores[column]:.2f}" for column in columns], system
+
+
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 220
