@@ -63,6 +63,10 @@ def none_of(after, *names):
 import jukesep
 assert set(jukesep.__all__) <= set(dir(jukesep))
 none_of('jukesep', 'numpy', 'torch')
+from jukesep.cli import app
+for words in (['--help'], ['separate', '--help'], ['--version']):
+    app(words, standalone_mode=False)
+    none_of(words, 'numpy', 'soundfile', 'torch', 'tqdm', 'yaml')  # typer takes pydantic
 from jukesep.songs import musdb
 musdb.archive_source(), musdb.validation_songs()
 none_of('the address of MUSDB18-HQ', 'torch', 'musdb', 'stempeg')
