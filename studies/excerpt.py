@@ -1,11 +1,10 @@
-"""The trained models on real music: the six-second excerpt that the package stempeg carries.
+"""Score the trained models on real music: the six-second excerpt in the package stempeg.
 
-    uv run python -m benchmarks.excerpt                       # needs `dvc repro` (or pull) first
+    uv run python -m studies.excerpt        # needs `dvc repro` (or pull) first
 
-Prints the paper's SDR of each stem, as the models make it and refined, beside that of the scaled
-mixture. The demo's models have
-heard nothing but the band: expect little. The excerpt's mixture is a little more than the sum of
-its stems (it was mastered).
+Prints the paper's SDR of each stem, plain and refined, beside that of the scaled mixture. The
+demo's models have been trained on nothing but the band: expect little. The excerpt's mixture is slightly
+more than the sum of its stems (it was mastered).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,14 +39,14 @@ def decode(folder: Path) -> dict[str, Audio]:
     return parts
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Separate, score, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--models", default="runs", help="folder of trainings")
     parser.add_argument("--init", default="pretrained", choices=["pretrained", "scratch"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         parts = decode(Path(folder))
     plain, refined = (
