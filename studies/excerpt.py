@@ -3,8 +3,8 @@
     uv run python -m studies.excerpt        # needs `dvc repro` (or pull) first
 
 Prints the paper's SDR of each stem, plain and refined, beside that of the scaled mixture. The
-demo's models have been trained on nothing but the band: expect little. The excerpt's mixture is slightly
-more than the sum of its stems (it was mastered).
+demo's models have been trained on nothing but the band: expect little. The excerpt's mixture is
+slightly more than the sum of its stems (it was mastered).
 """
 
 from __future__ import annotations
