@@ -1,4 +1,4 @@
-"""What the pages are made of: the templates in pages/, and Markdown tables."""
+"""What pages are made of: Markdown templates, and tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from string import Template
 FOLDER = Path(__file__).with_name("pages")
 
 
-def fill(page: str, **parts: str) -> str:
+def fill(page: str, folder: Path = FOLDER, **parts: str) -> str:
     """The text of a page: its template with each ${part} filled in."""
-    template = (FOLDER / f"{page}.md").read_text(encoding="utf-8")
+    template = (folder / f"{page}.md").read_text(encoding="utf-8")
     return Template(template).substitute(parts)
 
 

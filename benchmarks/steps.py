@@ -312,7 +312,9 @@ ROWS = {
     "demo-stage2": _row(f"stage-2 step, {_DEMO}", DEMO_SIZE["stage2"]),
     "demo-separation": _row(f"separation, {_DEMO}", DEMO_SIZE["separation"], 3.0),
     **{
-        f"kernels-{what}": Row(f"{name}, {_DEMO}", partial(kernels, DEMO_SIZE[what]), CODE[what])
+        f"kernels-{what}": Row(
+            f"{name}, {_DEMO}, against plain torch", partial(kernels, DEMO_SIZE[what]), CODE[what]
+        )
         for what, name in _NAMES.items()
     },
     "codebook": _row(

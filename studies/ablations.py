@@ -1,14 +1,16 @@
-"""What each reading of the recipe is worth: writes docs/ablations.md, its table and its picture.
+"""Compare other readings of the recipe with the default: docs/ablations.md.
 
-    uv run python -m benchmarks.ablations                  # all of them
-    uv run python -m benchmarks.ablations stage1-budget    # one
-    uv run python -m benchmarks.ablations --jobs 2         # two experiments at a time, a core each
-    uv run python -m benchmarks.ablations --write          # run nothing, write what there is
+    uv run python -m studies.ablations            # all of them; hours
+    uv run python -m studies.ablations blend      # one
+    uv run python -m studies.ablations --write    # run nothing, write the page
 
-Every cell is a DVC experiment (`dvc exp show`), run in a folder of its own: a variant under each of
-three seeds, which draw the initial weights and the training segments. To keep that affordable they
-train two stems, drums and vocals, and end stage 2 at the demo's early checkpoint; everything else
-is the demo's. No choice is made here, so nothing is chosen on the test songs that are scored.
+Each variant is a file of conf/ablation/, and each cell a DVC experiment, which runs alone too:
+
+    uv run dvc exp run --temp -S ablation=hard_chunks -S seed=1
+
+Seeds draw the initial weights and the training segments. To keep that affordable the experiments
+train two stems, and end stage 2 at the demo's early checkpoint; everything else is the demo's. No
+choice is made here, so nothing is chosen on the test songs that are scored.
 """
 
 from __future__ import annotations
@@ -18,211 +20,161 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from benchmarks import experiments
-from jukesep.base import params
-from jukesep.base.files import atomic, write_text
+import yaml
 
-STEMS = ("drums", "vocals")
+from benchmarks.markdown import fill, table
+from jukesep.base import params
+from jukesep.base.errors import reported
+from jukesep.base.files import atomic, write_text
+from studies import experiments
+
 SEEDS = (0, 1, 2)
 INITS = ("pretrained", "scratch")
 FOLDER = Path("docs/ablations")
+SCORES, PICTURE = FOLDER / "scores.csv", FOLDER / "stage1-budget.png"
 PAGE = Path("docs/ablations.md")
-COLUMNS = ("ablation", "variant", "init", "seed", "songs", *STEMS)
-GROUPS = {"seen": "metrics/sdr", "held_out": "metrics/held_out"}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A setting of the recipe: its name in the tables, and the overrides that make it."""
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    inits: tuple[str, ...] = INITS
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A question, and the variants that answer it beside the default."""
+    """A question, and the variants that answer it: name in the tables -> file of conf/ablation/.
+
+    The first variant is what the others are compared with.
+    """
 
     name: str
     question: str
-    variants: tuple[Variant, ...]
+    variants: dict[str, str]
+    inits: tuple[str, ...] = ("pretrained",)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The SDR in dB of one variant under one seed, by stem; `songs` is their group."""
+    """The SDR in dB of one variant under one seed; `songs` is their group."""
 
     ablation: str
     variant: str
     init: str
     seed: int
     songs: str
-    scores: dict[str, float]
+    drums: float
+    vocals: float
+    commit: str
 
     @property
     def mean(self) -> float:
         """Over the stems."""
-        return statistics.mean(self.scores.values())
+        return statistics.mean((self.drums, self.vocals))
 
 
-PRETRAINED, SCRATCH = ("pretrained",), ("scratch",)
+BUDGET = "stage1-budget"
 ABLATIONS = (
     Ablation(
-        "stage1-budget",
+        BUDGET,
         "How many steps of stage 1 does each init need? Where does scratch catch up?",
-        (
-            *(Variant(f"{n} steps", (f"stage1.steps={n}",)) for n in (20, 40, 80)),
-            Variant("160 steps"),  # the demo's
-            Variant("480 steps", ("stage1.steps=480",)),
-        ),
+        {
+            **{f"{n} steps": f"stage1_steps_{n}" for n in (20, 40, 80)},
+            "160 steps": "default",
+            "480 steps": "stage1_steps_480",
+        },
+        INITS,
     ),
     Ablation(
         "codebook-init",
         'Do the faults of the published code explain the "about 0" of the paper\'s scratch? Its '
-        "codebook starts at zero; on several GPUs it is, besides, never updated.",
-        (
-            Variant("from data", inits=SCRATCH),
-            Variant("zeros", ("stage1.codebook_init=zeros",), SCRATCH),
-            Variant(
-                "zeros, never updated",
-                ("stage1.codebook_init=zeros", "codebook.decay=1.0"),
-                SCRATCH,
-            ),
-        ),
+        "codebook starts at zero; on several GPUs it is also never updated.",
+        {
+            "from data": "default",
+            "zeros": "codebook_zeros",
+            "zeros, never updated": "codebook_frozen",
+        },
+        ("scratch",),
     ),
     Ablation(
         "blend",
         "What does it cost that the published code makes mixture and stem mono by two draws?",
-        (
-            Variant("shared", inits=PRETRAINED),
-            Variant("independent", ("stage2.blend=independent",), PRETRAINED),
-        ),
+        {"shared": "default", "independent": "independent_blend"},
     ),
     Ablation(
         "stage2-init",
         "What should the mixture's encoder E2 start from?",
-        (
-            Variant("random", inits=PRETRAINED),
-            Variant("jukebox", ("stage2.init=jukebox",), PRETRAINED),
-            Variant("stage1", ("stage2.init=stage1",), PRETRAINED),
-        ),
+        {"random": "default", "jukebox": "stage2_init_jukebox", "stage1": "stage2_init_stage1"},
     ),
     Ablation(
         "chunking",
         "What do chunks without context cost at separation?",
-        (
-            Variant("exact", inits=PRETRAINED),
-            Variant(
-                "hard, 4096 samples",
-                ("separation.chunking=hard", "separation.chunk=4096"),
-                PRETRAINED,
-            ),
-        ),
+        {"exact": "default", "hard, 4096 samples": "hard_chunks"},
     ),
     Ablation(
         "bottleneck",
         "Does quantising E2's latents cost anything at separation?",
-        (
-            Variant("quantise", inits=PRETRAINED),
-            Variant("bypass", ("separation.bottleneck=bypass",), PRETRAINED),
-        ),
+        {"quantise": "default", "bypass": "no_bottleneck"},
     ),
 )
 
 
-def main() -> None:
-    """Run what is not done, then write the page with all ablations that are."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not done, keep the scores, write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     names = [ablation.name for ablation in ABLATIONS]
     parser.add_argument("ablations", nargs="*", default=[], help=", ".join(names))
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    parser.add_argument("--write", action="store_true", help="write the page alone")
-    options = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="run nothing, write the page")
+    options = parser.parse_args(arguments)
     if unknown := set(options.ablations) - set(names):
         parser.error(f"no such ablation: {min(unknown)}. There are: {', '.join(names)}")
-    step = params.load().stage2.checkpoints[0]
-    wanted = {
-        _experiment(ablation, variant, seed): _overrides(variant, seed, step)
-        for ablation in ABLATIONS
-        for variant in ablation.variants
-        for seed in SEEDS
-        if ablation.name in (options.ablations or names)
-    }
+    kept = load()
     if not options.write:
-        experiments.run(wanted, options.jobs)
-    finished = [
-        ablation
-        for ablation in ABLATIONS
-        if all(
-            experiments.done(_experiment(ablation, variant, seed), _overrides(variant, seed, step))
-            for variant in ablation.variants
-            for seed in SEEDS
-        )
-    ]
-    cells = [cell for ablation in finished for cell in _cells(ablation)]
-    write_text(FOLDER / "scores.csv", table(cells))
-    write_text(PAGE, page(cells, params.load().stage1.steps, step))
-    picture = FOLDER / "stage1-budget.png"
-    if any(ablation.name == "stage1-budget" for ablation in finished):
-        draw_budgets(cells, picture)
-    else:
-        picture.unlink(missing_ok=True)
+        for ablation in ABLATIONS:
+            if ablation.name in (options.ablations or names):
+                kept = [cell for cell in kept if cell.ablation != ablation.name] + run(ablation)
+                kept.sort(key=lambda cell: names.index(cell.ablation))
+                write_text(SCORES, text(kept))
+    write_text(PAGE, page(kept))
+    draw(kept, PICTURE)
     print(PAGE)
 
 
-def _experiment(ablation: Ablation, variant: Variant, seed: int) -> str:
-    """Name of the DVC experiment. The defaults of all ablations are one and the same."""
-    if not variant.overrides:
-        return f"ablation-default-{seed}"
-    words = "".join(letter if letter.isalnum() else "-" for letter in variant.name)
-    return f"ablation-{ablation.name}-{'-'.join(filter(None, words.split('-')))}-{seed}"
+def run(ablation: Ablation) -> list[Cell]:
+    """Run the experiments that are not done, and read the scores of all."""
+    cells = []
+    for variant, file in ablation.variants.items():
+        for seed in SEEDS:
+            name = f"ablation-{file}-{seed}"
+            experiments.run(name, [f"ablation={file}", f"seed={seed}"])
+            for init in ablation.inits:
+                for songs in experiments.SONGS:
+                    found = experiments.scores(songs, f"{init}_late", name)
+                    about = ablation.name, variant, init, seed, songs
+                    cells.append(
+                        Cell(*about, found["drums"], found["vocals"], experiments.commit())
+                    )
+    return cells
 
 
-def _overrides(variant: Variant, seed: int, step: int) -> list[str]:
-    # The defaults are shared, and so run with both inits.
-    inits = variant.inits if variant.overrides else INITS
-    return [
-        f"stems=[{','.join(STEMS)}]",
-        f"inits=[{','.join(inits)}]",
-        f"seed={seed}",
-        f"stage2.steps={step}",
-        f"stage2.checkpoints=[{step}]",
-        *variant.overrides,
-    ]
+def load(path: Path = SCORES) -> list[Cell]:
+    """The scores kept so far."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+        return [
+            Cell(ablation, variant, init, int(seed), songs, float(drums), float(vocals), commit)
+            for ablation, variant, init, seed, songs, drums, vocals, commit in rows
+        ]
 
 
-def _cells(ablation: Ablation) -> list[Cell]:
-    return [
-        Cell(
-            ablation.name,
-            variant.name,
-            init,
-            seed,
-            songs,
-            experiments.read(_experiment(ablation, variant, seed), f"{folder}/{init}_late.json"),
-        )
-        for variant in ablation.variants
-        for init in variant.inits
-        for seed in SEEDS
-        for songs, folder in GROUPS.items()
-    ]
-
-
-def table(cells: Sequence[Cell]) -> str:
+def text(cells: Sequence[Cell]) -> str:
     """Every number, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for c in cells:
-        scores = [c.scores[stem] for stem in STEMS]
-        writer.writerow([c.ablation, c.variant, c.init, c.seed, c.songs, *scores])
-    return text.getvalue()
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Cell)])
+    writer.writerows(astuple(cell) for cell in cells)
+    return out.getvalue()
 
 
 def verdict(differences: Sequence[float]) -> str:
@@ -236,107 +188,93 @@ def verdict(differences: Sequence[float]) -> str:
     return f"no consistent difference: {spread}"
 
 
-def page(cells: Sequence[Cell], steps: int, step: int) -> str:
-    """docs/ablations.md: each question, and the table and conclusion of those that `cells` answer.
-
-    `steps` are those of stage 1, `step` the last of stage 2.
-    """
-    answered = {cell.ablation for cell in cells}
-    lines = [
-        "# Ablations",
-        "",
-        "<!-- Written by `uv run python -m benchmarks.ablations`. -->",
-        "",
-        "Each reading of the recipe against the default, on the demo's songs. The numbers are the",
-        f"paper's SDR in dB, the mean of {' and '.join(STEMS)} over the test songs of instruments",
-        f"heard in training, under seeds {', '.join(map(str, SEEDS))}; in brackets the same on",
-        "songs of held-out instruments, mean of the seeds. Where nothing else is said, stage 1 has",
-        f"{steps} steps; stage 2 ends at step {step}, so that these numbers are lower than in",
-        "[results.md](results.md). A difference is taken seed by seed, and called one only if all",
-        "seeds agree in its sign; three seeds cannot show a small one.",
-        "[ablations/scores.csv](ablations/scores.csv) has every number by stem.",
-        "",
-        "These are the demo's small models on synthetic songs. They say which way a choice pushes,",
-        "not how far it would at the paper's scale.",
-    ]
+def page(cells: Sequence[Cell]) -> str:
+    """docs/ablations.md: each question, with a table and a conclusion where it was run."""
+    recipe = yaml.safe_load(params.compose(["ablation=default"]))
+    commits = ", ".join(sorted({cell.commit for cell in cells})) or "none"
+    parts = []
     for ablation in ABLATIONS:
-        lines += ["", f"## {ablation.name}", "", ablation.question, ""]
-        lines += [f"    uv run python -m benchmarks.ablations {ablation.name}", ""]
-        if ablation.name not in answered:
-            lines.append("Not run yet on this code.")
+        mine = [cell for cell in cells if cell.ablation == ablation.name]
+        parts += [f"## {ablation.name}", ablation.question]
+        parts.append(f"    uv run python -m studies.ablations {ablation.name}")
+        if not mine:
+            parts.append("Not run yet.")
             continue
-        lines += [_row(["variant", "init", *(f"seed {s}" for s in SEEDS), "mean", "held out"])]
-        lines += [_row(["---"] * (len(SEEDS) + 4))]
+        lines = [["variant", "init", *(f"seed {s}" for s in SEEDS), "mean", "held out"]]
         for variant in ablation.variants:
-            for init in variant.inits:
-                values = _means(cells, ablation, variant, init, "seen")
-                held_out = statistics.mean(_means(cells, ablation, variant, init, "held_out"))
-                cell = [_db(v) for v in [*values, statistics.mean(values)]]
-                lines.append(_row([variant.name, init, *cell, f"({_db(held_out)})"]))
-        lines += ["", *_conclusions(ablation, cells)]
-        if ablation.name == "stage1-budget":
-            lines += ["", "![SDR by steps of stage 1](ablations/stage1-budget.png)"]
-    return "\n".join([*lines, ""])
+            for init in ablation.inits:
+                values = means(mine, variant, init)
+                held_out = statistics.mean(means(mine, variant, init, "held_out"))
+                numbers = [f"{value:.2f}" for value in (*values, statistics.mean(values))]
+                lines.append([variant, init, *numbers, f"({held_out:.2f})"])
+        parts += [table(lines), "\n".join(conclusions(ablation, mine))]
+        if ablation.name == BUDGET:
+            parts.append(f"![SDR by steps of stage 1]({FOLDER.name}/{PICTURE.name})")
+    return fill(
+        "ablations",
+        experiments.PAGES,
+        steps=str(recipe["stage1"]["steps"]),
+        step=str(recipe["stage2"]["steps"]),
+        commits=commits,
+        ablations="\n\n".join(parts),
+    )
 
 
-def _conclusions(ablation: Ablation, cells: Sequence[Cell]) -> list[str]:
-    """In plain words: what differs from the first variant; for the budgets, what pretraining adds.
-
-    A list, one line a comparison.
-    """
+def conclusions(ablation: Ablation, cells: Sequence[Cell]) -> list[str]:
+    """A line for each comparison: with the first variant; of the inits, for the budgets."""
+    first, *others = ablation.variants
     lines = []
-    if ablation.name == "stage1-budget":
+    if ablation.name == BUDGET:
         for variant in ablation.variants:
-            pretrained, scratch = (_means(cells, ablation, variant, i, "seen") for i in INITS)
-            gains = [a - b for a, b in zip(pretrained, scratch, strict=True)]
-            lines.append(f"- {variant.name}: pretrained against scratch, {verdict(gains)}.")
+            found = _compare(cells, (variant, "pretrained"), (variant, "scratch"))
+            lines.append(f"- {variant}: pretrained against scratch, {found}.")
         return lines
-    default, *others = ablation.variants
     for variant in others:
-        for init in variant.inits:
-            before = _means(cells, ablation, default, init, "seen")
-            after = _means(cells, ablation, variant, init, "seen")
-            differences = [a - b for a, b in zip(after, before, strict=True)]
-            lines.append(
-                f"- {variant.name} against {default.name}, {init}: {verdict(differences)}."
-            )
+        for init in ablation.inits:
+            found = _compare(cells, (variant, init), (first, init))
+            lines.append(f"- {variant} against {first}, {init}: {found}.")
     return lines
 
 
-def _means(
-    cells: Sequence[Cell], ablation: Ablation, variant: Variant, init: str, songs: str
-) -> list[float]:
+def _compare(cells: Sequence[Cell], one: tuple[str, str], other: tuple[str, str]) -> str:
+    pairs = zip(means(cells, *one), means(cells, *other), strict=True)
+    return verdict([after - before for after, before in pairs])
+
+
+def means(cells: Sequence[Cell], variant: str, init: str, songs: str = "seen") -> list[float]:
     """The mean over the stems, one for each seed."""
-    key = (ablation.name, variant.name, init, songs)
-    return [c.mean for c in cells if (c.ablation, c.variant, c.init, c.songs) == key]
+    return [c.mean for c in cells if (c.variant, c.init, c.songs) == (variant, init, songs)]
 
 
-def draw_budgets(cells: Sequence[Cell], path: Path) -> None:
+def draw(cells: Sequence[Cell], path: Path) -> None:
     """SDR by steps of stage 1 for both inits: the mean over the seeds, and the spread as a band."""
     import matplotlib
+    from matplotlib.figure import Figure
 
     from jukesep.report.figures import COLOURS, MARKERS, STYLE
 
+    cells = [cell for cell in cells if cell.ablation == BUDGET]
+    variants = list(dict.fromkeys(cell.variant for cell in cells))
+    steps = [int(variant.split()[0]) for variant in variants]
+    if not steps:
+        path.unlink(missing_ok=True)
+        return
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        from matplotlib.figure import Figure
-
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
         axes = figure.subplots()
-        budgets = next(ablation for ablation in ABLATIONS if ablation.name == "stage1-budget")
-        steps = [int(variant.name.split()[0]) for variant in budgets.variants]
         for init in INITS:
-            seeds = [_means(cells, budgets, v, init, "seen") for v in budgets.variants]
-            means = [statistics.mean(values) for values in seeds]
-            axes.plot(steps, means, color=COLOURS[init], marker=MARKERS[init], label=init)
+            seeds = [means(cells, variant, init) for variant in variants]
+            middle = [statistics.mean(values) for values in seeds]
+            axes.plot(steps, middle, color=COLOURS[init], marker=MARKERS[init], label=init)
             low, high = [min(values) for values in seeds], [max(values) for values in seeds]
             axes.fill_between(steps, low, high, color=COLOURS[init], alpha=0.2, linewidth=0)
         axes.set_xscale("log")
         axes.set_xticks(steps, [str(n) for n in steps])
         axes.minorticks_off()
         axes.set_xlabel("steps of stage 1")
-        axes.set_ylabel(f"SDR, mean of {' and '.join(STEMS)} (dB)")
+        axes.set_ylabel("SDR, mean of drums and vocals (dB)")
         axes.set_title("What transfer saves: bands span three seeds", loc="left")
         axes.legend()
         buffer = io.BytesIO()
@@ -345,13 +283,6 @@ def draw_budgets(cells: Sequence[Cell], path: Path) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _db(value: float) -> str:
-    return f"{value:.2f}"
-
-
 if __name__ == "__main__":
-    main()
+    with reported():
+        main()

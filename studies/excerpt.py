@@ -1,51 +1,52 @@
-"""The trained models on real music: the six-second excerpt that the package stempeg carries.
+"""Score the trained models on real music: the six-second excerpt in the package stempeg.
 
-    uv run python -m benchmarks.excerpt                       # needs `dvc repro` (or pull) first
+    uv run python -m studies.excerpt        # needs `dvc repro` (or pull) first
 
-Prints the paper's SDR of each stem, as the models make it and refined, beside that of the scaled
-mixture. The demo's models have
-heard nothing but the band: expect little. The excerpt's mixture is a little more than the sum of
-its stems (it was mastered).
+Prints the paper's SDR of each stem, plain and refined, beside that of the scaled mixture. The
+demo's models have been trained on nothing but the band: expect little. The excerpt's mixture is
+slightly more than the sum of its stems (it was mastered).
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from jukesep import audio, load_separator, sdr
 from jukesep.audio import Audio
 from jukesep.base.errors import UserError, reported
-from jukesep.base.packages import package_folder
 from jukesep.songs.manifest import MIXTURE, STEMS
 
 
 def decode(folder: Path) -> dict[str, Audio]:
     """The excerpt's mixture and stems, (channels, samples) at 44.1 kHz, decoded into `folder`."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise UserError("ffmpeg, which decodes the excerpt, is not installed.")
-    song = next(package_folder("stempeg").glob("data/*.stem.mp4"))
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    package = find_spec("stempeg")
+    if package is None or package.origin is None:
+        raise UserError("stempeg is not installed; `uv sync` installs it with musdb.")
+    song = next(Path(package.origin).parent.glob("data/*.stem.mp4"))
     parts = {}
     for stream, part in enumerate((MIXTURE, *STEMS)):
         path = folder / f"{part}.wav"
-        command = [program, "-v", "error", "-i", str(song), "-map", f"0:a:{stream}"]
+        command = [get_ffmpeg_exe(), "-v", "error", "-i", str(song), "-map", f"0:a:{stream}"]
         subprocess.run([*command, "-y", str(path)], check=True)
         parts[part] = audio.read(path)
     return parts
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Separate, score, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--models", default="runs", help="folder of trainings")
     parser.add_argument("--init", default="pretrained", choices=["pretrained", "scratch"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         parts = decode(Path(folder))
     plain, refined = (

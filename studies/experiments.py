@@ -1,58 +1,64 @@
-"""DVC experiments run by name and read back: what `seeds` and `ablations` have in common.
+"""DVC experiments run by name, and the scores that they and the committed run have.
 
-An experiment counts as done while the code and parameters that it ran with are today's. DVC's
-run-cache keeps every stage that ever ran, so that a second time only what has changed runs.
+An experiment counts as done while its code and parameters are today's. DVC's run-cache keeps every
+stage that ever ran, so that a second run runs only what has changed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from jukesep.base import params
+from jukesep.base import params, paths
+from jukesep.base.errors import UserError
+
+Scores = dict[str, float]
+"""drums, bass, other, vocals and total in dB; for trained models also their step."""
+
+PAGES = Path(__file__).with_name("pages")
+"""Templates of the studies' pages."""
 
 # What an experiment would not see if it were not committed.
 CODE = ("jukesep", "stages", "conf", "dvc.yaml", "params.yaml")
-POLL = 15.0  # seconds
+SONGS = {"seen": "sdr", "held_out": "held_out"}  # folders of metrics/
+BASELINES = {"seen": "baselines", "held_out": "held_out/baselines"}
 
 
-def run(wanted: Mapping[str, Sequence[str]], jobs: int) -> None:
-    """Run the experiments (name -> overrides) that are not done, `jobs` at a time.
+def scores(songs: str, system: str, experiment: str | None = None) -> Scores:
+    """The SDR of a system on the "seen" or "held_out" test songs, of the workspace by default.
 
-    They are queued and run in folders of their own: the workspace stays as it is. Exits with a
-    message if the working tree has changes that an experiment would not see, or if one fails.
+    A system is an init and a checkpoint, as pretrained_late, or a baseline, as scaled_mixture.
     """
-    missing = {name: options for name, options in wanted.items() if not done(name, options)}
-    if not missing:
+    trained = system.startswith(("pretrained_", "scratch_"))
+    path = paths.METRICS / (SONGS if trained else BASELINES)[songs] / f"{system}.json"
+    try:
+        if experiment is None:
+            return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_git("show", f"{_revision(experiment)}:{path.as_posix()}"))
+    except (OSError, subprocess.CalledProcessError) as error:
+        where = "the workspace" if experiment is None else f"the experiment {experiment}"
+        raise UserError(f"{path} is not in {where}. Run `dvc repro`.") from error
+
+
+def run(name: str, overrides: Sequence[str]) -> None:
+    """Run an experiment that is not done, in a folder of its own: the workspace stays as it is.
+
+    UserError if the working tree has changes that the experiment would not see, or if it fails.
+    """
+    if done(name, overrides):
         return
-    if _output("git", "status", "--porcelain", "--", *CODE):
-        sys.exit("error: uncommitted changes in the code or the parameters; commit them first.")
-    old = [name for name in missing if _revision(name)]
-    if old:
-        subprocess.run(["dvc", "exp", "remove", *old], check=True)
-    # A task of an earlier try that failed would be taken for this one's.
-    tasks = [line for line in _tasks() if not missing.keys().isdisjoint(line.split())]
-    # One whose worker has died with the machine is listed as running until it is ended.
-    if running := [line.split()[0] for line in tasks if line.endswith("Running")]:
-        subprocess.run(["dvc", "queue", "kill", *running], check=True)
-    if tasks:
-        ids = [line.split()[0] for line in tasks]
-        subprocess.run(["dvc", "queue", "remove", *ids], check=True)
-    for name, overrides in missing.items():
-        options = [word for override in overrides for word in ("-S", override)]
-        subprocess.run(["dvc", "exp", "run", "--queue", "--name", name, *options], check=True)
-    # Side by side, more threads than cores would slow all of them.
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    subprocess.run(["dvc", "queue", "start", "-j", str(jobs)], check=True, env=environment)
-    _wait(missing)
+    if _git("status", "--porcelain", "--", *CODE):
+        raise UserError("The code or the parameters have uncommitted changes. Commit them first.")
+    if _revision(name):
+        subprocess.run(["dvc", "exp", "remove", name], check=True)
+    settings = [word for override in overrides for word in ("-S", override)]
+    command = ["dvc", "exp", "run", "--temp", "--name", name, *settings]
+    if subprocess.run(command).returncode:
+        raise UserError(f"`{' '.join(command)}` failed; its output is above.")
 
 
 def done(name: str, overrides: Sequence[str]) -> bool:
@@ -60,11 +66,16 @@ def done(name: str, overrides: Sequence[str]) -> bool:
     revision = _revision(name)
     if revision is None:
         return False
-    if _output("git", "show", f"{revision}:params.yaml") != params.compose(list(overrides)):
+    if _git("show", f"{revision}:{paths.PARAMS}") != params.compose(list(overrides)):
         return False
-    committed = _code(Path("dvc.lock").read_text(encoding="utf-8"))
-    ran = _code(_output("git", "show", f"{revision}:dvc.lock"))
+    committed = _code(paths.LOCK.read_text(encoding="utf-8"))
+    ran = _code(_git("show", f"{revision}:{paths.LOCK}"))
     return all(committed.get(stage) == code for stage, code in ran.items())
+
+
+def commit() -> str:
+    """The commit whose code runs."""
+    return _git("rev-parse", "--short", "HEAD").strip()
 
 
 def _code(lock: str) -> dict[str, dict[str, str]]:
@@ -73,43 +84,19 @@ def _code(lock: str) -> dict[str, dict[str, str]]:
         name: {
             dep["path"]: dep["md5"]
             for dep in stage["deps"]
-            if dep["path"].startswith(("jukesep/", "stages/"))
+            if Path(dep["path"]).parts[0] in ("jukesep", "stages")
         }
         for name, stage in yaml.safe_load(lock)["stages"].items()
     }
 
 
-def read(name: str, path: str) -> dict[str, float]:
-    """A metrics file of an experiment, by its path in the project."""
-    return json.loads(_output("git", "show", f"{_revision(name)}:{path}"))
-
-
-def _wait(names: Collection[str]) -> None:
-    start = time.monotonic()
-    # A task that is being handed to a worker is in no list for a moment: only the end counts.
-    while waiting := [name for name in names if _revision(name) is None]:
-        for line in _tasks():
-            for name in waiting:
-                if name in line.split() and "Failed" in line:
-                    sys.exit(f"error: {name} failed; `dvc queue logs {name}` says why.")
-        finished, seconds = len(names) - len(waiting), time.monotonic() - start
-        left = f", about {seconds / finished * len(waiting) / 60:.0f} min left" if finished else ""
-        print(f"{finished} of {len(names)} experiments, {seconds / 60:.0f} min{left}", flush=True)
-        time.sleep(POLL)
-
-
-def _tasks() -> list[str]:
-    """The queue, a task a line, the first word its id."""
-    return _output("dvc", "queue", "status").splitlines()
-
-
 def _revision(name: str) -> str | None:
     """The reference of an experiment, if it is there."""
-    for line in _output("git", "for-each-ref", "refs/exps", "--format=%(refname)").splitlines():
+    for line in _git("for-each-ref", "refs/exps", "--format=%(refname)").splitlines():
         if line.endswith(f"/{name}") and "/exec/" not in line:
             return line
     return None
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout

@@ -1,121 +1,132 @@
-"""Does the result hold for other seeds? Repeats the committed experiment and writes docs/seeds.md.
+"""Repeat the committed experiment under other seeds: docs/seeds.md.
 
-    uv run python -m benchmarks.seeds            # seeds 1 and 2 beside the committed run
-    uv run python -m benchmarks.seeds --jobs 2   # side by side, one core each
+    uv run python -m studies.seeds            # seeds 1 and 2 beside the workspace's
+    uv run python -m studies.seeds --write    # run nothing, write the page from docs/seeds.csv
 
-Each seed is a queued DVC experiment (`seed-1`, ...): the workspace stays as it is. A seed draws
-the initial weights and the training segments, of pretraining too; the songs stay the same.
+Each seed is a DVC experiment, which runs alone too: `uv run dvc exp run --temp -S seed=1`. A seed
+draws the initial weights and the training segments, of pretraining too; the songs stay the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
+import io
 import statistics
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import experiments
+from benchmarks.markdown import fill, table
 from jukesep.base import params
+from jukesep.base.errors import reported
 from jukesep.base.files import write_text
 from jukesep.songs.manifest import STEMS
+from studies import experiments
+from studies.experiments import Scores
 
-Metrics = dict[str, float]
-Reader = Callable[[str], Metrics]
-PAGE = Path("docs/seeds.md")
+SCORES, PAGE = Path("docs/seeds.csv"), Path("docs/seeds.md")
+BASELINE, EARLY, LATE = "scaled_mixture", "pretrained_early", "pretrained_late"
+SYSTEMS = (BASELINE, "scratch_early", "scratch_late", EARLY, LATE)
+GAINS = {
+    "pretrained over scaled mixture, late": BASELINE,
+    "pretrained over scratch, late": "scratch_late",
+    "pretrained over its early checkpoint, late": EARLY,
+}
+ABOUT = ("songs", "system", "part", "commit")
+SUMMARY = ("mean", "spread")
+
+Reader = Callable[[str, str], Scores]
+"""Songs and system -> scores."""
+Row = dict[str, str]
+"""Of docs/seeds.csv: ABOUT, the dB under each seed, and SUMMARY."""
 
 
-def main() -> None:
-    """Run the seeds that have no experiment yet, then write the page."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the seeds that are not done, keep the scores, write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    options = parser.parse_args()
-    names = {seed: f"seed-{seed}" for seed in options.seeds}
-    experiments.run({name: [f"seed={seed}"] for seed, name in names.items()}, options.jobs)
-    committed = params.load()
-    readers: dict[int, Reader] = {
-        committed.seed: lambda path: json.loads(Path(path).read_text(encoding="utf-8"))
-    }
-    readers |= {seed: partial(experiments.read, name) for seed, name in names.items()}
-    write_text(PAGE, page(readers, committed.scale, list(committed.stage2.checkpoints)))
+    parser.add_argument("--write", action="store_true", help="run nothing, write the page")
+    options = parser.parse_args(arguments)
+    if not options.write:
+        readers: dict[int, Reader] = {params.load().seed: experiments.scores}
+        for seed in options.seeds:
+            name = f"seed-{seed}"
+            experiments.run(name, [f"seed={seed}"])
+            readers[seed] = lambda songs, system, name=name: experiments.scores(songs, system, name)  # type: ignore[misc]
+        write_text(SCORES, text(rows(readers, experiments.commit())))
+    write_text(PAGE, page(load()))
     print(PAGE)
 
 
-def page(readers: dict[int, Reader], scale: str, checkpoints: list[int]) -> str:
-    """The page: SDR of each system, its mean over the seeds and the spread."""
-    late = checkpoints[-1]
-    systems = {"scaled mixture": "metrics/baselines/scaled_mixture.json"}
-    for init in ("scratch", "pretrained"):
-        for step, name in zip(checkpoints, ("early", "late"), strict=True):
-            systems[f"{init}, step {step}"] = f"metrics/sdr/{init}_{name}.json"
-    found = {
-        name: {seed: read(path) for seed, read in readers.items()} for name, path in systems.items()
-    }
-    seeds = list(readers)
-    lines = [
-        "# The experiment under other seeds",
-        "",
-        "Written by `uv run python -m benchmarks.seeds`. A seed draws the initial weights and the",
-        "training segments, of pretraining too; the songs are the same. The paper's SDR in dB,",
-        f"at scale {scale}, mean over the test songs of instruments heard in training; songs of",
-        f"held-out instruments are apart, below. Seed {seeds[0]} is the committed run.",
-        "",
-        "## Totals",
-        "",
-        _row(["system", *(f"seed {seed}" for seed in seeds), "mean", "spread (max - min)"]),
-        _row(["---"] * (len(seeds) + 3)),
-    ]
-    for name, values in found.items():
-        totals = [values[seed]["total"] for seed in seeds]
-        lines.append(_row([name, *map(_db, totals), *_summary(totals)]))
-    gains = {
-        "pretrained over scaled mixture": "scaled mixture",
-        "pretrained over scratch": f"scratch, step {late}",
-        "pretrained over its early checkpoint": f"pretrained, step {checkpoints[0]}",
-    }
-    for name, other in gains.items():
-        best = found[f"pretrained, step {late}"]
-        differences = [best[seed]["total"] - found[other][seed]["total"] for seed in seeds]
-        lines.append(_row([f"{name}, late", *map(_db, differences), *_summary(differences)]))
-    held_out = {
-        name: {
-            seed: read(path.replace("/sdr/", "/").replace("metrics/", "metrics/held_out/"))
-            for seed, read in readers.items()
-        }
-        for name, path in systems.items()
-    }
-    lines += ["", "## Totals of the songs of held-out instruments", ""]
-    lines += [_row(["system", *(f"seed {seed}" for seed in seeds), "mean", "spread (max - min)"])]
-    lines += [_row(["---"] * (len(seeds) + 3))]
-    for name, values in held_out.items():
-        totals = [values[seed]["total"] for seed in seeds]
-        lines.append(_row([name, *map(_db, totals), *_summary(totals)]))
-    lines += ["", "## Stems: mean over the seeds (spread)", ""]
-    lines += [_row(["system", *STEMS]), _row(["---"] * 5)]
-    for name, values in found.items():
-        cells = []
-        for stem in STEMS:
-            mean, spread = _summary([values[seed][stem] for seed in seeds])
-            cells.append(f"{mean} ({spread})")
-        lines.append(_row([name, *cells]))
-    return "\n".join([*lines, ""])
+def rows(readers: Mapping[int, Reader], commit: str) -> list[Row]:
+    """The scores of all systems under all seeds, their means and spreads (max - min)."""
+    found = []
+
+    def add(songs: str, system: str, part: str, values: Sequence[float]) -> None:
+        numbers = [*values, statistics.mean(values), max(values) - min(values)]
+        about = dict(zip(ABOUT, (songs, system, part, commit), strict=True))
+        names = [*(f"seed {seed}" for seed in readers), *SUMMARY]
+        found.append(about | {n: f"{v:.4f}" for n, v in zip(names, numbers, strict=True)})
+
+    for songs in experiments.SONGS:
+        scores = {system: [read(songs, system) for read in readers.values()] for system in SYSTEMS}
+        for system, values in scores.items():
+            name = system.replace("_", " ")
+            if "step" in values[0]:
+                name = f"{system.split('_')[0]}, step {values[0]['step']:.0f}"
+            for part in ("total", *STEMS):
+                add(songs, name, part, [value[part] for value in values])
+        for name, other in GAINS.items() if songs == "seen" else ():
+            pairs = zip(scores[LATE], scores[other], strict=True)
+            add(songs, name, "total", [one["total"] - two["total"] for one, two in pairs])
+    return found
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def text(found: Sequence[Row]) -> str:
+    """The rows as CSV."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return out.getvalue()
 
 
-def _db(value: float) -> str:
-    return f"{value:.2f}"
+def load(path: Path = SCORES) -> list[Row]:
+    """The rows kept so far."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def _summary(values: list[float]) -> list[str]:
-    return [_db(statistics.mean(values)), _db(max(values) - min(values))]
+def page(found: Sequence[Row]) -> str:
+    """docs/seeds.md."""
+    seeds = [name for name in found[0] if name.startswith("seed ")]
+
+    def totals(songs: str) -> str:
+        rows = [row for row in found if (row["songs"], row["part"]) == (songs, "total")]
+        lines = [[row["system"], *(_db(row[one]) for one in (*seeds, *SUMMARY))] for row in rows]
+        return table([["system", *seeds, "mean", "spread (max - min)"], *lines])
+
+    stems: dict[str, list[str]] = {}
+    for row in found:
+        if row["songs"] == "seen" and row["part"] in STEMS:
+            cell = f"{_db(row['mean'])} ({_db(row['spread'])})"
+            stems.setdefault(row["system"], [row["system"]]).append(cell)
+    return fill(
+        "seeds",
+        experiments.PAGES,
+        commits=", ".join(sorted({row["commit"] for row in found})),
+        seen=totals("seen"),
+        held_out=totals("held_out"),
+        stems=table([["system", *STEMS], *stems.values()]),
+    )
+
+
+def _db(value: str) -> str:
+    return f"{float(value):.2f}"
 
 
 if __name__ == "__main__":
-    main()
+    with reported():
+        main()

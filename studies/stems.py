@@ -1,20 +1,18 @@
-"""What each way to better the stems gains: writes docs/stems.md, from docs/stems.csv.
+"""Measure what each refinement of the separated stems gains: docs/stems.md.
 
-    uv run python -m benchmarks.stems           # needs `dvc repro` (or pull) first; minutes
-    uv run python -m benchmarks.stems --page    # the page anew, from docs/stems.csv
+    uv run python -m studies.stems            # needs `dvc repro` (or pull) first; minutes
+    uv run python -m studies.stems --write    # measure nothing, write the page from docs/stems.csv
 
 Separates all validation and test songs with the last models of each stem, on one thread, and scores
-every way of `jukesep.separation.refine`. Parameters are tried on the validation songs alone.
+every refinement of `jukesep.separation.refine`. Parameters are tried on the validation songs alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +20,7 @@ import torch
 
 from jukesep import audio, load_separator
 from jukesep.base.errors import UserError, reported
-from jukesep.base.files import atomic, write_text
+from jukesep.base.files import write_text
 from jukesep.base.paths import MANIFEST, RUNS
 from jukesep.base.progress import bar
 from jukesep.scoring import metrics
@@ -30,11 +28,9 @@ from jukesep.separation.chunked import apply_chunked
 from jukesep.separation.refine import REFINEMENTS, Refinement, Wiener, delayed
 from jukesep.separation.separator import Separator
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
+from studies import stems_page
+from studies.stems_page import PAGE, Score
 
-from . import stems_page
-from .stems_page import COLUMNS, Score
-
-PAGE, SCORES = Path("docs/stems.md"), Path("docs/stems.csv")
 SHIFTS = (2, 4, 8)
 POWERS = (0.5, 1.0, 1.25, 1.5, 2.0)
 
@@ -43,7 +39,7 @@ Way = Callable[[torch.Tensor, Stems], Stems]
 
 
 class Option(NamedTuple):
-    """A way to better the stems; `shifts` runs of the models come before it."""
+    """A refinement; `shifts` runs of the models come before it."""
 
     name: str
     way: Way
@@ -51,7 +47,7 @@ class Option(NamedTuple):
 
 
 def refined(name: str, rate: int, run: int | None = None, **settings: float) -> Way:
-    """A refinement by its name; parameters that are not given are its own."""
+    """A refinement by its name, with its own parameters where none are given."""
 
     def way(mixture: torch.Tensor, stems: Stems) -> Stems:
         refinement: Refinement = REFINEMENTS[name](rate, **settings)  # type: ignore[arg-type]
@@ -189,20 +185,15 @@ def measure() -> list[Score]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, or read what was measured; write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--page", action="store_true", help="measure nothing")
-    if not parser.parse_args().page:
-        measured = measure()
-        with atomic(SCORES) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for row in measured:
-                writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row])
-    write_text(PAGE, stems_page.page(stems_page.read(SCORES)))
+    parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
+    if not parser.parse_args(arguments).write:
+        stems_page.save(measure())
+    write_text(PAGE, stems_page.page(stems_page.load()))
     print(PAGE)
 
 

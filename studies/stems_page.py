@@ -1,4 +1,4 @@
-"""docs/stems.md, from the scores of `benchmarks.stems`."""
+"""docs/stems.md, from the scores of `studies.stems` in docs/stems.csv."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.markdown import fill, table
+from jukesep.base.files import atomic
 from jukesep.separation.refine import DEFAULT, OVERLAP, REFINEMENTS, Consistency, Masks, Wiener
 from jukesep.songs.manifest import STEMS
+from studies import experiments
 
 
 class Score(NamedTuple):
@@ -38,7 +41,7 @@ class Score(NamedTuple):
         return self.drums, self.bass, self.other, self.vocals
 
 
-COLUMNS = Score._fields
+PAGE, SCORES = Path("docs/stems.md"), Path("docs/stems.csv")
 PLAIN = "plain"
 METRICS = {
     "sdr": "SDR as the paper measures it (`sdr`): the song in mono",
@@ -51,15 +54,22 @@ SONGS = {
 }
 
 
-def read(path: Path) -> list[Score]:
-    """The scores that were measured."""
+def save(scores: Sequence[Score]) -> None:
+    """Keep the scores that were measured."""
+    with atomic(SCORES) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Score._fields)
+        for row in scores:
+            writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row])
+
+
+def load(path: Path = SCORES) -> list[Score]:
+    """The scores kept so far."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [_score(row) for row in list(csv.reader(file))[1:]]
-
-
-def _score(row: Sequence[str]) -> Score:
-    init, split, group, song, option, metric, *numbers = row
-    return Score(init, split, group, song, option, metric, *map(float, numbers))
+        return [
+            Score(init, split, group, song, option, metric, *map(float, numbers))
+            for init, split, group, song, option, metric, *numbers in list(csv.reader(file))[1:]
+        ]
 
 
 class Summary:
@@ -87,23 +97,23 @@ class Summary:
         )
         return found - plain
 
-    def table(self) -> list[str]:
+    def table(self) -> str:
         """Every option but those of the grid."""
         plain = self.options[PLAIN]
-        lines = [_row(["", *STEMS, "mean", "gain", "songs that gain", "time"]), _row(["---"] * 9)]
+        lines = [["", *STEMS, "mean", "gain", "songs that gain", "time"]]
         for option, found in self.options.items():
             if "/" in option:
                 continue
             stems = map(statistics.mean, zip(*(score.stems for score in found), strict=True))
             pairs = list(zip(found, plain, strict=True))
-            better = sum(round(score.mean - before.mean, 2) > 0 for score, before in pairs)
+            higher = sum(round(score.mean - before.mean, 2) > 0 for score, before in pairs)
             slower = sum(s.seconds for s in found) / sum(s.seconds for s in plain)
             name = f"**{option}**" if option == DEFAULT else option
             cells = [name, *map(_db, stems), _db(self.mean(option)), f"{self.gain(option):+.2f}"]
-            lines.append(_row([*cells, f"{better} of {len(found)}", f"{slower:.2f} x"]))
-        return lines
+            lines.append([*cells, f"{higher} of {len(found)}", f"{slower:.2f} x"])
+        return table(lines)
 
-    def grid(self, prefix: str, rows: str = "") -> list[str]:
+    def grid(self, prefix: str, rows: str = "") -> str:
         """Means of the options prefix/row=.../column=...; without `rows` there is one row."""
         cells: dict[str, dict[str, float]] = {}
         for option in self.options:
@@ -115,15 +125,12 @@ class Summary:
                     ((column, value),) = named.items()
                     cells.setdefault(row, {})[f"{column} {value}"] = self.mean(option)
         columns = list(next(iter(cells.values())))
-        lines = [_row([rows, *columns]), _row(["---"] * (len(columns) + 1))]
-        return lines + [
-            _row([row, *(f"{values[column]:.3f}" for column in columns)])
-            for row, values in cells.items()
-        ]
+        lines = [[row, *(f"{values[one]:.3f}" for one in columns)] for row, values in cells.items()]
+        return table([[rows, *columns], *lines])
 
 
 def page(scores: Sequence[Score]) -> str:
-    """The page."""
+    """docs/stems.md."""
     found = {
         (init, songs, metric): Summary(scores, init, songs, metric)
         for init in ("pretrained", "scratch")
@@ -138,83 +145,44 @@ def page(scores: Sequence[Score]) -> str:
         mono, both = (found["pretrained", songs, metric].gain(DEFAULT) for metric in METRICS)
         return f"{mono:+.2f} dB in mono and {both:+.2f} dB in stereo"
 
-    lines = [
-        "# Better stems from the same models",
-        "",
-        "Written by `uv run python -m benchmarks.stems`; [stems.csv](stems.csv) has every song's "
-        "scores. The committed run's last models separate all songs, and the stems are refined. "
-        "Nothing is trained.",
-        "",
-        f"- **{PLAIN}**: what the models make of the mixture, as the paper has it.",
-        "- **consistency**: the stems should sum to the mixture, and what they lack is shared out: "
-        "equally, or in each frame and bin of the spectrum by the estimates' magnitudes to the "
-        f"power of {Consistency.power:g}.",
-        "- **masks**: the mixture's spectrum is shared out, by the magnitudes to the power of "
-        f"{Masks.power:g}, each channel for itself.",
-        "- **wiener**: the same by multichannel Wiener filters, which also know where each stem is "
-        "panned. With one channel they are masks.",
-        "- **norbert**: multichannel Wiener filters by the package norbert, which wants a whole "
-        "song in memory; started, as it proposes, from masks of power 1.",
-        "- **shifts**: the mean over so many runs of the models, the song delayed by parts of a "
-        "hop.",
-        "",
-        "## What is used, and why",
-        "",
-        f"**`{DEFAULT}` is the default.** On the validation songs it gains {gains(valid)}: in "
-        "stereo the most of what runs the models once. This choice, and that of all parameters, "
-        "was made on those songs. On the test songs of instruments heard in training it gains "
-        f"{gains(seen)}, on those of held-out instruments {gains(held_out)}. The reproduction's "
-        "tables are of plain stems.",
-        "",
-        "**On held-out instruments it is worth less.** Shares follow the models' mistakes, where "
-        "consistency keeps most of an estimate. In stereo the bass of those songs "
-        f"{_change(unheard.stem_gain(DEFAULT, 'bass'))} by {DEFAULT}, and the mean of the stems "
-        f"{_change(unheard.gain(DEFAULT))}; by consistency it "
-        f"{_change(unheard.gain('consistency'))}. No validation song has such instruments, so that "
-        "the choice could not see it: for music unlike the training songs, try both.",
-        "",
-        "On the validation songs, in stereo (`sdr_mdx`):",
-        "",
-        f"- Wiener over masks: {chosen.gain('wiener', 'masks'):+.2f} dB. That is what knowing "
-        "where stems are panned is worth.",
-        f"- Shifts: 8 of them gain {chosen.gain('8 shifts'):+.2f} dB alone, and change what wiener "
-        f"makes by {chosen.gain('8 shifts, then wiener', 'wiener'):+.2f} dB. They are not worth "
-        "their time with it: `--shifts` is off by default.",
-        "- Consistency after masks: "
-        f"{chosen.gain('masks, then consistency', 'masks'):+.2f} dB. Masks sum to 1 already.",
-        f"- norbert over plain: {chosen.gain('norbert, 1 iteration'):+.2f} dB. Its filters are of "
-        "power 2, too sharp for these estimates, and each further iteration sharpens them more. "
-        "Version 0.2.1 works with these versions of numpy and scipy; jukesep's own filters equal "
-        "it at power 2, for songs of any length.",
-        "",
-        "In the tables, *time* is of the models and the refinement together, against plain, on one "
-        "core; *songs that gain* do so by 0.01 dB or more, in the mean of the stems. A table holds "
-        "one kind of SDR.",
-        "",
-    ]
+    lines = []
     for metric, title in METRICS.items():
         lines += [f"## {title}", ""]
         for songs, words in SONGS.items():
-            lines += [f"Pretrained, {words}:", "", *found["pretrained", songs, metric].table(), ""]
+            lines += [f"Pretrained, {words}:", "", found["pretrained", songs, metric].table(), ""]
     lines += ["## Models from scratch", ""]
     for metric in METRICS:
         for songs, words in list(SONGS.items())[:2]:
             summary = found["scratch", songs, metric]
-            lines += [f"`{metric}`, {words}:", "", *summary.table(), ""]
-    return "\n".join(lines + _grids(found["pretrained", valid, "sdr"], chosen))
+            lines += [f"`{metric}`, {words}:", "", summary.table(), ""]
+    return fill(
+        "stems",
+        experiments.PAGES,
+        default=DEFAULT,
+        consistency_power=f"{Consistency.power:g}",
+        masks_power=f"{Masks.power:g}",
+        valid=gains(valid),
+        seen=gains(seen),
+        held_out=gains(held_out),
+        bass=_change(unheard.stem_gain(DEFAULT, "bass")),
+        all_stems=_change(unheard.gain(DEFAULT)),
+        consistency=_change(unheard.gain("consistency")),
+        panning=f"{chosen.gain('wiener', 'masks'):+.2f}",
+        shifts=f"{chosen.gain('8 shifts'):+.2f}",
+        shifts_wiener=f"{chosen.gain('8 shifts, then wiener', 'wiener'):+.2f}",
+        masks_consistency=f"{chosen.gain('masks, then consistency', 'masks'):+.2f}",
+        norbert=f"{chosen.gain('norbert, 1 iteration'):+.2f}",
+        tables="\n".join(lines).rstrip(),
+        overlap=str(OVERLAP),
+        powers=", ".join(f"{name} of power {kind.power:g}" for name, kind in REFINEMENTS.items()),
+        run=str(Wiener.run),
+        grids=_grids(found["pretrained", valid, "sdr"], chosen),
+    )
 
 
-def _grids(mono: Summary, both: Summary) -> list[str]:
+def _grids(mono: Summary, both: Summary) -> str:
     """The parameters that were tried."""
-    lines = [
-        "## Parameters, on the validation songs",
-        "",
-        "Means over songs and stems in dB, pretrained. In use: frames of 2048 samples at 11,025 Hz "
-        f"(at other rates as long in time, to a power of two), each sample in {OVERLAP} of them; "
-        + ", ".join(f"{name} of power {kind.power:g}" for name, kind in REFINEMENTS.items())
-        + f"; for wiener, runs of {Wiener.run} frames, 4 s. Longer runs cost memory and delay.",
-        "",
-    ]
+    parts = []
     for title, summary, prefix, rows in (
         ("masks, and wiener in mono, `sdr`", mono, "masks", "n_fft"),
         ("masks, `sdr_mdx`", both, "masks", "n_fft"),
@@ -225,12 +193,8 @@ def _grids(mono: Summary, both: Summary) -> list[str]:
         ("norbert, `sdr`", mono, "norbert", "n_fft"),
         ("norbert, `sdr_mdx`", both, "norbert", "n_fft"),
     ):
-        lines += [f"{title}:", "", *summary.grid(prefix, rows), ""]
-    return lines
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        parts += [f"{title}:", summary.grid(prefix, rows)]
+    return "\n\n".join(parts)
 
 
 def _change(gain: float) -> str:

@@ -1,173 +1,383 @@
-"""The pages that benchmarks write."""
+"""Every row, measured once in a small form."""
 
-import csv
-import io
-import itertools
+import os
+import subprocess
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
+import torch
 
-from benchmarks import ablations, experiments, reading, seeds
+from benchmarks import __main__ as command
+from benchmarks import commands, gpu, measuring, paper_scale, row, scoring, sides, steps
+from benchmarks.steps import Case
+from jukesep import audio
 from jukesep.base import params
+from jukesep.base.errors import UserError
+from jukesep.model.vqvae import Architecture
+from jukesep.scoring import metrics
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 
-ROOT = Path(__file__).parents[2]
-
-
-def _reader(shift):
-    """Metrics files whose numbers tell system and seed apart."""
-    base = {"scaled_mixture": 1.0, "scratch_3": 1.5, "scratch_6": 2.0}
-    base |= {"pretrained_3": 2.5, "pretrained_6": 3.0}
-
-    def read(path):
-        value = base[path.rsplit("/", 1)[-1].removesuffix(".json")]
-        total = value if value == 1.0 else value + shift
-        return dict.fromkeys(("drums", "bass", "other", "vocals", "total"), total)
-
-    return read
+ROWS = command.rows()
+SMALL = Architecture(width=8, depth=2, latent_dim=8, codes=16)
 
 
-def test_the_seeds_page_gives_means_and_spreads():
-    readers = {0: _reader(0.0), 1: _reader(0.3), 2: _reader(-0.3)}
-    page = seeds.page(readers, "tiny", [3, 6])
-    assert "| scaled mixture | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 |" in page
-    assert "| pretrained, step 6 | 3.00 | 3.30 | 2.70 | 3.00 | 0.60 |" in page
-    assert "| pretrained over scaled mixture, late | 2.00 | 2.30 | 1.70 | 2.00 | 0.60 |" in page
-    assert "| pretrained over scratch, late | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 |" in page
-    assert "| pretrained over its early checkpoint, late | 0.50 | 0.50 | 0.50 |" in page
-    assert "| scratch, step 3 | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) |" in page
+@pytest.fixture
+def _small(monkeypatch):
+    """Small models, and measurements in this process: others take seconds to start."""
+    for module in (sides, steps):
+        monkeypatch.setattr(module, "PAPER", SMALL)
+        monkeypatch.setattr(module, "DEMO", SMALL)
+    monkeypatch.setattr(sides, "GEMM", 64)
+    here = lambda count, run, *args: run(*args)  # noqa: E731
+    monkeypatch.setattr(measuring, "fresh", here)
+    monkeypatch.setattr(steps, "fresh", here)
+    monkeypatch.setattr(scoring, "fresh", here)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
-def _cells(ablation, value):
-    """A score for every variant, init, seed and group of songs."""
-    return [
-        ablations.Cell(ablation.name, v.name, init, seed, songs, value(number, init, seed, songs))
-        for number, v in enumerate(ablation.variants)
-        for init in v.inits
-        for seed in ablations.SEEDS
-        for songs in ablations.GROUPS
-    ]
+def test_the_code_that_a_row_measures_is_there():
+    for name, one in ROWS.items():
+        assert all((measuring.ROOT / path).exists() for path in one.files), name
+        assert one.files[-1].startswith("benchmarks/"), name
+        assert not any("report" in path for path in one.files), name
+    assert {name for name, one in ROWS.items() if not one.in_suite} == {
+        "repro", "paper-cpu", "paper-gpu"
+    }  # fmt: skip
 
 
-def _ablation(name):
-    return next(a for a in ablations.ABLATIONS if a.name == name)
+def test_the_arithmetic_is_the_papers():
+    """Numbers that were counted apart from this code."""
+    assert sides.flops(Architecture()) == {
+        "encoder": 244_992, "decoder": 261_504, "quantiser": 32_768
+    }  # fmt: skip
+    work = sides.work(Architecture())
+    assert work == {"stage1": 1_552_256, "stage2": 979_968, "separation": 539_264}
 
 
-@pytest.mark.parametrize("ablation", ablations.ABLATIONS, ids=lambda a: a.name)
-def test_an_ablations_overrides_compose_to_parameters_of_their_own(ablation):
-    composed = set()
-    for variant in ablation.variants:
-        overrides = ablations._overrides(variant, seed=1, step=350)
-        text = params.compose(overrides, ROOT / "conf")
-        p = params.Params.model_validate(yaml.safe_load(text))
-        assert p.stems == ablations.STEMS
-        assert set(p.inits) >= set(variant.inits)
-        assert (p.seed, p.stage2.checkpoints) == (1, (350,))
-        composed.add(text)
-    assert len(composed) == len(ablation.variants)
+@pytest.mark.parametrize(
+    "architecture", [SMALL, Architecture(width=4, depth=1, downs=(2, 1), latent_dim=6, codes=8)]
+)
+def test_the_arithmetic_is_that_of_the_shapes(architecture):
+    """Each layer's products, from the values that go in and come out."""
+    vqvae, sound = sides.model(architecture, 1, 1024)
+    counted = []
+
+    def count(layer, given, made):
+        values = given[0] if isinstance(layer, torch.nn.ConvTranspose1d) else made
+        counted.append(2 * layer.weight.numel() * values.shape[2])
+
+    found = sides.flops(architecture)
+    for part, network in (("encoder", vqvae.encoder), ("decoder", vqvae.decoder)):
+        counted.clear()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+                layer.register_forward_hook(count)
+        if part == "encoder":
+            latents = network.blocks(sound)
+        else:
+            network.out(network.blocks(latents))
+        assert sum(counted) / sound.shape[2] == found[part]
 
 
-def test_experiments_have_names_of_their_own_but_share_the_default():
-    names = {
-        (a.name, v.name, seed): ablations._experiment(a, v, seed)
-        for a in ablations.ABLATIONS
-        for v in a.variants
-        for seed in ablations.SEEDS
+@pytest.mark.usefixtures("_small")
+def test_both_sides_of_a_case_are_measured(monkeypatch):
+    peaks = {"textbook": 30.0, "jukesep": 10.0}
+    monkeypatch.setattr(steps, "fresh", lambda count, run, case, side: (0.1, peaks[side]))
+    case = Case("separation", architecture=SMALL, samples=2048)
+    found = steps.compare(case, 0.1)
+    seconds = [found.sides[side]["seconds"] for side in ("textbook", "jukesep")]
+    assert found.figures["speed"] == pytest.approx(seconds[0] / seconds[1])
+    assert found.figures["memory"] == pytest.approx(1 / 3)
+    rate, limit = found.details["flops"] / seconds[1], found.details["limit"]
+    assert found.details["flops"] == 2048 * sides.work(SMALL)["separation"]
+    assert found.figures["share of the limit"] == pytest.approx(100 * rate / limit)
+    monkeypatch.setattr(steps, "PAPER_RATE", 2048)
+    monkeypatch.setattr(steps, "DEMO", None)
+    assert case.seconds == 1
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("what", sides.CODE)
+@pytest.mark.parametrize("pair", [("textbook", "jukesep"), ("fp32", "bf16")])
+def test_every_side_runs_by_itself(what, pair):
+    for side in pair:
+        seconds, megabytes = steps.alone(Case(what, pair, SMALL, 1, 2048), side)
+        assert seconds > 0
+        assert megabytes >= 0
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_step_that_learns_changes_the_weights(monkeypatch):
+    kept = []
+    made = sides.model
+
+    def model(*args):
+        kept.append(made(*args))
+        return kept[-1]
+
+    monkeypatch.setattr(sides, "model", model)
+    for side in ("textbook", "jukesep"):
+        for learn in (False, True):
+            step = sides.step("stage1", side, SMALL, 1, 2048, learn=learn)
+            before = torch.cat([p.detach().flatten() for p in kept[-1][0].parameters()])
+            step()
+            after = torch.cat([p.detach().flatten() for p in kept[-1][0].parameters()])
+            assert torch.equal(before, after) is not learn
+
+
+def _seconds_by_switch(count, run, *args):
+    """In place of a process of its own: who is slower says what it was given."""
+    return (3.0 if os.environ.get("JUKESEP_KERNELS") == "off" else 1.0), 10.0
+
+
+def test_plain_torch_runs_with_the_switch_off(monkeypatch):
+    monkeypatch.setattr(steps, "fresh", _seconds_by_switch)
+    found = steps.kernels(steps.DEMO_SIZE["stage1"])
+    assert list(found.sides) == ["plain torch", "jukesep"]
+    assert found.figures == {"speed": 3.0, "memory": 1.0}
+    assert "JUKESEP_KERNELS" not in os.environ
+    monkeypatch.setenv("JUKESEP_KERNELS", "off")
+    assert measuring.fresh(0, os.getenv, "JUKESEP_KERNELS") == "off"
+
+
+@pytest.mark.usefixtures("_small")
+def test_bf16_is_skipped_where_the_processor_has_none(monkeypatch):
+    monkeypatch.setattr(measuring, "features", lambda: ["avx2"])
+    with pytest.raises(row.Skipped, match="bf16"):
+        ROWS["bf16-stage1"].measure()
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_song_is_measured_against_the_limit():
+    found = steps.song("fp32", 0.2)
+    assert found.figures["real time"] > 0
+    work = sides.work(SMALL)["separation"]
+    assert found.details["flops"] == pytest.approx(0.2 * 44_100 * 2 * 4 * work)
+    assert 0 < found.figures["cores busy"] < 1.5 * measuring.cores()
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_parts_of_a_step_make_it_up():
+    found = steps.breakdown(samples=2048)
+    assert list(found.details["parts"]) == ["textbook", "jukesep"]
+    for side in found.details["parts"].values():
+        assert set(side) == {*steps.PARTS, "step", "rest"}
+        parts = sum(side[part] for part in (*steps.PARTS, "rest"))
+        assert parts == pytest.approx(side["step"])
+
+
+def test_growth_has_a_point_for_each_size(monkeypatch):
+    monkeypatch.setattr(steps, "fresh", lambda count, run, *args: (0.5, 12.0))
+    sizes = {"growth-segment": 4, "growth-batch": 3, "growth-song": 3}
+    for name, count in sizes.items():
+        points = ROWS[name].measure().details["points"]
+        assert len(points["jukesep"]) == count
+        assert points["jukesep"][0][1:] == [0.5, 12.0]
+    assert len(points["textbook"]) == 2  # not of long songs
+
+
+def test_sdr_v4_is_compared_with_musevals(monkeypatch):
+    """With a stand-in for museval, which takes seconds; tests/scoring has the real one."""
+
+    def bss_eval(references, estimates, window, hop):
+        stems = (np.moveaxis(array, 2, 1) for array in (references, estimates))
+        return metrics.framewise_sdr(*stems, window) + 1e-3, None, None, None, None
+
+    stand_in = types.SimpleNamespace(bss_eval=bss_eval)
+    monkeypatch.setattr(metrics, "museval_metrics", lambda: stand_in)
+    found = scoring.sdr_v4(seconds=1)
+    assert found.figures["difference"] == pytest.approx(1e-3)
+    assert found.figures["speed"] > 0
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_evaluation_runs_what_its_models_alone_run(monkeypatch):
+    here = Path.cwd()
+    found = scoring.evaluation(songs=1, seconds=0)
+    assert found.sides["whole"]["seconds"] > 0
+    assert found.figures["cores busy"] > 0
+    monkeypatch.setattr(measuring, "cores", lambda: 2)
+    (line,) = scoring.by_cores(songs=1).details["points"].values()
+    assert [point[0] for point in line] == [1, 2]
+    assert Path.cwd() == here
+
+
+@pytest.mark.usefixtures("_small")
+def test_precisions_are_compared_by_their_scores(monkeypatch):
+    monkeypatch.setattr(measuring, "cores", lambda: 1)  # it changes the current folder
+    monkeypatch.setattr(measuring, "features", lambda: [])
+    shorter = (
+        "scale=tiny", "band.train=2", "band.valid=1", "band.test=1",
+        "stage1.steps=2", "stage2.steps=2", "stage2.checkpoints=[2]", "band.pretrain=1",
+    )  # fmt: skip
+    found = scoring.precision(shorter, stems=("bass",))
+    assert abs(found.figures["loss by separating in bf16"]) < 1
+    assert set(found.details["sdr"]) == {"fp32 bass", "bf16 bass"}
+
+
+def test_prepare_is_timed_twice():
+    found = commands.prepare(songs=3, seconds=10)
+    assert found.figures["second time"] > 0
+    assert "3 songs of" in found.note
+
+
+def test_the_songs_are_sums(tmp_path):
+    commands.make_songs(tmp_path, 2, 0.1)
+    folder, _ = sorted(tmp_path.glob("*/*"))
+    parts = {path.stem: audio.read(path) for path in folder.glob("*.wav")}
+    mixture = parts.pop("mixture")
+    assert len(parts) == 4
+    np.testing.assert_allclose(sum(parts.values()), mixture, atol=1e-6)
+
+
+def test_reading_is_timed():
+    found = commands.reading(songs=2, seconds=0.5, segment=4096)
+    assert 0 < 1e3 * found.sides["jukesep"]["seconds"] <= found.figures["95 % take at most"]
+
+
+@pytest.mark.usefixtures("_small")
+def test_separating_is_measured_by_the_command():
+    found = commands.hour(rate=8000, lengths=(1, 2))
+    assert len(found.sides) == 2
+    assert abs(found.figures["growth"]) < 100
+
+
+LINES = [
+    (1.0, "Running stage 'prepare':\n"),
+    (9.0, "band: 100%|##########| 196/196 [00:06<00:00, 5.69song/s]\n"),
+    (10.0, "prepare: check:  50%|#####     | 98/196 [00:01<00:01, 80.5song/s]\n"),
+    (11.0, "prepare: check: 100%|##########| 196/196 [00:02<00:00, 80.5song/s]\n"),
+    (12.0, "Running stage 'stage1@drums-pretrained':\n"),
+    (13.0, "stage1 drums: 100%|##########| 160/160 [1:00:05<00:00, 29.0step/s, loss=0.3]\n"),
+    (20.0, "Running stage 'stage1@bass-pretrained':\n"),
+]
+
+
+def test_the_demo_runs_in_a_clone_and_its_scores_are_compared(tmp_path, monkeypatch):
+    metric = tmp_path / "metrics/sdr/pretrained_late.json"
+    metric.parent.mkdir(parents=True)
+    metric.write_text('{"step": 9, "total": 2.5}')
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for line in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "1"]):
+        subprocess.run(["git", *line], cwd=tmp_path, check=True)
+
+    def python(clone, *arguments, show):
+        assert arguments == ("-m", "dvc", "repro", "--force")
+        (clone / "metrics/sdr/pretrained_late.json").write_text('{"step": 9, "total": 2.25}')
+        return LINES
+
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.setattr(commands, "python", python)
+    found = commands.repro()
+    assert found.figures["change of the lowest score"] == -0.25
+    assert set(found.details["stages"]) == {"prepare", "stage1"}
+    assert commands._stages(LINES, 25.0) == {
+        "prepare": {"runs": 1, "seconds": 11.0, "progress": 8.0},
+        "stage1": {"runs": 2, "seconds": 13.0, "progress": 3605.0},
     }
-    defaults = sum(not v.overrides for a in ablations.ABLATIONS for v in a.variants)
-    assert len(set(names.values())) == len(names) - len(ablations.SEEDS) * (defaults - 1)
-    assert all(part.isalnum() for name in names.values() for part in name.split("-"))
 
 
-@pytest.mark.parametrize(
-    ("differences", "says"),
-    [
-        ((0.1, 0.2, 0.3), "better under every seed: +0.20 dB (+0.10 to +0.30)"),
-        ((-0.5, -0.1, -0.3), "worse under every seed: -0.30 dB (-0.50 to -0.10)"),
-        ((0.4, -0.1, 0.3), "no consistent difference: +0.20 dB (-0.10 to +0.40)"),
-        ((0.0, 0.2, 0.4), "no consistent difference: +0.20 dB (+0.00 to +0.40)"),
-    ],
-)
-def test_a_verdict_needs_all_seeds(differences, says):
-    assert ablations.verdict(differences) == says
+def test_the_repository_has_scores_to_compare():
+    assert "pretrained_late" in commands.totals(measuring.ROOT)
 
 
-def test_the_ablations_page_compares_seed_by_seed_on_the_seen_songs():
-    blend = _ablation("blend")
-
-    def value(number, init, seed, songs):
-        base = 2.0 + seed + (5 if songs == "held_out" else 0)
-        return {"drums": base - 0.5 * number, "vocals": base + 1 - 0.5 * number}
-
-    cells = _cells(blend, value)
-    page = ablations.page(cells, 160, 350)
-    assert page.count("Not run yet") == len(ablations.ABLATIONS) - 1
-    assert "| shared | pretrained | 2.50 | 3.50 | 4.50 | 3.50 | (8.50) |" in page
-    assert "| independent | pretrained | 2.00 | 3.00 | 4.00 | 3.00 | (8.00) |" in page
-    assert (
-        "- independent against shared, pretrained: worse under every seed: "
-        "-0.50 dB (-0.50 to -0.50)." in page
-    )
-    rows = list(csv.DictReader(io.StringIO(ablations.table(cells))))
-    assert len(rows) == len(cells) == 2 * 3 * 2
-    assert rows[0]["drums"] == "2.0"
+def test_a_program_is_followed_line_by_line_and_named_when_it_fails(tmp_path):
+    lines = commands.python(tmp_path, "-c", "print('one'); print('a\\rb')")
+    assert [line for _, line in lines] == ["one\n", "a\n", "b\n"]
+    with pytest.raises(UserError, match=r"failed:\nno"):
+        commands.python(tmp_path, "-c", "raise SystemExit('no')")
 
 
-def test_the_budgets_say_where_scratch_catches_up(tmp_path):
-    budgets = _ablation("stage1-budget")
-
-    def value(number, init, seed, songs):
-        gain = 0.4 - 0.1 * number if init == "pretrained" else 0.0
-        return dict.fromkeys(ablations.STEMS, 2.0 + gain)
-
-    cells = _cells(budgets, value)
-    lines = ablations._conclusions(budgets, cells)
-    assert len(lines) == len(budgets.variants) >= 5
-    assert lines[0].endswith("better under every seed: +0.40 dB (+0.40 to +0.40).")
-    assert "no consistent difference" in lines[-1]
-    ablations.draw_budgets(cells, tmp_path / "budgets.png")
-    assert (tmp_path / "budgets.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert list(itertools.chain(tmp_path.iterdir())) == [tmp_path / "budgets.png"]
+# --- at the paper's size, and on a GPU -----------------------------------------------------------
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures through /proc")
-def test_reading_is_measured_and_leaves_no_file_open(tmp_path):
-    reading.make(tmp_path, songs=2, seconds=1.0, subtype="PCM_16")
-    cost = reading.measure(tmp_path, segment=8192, reads=20)
-    assert len(cost.milliseconds) == len(cost.processor) == 20
-    assert min(cost.milliseconds) > 0
-    assert cost.megabytes < 10
-    assert cost.open_files == 0
+def _noise_songs(parameters, folder):
+    """In place of `prepare`: a song of noise in each split."""
+    songs, samples = [], int(parameters.band.seconds * 44_100)
+    for split in ("train", "valid"):
+        song = Song(split, split, "test", folder / split, samples)
+        for seed, part in enumerate((MIXTURE, *STEMS)):
+            noise = np.random.default_rng(seed).uniform(-0.1, 0.1, (2, samples))
+            audio.write(song.file(part), noise.astype(np.float32), 44_100, "FLOAT")
+        songs.append(song)
+    Manifest(44_100, tuple(songs)).save(folder / "manifest.json")
 
 
-def _lock(md5):
-    deps = [
-        {"path": "jukesep/training/losses.py", "md5": md5},
-        {"path": "data/prepared", "md5": "any.dir"},
+def test_the_papers_size_is_measured_in_both_stages(monkeypatch):
+    monkeypatch.setattr(paper_scale.prepare, "prepare", _noise_songs)
+    sizes = [
+        f"{stage}.{size}" for stage in ("stage1", "stage2") for size in ("segment=2048", "batch=1")
     ]
-    return yaml.safe_dump({"schema": "2.0", "stages": {"stage1@bass-scratch": {"deps": deps}}})
+    found = paper_scale.measure("device=cpu", "threads=1", *sizes, steps=1)
+    assert list(found.details["stages"]) == ["stage1", "stage2"]
+    for one in found.details["stages"].values():
+        assert one["steps"] == one["threads"] == 1
+        assert 0 < one["seconds"] < 60
+        assert one["memory"] >= one["imported"] > 1e8
+        assert (one["encoder"], one["decoder"]) == (441_856, 458_177)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "code", "there", "expected"),
-    [
-        (["seed=1"], "a", True, True),
-        (["seed=2"], "a", True, False),
-        (["seed=1"], "b", True, False),
-        (["seed=1"], "a", False, False),
-    ],
-)
-def test_an_experiment_is_done_while_parameters_and_code_are_its_own(
-    tmp_path, monkeypatch, overrides, code, there, expected
-):
-    ran = {"params.yaml": params.compose(["seed=1"], ROOT / "conf"), "dvc.lock": _lock("a")}
-    refs = "refs/exps/12/345/seed-1" if there else "refs/exps/12/345/seed-10"
+def test_it_differs_from_the_paper_in_length_alone(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(params.compose(["scale=paper"], measuring.ROOT / "conf"))
+    paper, found = params.load(path), paper_scale.compose(tmp_path, 3)
+    for section in ("model", "codebook", "losses"):
+        assert getattr(found, section) == getattr(paper, section)
+    changed = {"steps", "checkpoints", "log_every", "valid_every", "valid_segments"}
+    for stage in paper_scale.STAGES:
+        recipe = getattr(paper, stage)
+        assert (recipe.steps, recipe.segment, recipe.batch) == (
+            paper_scale.STEPS, paper_scale.SEGMENT, paper_scale.BATCH
+        )  # fmt: skip
+        one, other = (getattr(of, stage).model_dump(exclude=changed) for of in (found, paper))
+        assert one == other
+    # The shortest song that the band may render holds a segment.
+    assert 0.9 * found.band.seconds * found.model.sample_rate > paper_scale.SEGMENT
 
-    def output(*command):
-        return refs if command[1] == "for-each-ref" else ran[command[-1].split(":")[1]]
 
-    monkeypatch.setattr(experiments, "_output", output)
-    (tmp_path / "dvc.lock").write_text(_lock(code))
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
-    monkeypatch.chdir(tmp_path)
-    assert experiments.done("seed-1", overrides) is expected
+@pytest.mark.parametrize("step", [100.0, 0.05])
+def test_the_seconds_of_a_step_leave_out_the_first_and_the_last(tmp_path, step):
+    ends = [9 * step, 10 * step, 12 * step, 13 * step, 20 * step]
+    lines = ["step,seconds,steps_per_second"]
+    for number, (start, end) in enumerate(zip([0.0, *ends], ends, strict=False), 1):
+        lines.append(f"{number},{end:.2f},{1 / (end - start):.3f}")
+    (tmp_path / "timing.csv").write_text("\n".join(lines) + "\n")
+    assert paper_scale.step_seconds(tmp_path / "timing.csv") == pytest.approx(step, rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", ["gpu", "paper-gpu"])
+def test_without_a_gpu_its_rows_are_skipped(name):
+    with pytest.raises(row.Skipped, match="NVIDIA GPU"):
+        ROWS[name].measure()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_is_measured():
+    page = gpu.page(row.Result(
+        details=gpu.measure(rounds=1).details, machine=measuring.machine(), code={"commit": "1"}
+    ))  # fmt: skip
+    assert torch.cuda.get_device_name() in page
+
+
+def test_the_data_side_is_timed():
+    assert gpu._segments_a_second(2, "cpu", segment=2048, batches=3) > 0
+
+
+def test_the_kernels_are_named_as_they_are():
+    code = (measuring.ROOT / "jukesep/kernels/triton_kernels.py").read_text()
+    assert all(f"\ndef {name}(" in code for name in gpu.KERNELS)
+
+
+def test_the_floor_is_of_operations_and_bytes():
+    ceilings = {"bytes": 4e12, "fp32": 5e13, "bf16": 8e14}
+    arithmetic, memory = gpu.floor("stage1", "bf16", ceilings)
+    samples = 4 * 393_216
+    assert arithmetic == pytest.approx(1_552_256 * samples / 8e14)
+    # 16 blocks at 1/2, 1/4 and 1/8 of the rate, 64 channels, ten times two bytes.
+    assert memory == pytest.approx(16 * samples * 7 / 8 * 64 * 20 / 4e12)
+    assert gpu.floor("stage1", "fp32", ceilings)[1] == pytest.approx(2 * memory)

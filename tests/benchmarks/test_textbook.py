@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from benchmarks import speed, textbook
+from benchmarks import sides, textbook
 from jukesep.model.codebook import straight_through
 from jukesep.model.vqvae import Architecture, Encoder
 from jukesep.separation.chunked import apply_chunked
@@ -16,17 +16,17 @@ SMALL = Architecture(width=8, depth=2, downs=(2,), latent_dim=8, codes=16)
 
 @pytest.fixture
 def pair():
-    return speed.model(SMALL, 2, 4096)
+    return sides.model(SMALL, 2, 4096)
 
 
 def test_a_step_of_stage_1(pair):
     vqvae, audio = pair
     plain = copy.deepcopy(vqvae)
-    loss = textbook.stage1_step(plain, audio, speed.BANDWIDTHS, 256)
+    loss = textbook.stage1_step(plain, audio, sides.BANDWIDTHS, 256)
     latents = vqvae.encode(audio)
     codes, quantised = vqvae.quantise(latents)
     decoded = vqvae.decode(straight_through(latents, quantised))
-    total, _ = losses.stage1_loss(audio, decoded, latents, quantised, speed.BANDWIDTHS, linf_k=256)
+    total, _ = losses.stage1_loss(audio, decoded, latents, quantised, sides.BANDWIDTHS, linf_k=256)
     vqvae.codebook.update(latents.detach(), codes)
     total.backward()
     torch.testing.assert_close(loss, total.detach())
@@ -54,5 +54,5 @@ def test_a_step_of_stage_2(pair):
 
 def test_separation(pair):
     vqvae, audio = pair
-    stem = textbook.separate(vqvae, audio, speed.BANDWIDTHS, 256)
+    stem = textbook.separate(vqvae, audio, sides.BANDWIDTHS, 256)
     torch.testing.assert_close(apply_chunked(vqvae, audio[:, 0], 4096), stem[:, 0])

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import stems, stems_page
-from benchmarks.stems_page import SONGS, Score, Summary
 from jukesep import audio
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
@@ -16,15 +14,17 @@ from jukesep.scoring import metrics
 from jukesep.separation.refine import DEFAULT, REFINEMENTS
 from jukesep.separation.separator import load_separator
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
+from studies import stems, stems_page
+from studies.stems_page import SONGS, Score, Summary
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = stems_page.read(ROOT / stems.SCORES)
+COMMITTED = stems_page.load(ROOT / stems_page.SCORES)
 VALID, SEEN, HELD_OUT = SONGS
 RATE = 8000
 
 
 def test_the_page_is_made_of_the_scores():
-    page = (ROOT / stems.PAGE).read_text(encoding="utf-8")
+    page = (ROOT / stems_page.PAGE).read_text(encoding="utf-8")
     assert page == stems_page.page(COMMITTED)
 
 
@@ -71,12 +71,12 @@ def _scores(gains):
 
 def test_a_table_gives_means_gains_songs_and_time():
     summary = Summary(list(_scores([0.5, 0.0])), "pretrained", SEEN, "sdr")
-    head, _, plain, masks = summary.table()
+    head, _, plain, masks = summary.table().splitlines()
     assert head == "|  | drums | bass | other | vocals | mean | gain | songs that gain | time |"
     assert plain == "| plain | 1.00 | 2.00 | 3.00 | 4.00 | 2.50 | +0.00 | 0 of 2 | 1.00 x |"
     assert masks == "| masks | 1.25 | 2.25 | 3.25 | 4.25 | 2.75 | +0.25 | 1 of 2 | 1.20 x |"
-    assert summary.grid("masks", "n_fft")[0] == "| n_fft | power 2 |"
-    assert summary.grid("masks", "n_fft")[2:] == ["| 64 | 9.000 |"]
+    assert summary.grid("masks", "n_fft").splitlines()[0] == "| n_fft | power 2 |"
+    assert summary.grid("masks", "n_fft").splitlines()[2:] == ["| 64 | 9.000 |"]
 
 
 def _songs(folder):
@@ -129,22 +129,20 @@ def test_plain_scores_are_those_of_the_models(project):
 def test_the_command_measures_and_writes_the_page(project, monkeypatch, capsys):
     # The package itself is measured where it is installed.
     monkeypatch.setattr(stems, "norbert", lambda *_: lambda mixture, estimates: estimates)
-    monkeypatch.setattr("sys.argv", ["stems"])
     threads = torch.get_num_threads()
     try:
-        stems.main()
+        stems.main([])
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().out == "docs/stems.md\n"
-    measured = stems_page.read(stems.SCORES)
+    measured = stems_page.load()
     assert {(s.init, s.split, s.group) for s in measured} == {
         (init, *songs) for init in ("pretrained", "scratch") for songs in SONGS
     }
     tried = {(s.init, s.split) for s in measured if "/" in s.option}
     assert tried == {("pretrained", "valid")}
-    page = stems.PAGE.read_text()
-    stems.PAGE.unlink()
-    monkeypatch.setattr("sys.argv", ["stems", "--page"])
-    stems.main()
-    assert stems.PAGE.read_text() == page
+    page = stems_page.PAGE.read_text()
+    stems_page.PAGE.unlink()
+    stems.main(["--write"])
+    assert stems_page.PAGE.read_text() == page
     assert len(re.findall(r"^\| \*\*wiener\*\* ", page, re.MULTILINE)) == 10

@@ -1,0 +1,1 @@
+"""Experiments that answer a question, each with a page in docs/ and a command."""

@@ -1,0 +1,159 @@
+"""The commands, and the pages that they write."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import gpu, kills, measuring, paper_scale, performance, row
+from benchmarks.row import Goal, Result, Row, Skipped
+from jukesep.base.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ROWS = command.rows()
+FOUND = row.load(ROWS, ROOT / row.RESULTS)
+
+
+def test_the_committed_pages_are_of_the_committed_results():
+    assert {path.stem for path in (ROOT / row.RESULTS).iterdir()} == set(FOUND)
+    pages = {
+        performance.PAGE: performance.page(ROWS, FOUND),
+        command.GPU_PAGE: gpu.page(FOUND["gpu"]),
+        command.PAPER_PAGE: paper_scale.page(FOUND[name] for name in paper_scale.ROWS),
+    }
+    for path, text in pages.items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text
+    measured = [name for name in FOUND if name not in ("gpu", *paper_scale.ROWS)]
+    assert all(FOUND[name].code["commit"] in pages[performance.PAGE] for name in measured)
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "met", "verdict"),
+    [
+        (Goal("speed", 2.0), 2.0, True, "met"),
+        (Goal("speed", 2.0), 1.5, False, "25 % below"),
+        (Goal("growth", 50, at_least=False), 50, True, "met"),
+        (Goal("growth", 50, at_least=False), 75, False, "50 % above"),
+        (Goal("change of the lowest score", 0), -0.125, False, "0.125 dB below"),
+    ],
+)
+def test_a_goal_says_by_how_much_it_is_missed(goal, value, met, verdict):
+    assert goal.met(value) is met
+    assert goal.verdict(value) == verdict
+
+
+def _measured():
+    return Result({"jukesep": {"seconds": 0.25}}, {"speed": 3.0})
+
+
+def _skipping():
+    raise Skipped("no such thing here")
+
+
+def _failing():
+    raise ValueError("broken")
+
+
+def _result(**changes):
+    sides = {
+        "textbook": {"seconds": 0.5, "megabytes": 30.0},
+        "jukesep": {"seconds": 0.25, "megabytes": 10.0},
+    }
+    about = {"machine": measuring.machine(), "code": measuring.code(("benchmarks",))}
+    return Result(**{"sides": sides, "figures": {"speed": 2.0, "memory": 1 / 3}} | about | changes)
+
+
+def test_the_page_says_what_is_met_missed_and_missing():
+    goals = Goal("speed", 1.6), Goal("memory", 0.3, at_least=False)
+    rows = {"song": Row("a step", _measured, (), goals), "absent": Row("another", _measured, ())}
+    stages = {"prepare": {"runs": 1, "seconds": 11.0, "progress": 8.0}}
+    found = {"song": _result(), "repro": _result(details={"stages": stages})}
+    rows["repro"] = Row("all", _measured, ())
+    text = performance.page(rows, found)
+    assert (
+        "| `song` | a step | 500 ms, 30 MB | 250 ms, 10 MB | 2.00 x | 0.33 x | speed at least "
+        "1.6 x: 2 x, **met**; memory at most 0.3 x: 0.333 x, **11 % above** |  |" in text
+    )
+    assert "| `absent` | another |  |  |  |  | not measured yet |  |" in text
+    assert "- `song`: memory at most 0.3 x, found 0.333 x: 11 % above. Each chunk of" in text
+    assert measuring.processor() in text
+    assert "| all | 1 | 11 | 8 | 3.0 |" in text
+
+
+def test_pictures_are_the_same_bytes_each_time(tmp_path):
+    points = {"textbook": [[1, 2.0, 3.0], [2, 4.0, 6.0]], "jukesep": [[1, 1.0, 2.0], [2, 2.0, 3.0]]}
+    for name in performance.GROWTH:
+        paths = [tmp_path / f"{number}.svg" for number in range(2)]
+        for path in paths:
+            performance.draw(name, _result(details={"points": points}), path)
+        one, other = (path.read_bytes() for path in paths)
+        assert one == other
+        assert b"<svg" in one
+
+
+def test_rows_are_kept_one_by_one_and_not_measured_twice(tmp_path, monkeypatch, capsys):
+    rows = {
+        "one": Row("first", _measured, ("benchmarks",), (Goal("speed", 2.0),)),
+        "two": Row("second", _skipping, ()),
+        "broken": Row("third", _failing, ()),
+        "long": Row("fourth", _measured, (), in_suite=False),
+    }
+    monkeypatch.setattr(Row, "files", property(lambda row: row.code))
+    monkeypatch.setattr(command, "rows", lambda: rows)
+    monkeypatch.setattr(measuring, "fresh", lambda count, run: run())
+    monkeypatch.chdir(tmp_path)
+    assert command.main([]) == 1
+    printed = capsys.readouterr()
+    assert "one: first; jukesep 250 ms; speed at least 2 x: 3 x, **met**" in printed.out
+    assert "two: not measured here: no such thing here" in printed.out
+    assert "broken: failed: broken" in printed.err
+    kept = row.load(rows)
+    assert list(kept) == ["one"]
+    assert kept["one"].figures == {"speed": 3.0}
+    assert kept["one"].machine == measuring.machine()
+    assert (tmp_path / performance.PAGE).read_text() == performance.page(rows, kept)
+
+    assert command.main([]) == 1
+    assert "one: first" not in capsys.readouterr().out
+    assert command.main(["--write"]) == 0
+    assert "Of older code" not in capsys.readouterr().err
+    rows["one"] = Row("first", _measured, ("benchmarks/row.py",))
+    assert command.main(["--write"]) == 0
+    assert "Of older code or another machine: one\n" in capsys.readouterr().err
+    assert command.main(["one", "long"]) == 0
+    assert "one: first" in (out := capsys.readouterr().out)
+    assert "fourth" in out
+    with pytest.raises(SystemExit):
+        command.main(["three"])
+    (tmp_path / row.RESULTS / "one.json").write_text("[]")
+    with pytest.raises(UserError, match=r"one\.json is not a result"):
+        command.main(["--write"])
+
+
+def test_the_command_measures_a_real_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["help"]) == 0
+    assert "help: `jukesep --help`; python" in capsys.readouterr().out
+    kept = row.load(ROWS)["help"]
+    assert kept.code == measuring.code(ROWS["help"].files)
+    assert 0 < kept.sides["python"]["seconds"] < kept.sides["jukesep"]["seconds"]
+    for page in (performance.PAGE, command.GPU_PAGE, command.PAPER_PAGE):
+        assert "easured" in page.read_text()
+
+
+def test_the_help_names_every_row(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ROWS)
+
+
+@pytest.mark.pipeline
+def test_trainings_are_killed_and_end_with_the_same_bits(monkeypatch, capsys):
+    monkeypatch.setattr(kills, "A_TRAINING", 1)
+    monkeypatch.setattr(kills, "STEPS", 60)
+    kills.main(["--kills", "2", "--seed", "1"])
+    out = capsys.readouterr().out
+    assert "   2 trainings\n" in out
+    assert sum(int(line.split()[0]) for line in out.splitlines() if " kills by " in line) == 2

@@ -1,0 +1,89 @@
+"""DVC experiments run by name, and the scores read back."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jukesep.base import params
+from jukesep.base.errors import UserError
+from jukesep.base.files import write_text
+from studies import experiments
+
+ROOT = Path(__file__).parents[2]
+
+
+def _lock(md5):
+    deps = [{"path": "jukesep/training", "md5": md5}, {"path": "data/prepared", "md5": "any.dir"}]
+    return yaml.safe_dump({"schema": "2.0", "stages": {"stage1@bass-scratch": {"deps": deps}}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "there", "expected"),
+    [
+        (["seed=1"], "a", True, True),
+        (["seed=2"], "a", True, False),
+        (["seed=1"], "b", True, False),
+        (["seed=1"], "a", False, False),
+    ],
+)
+def test_an_experiment_is_done_while_parameters_and_code_are_its_own(
+    tmp_path, monkeypatch, overrides, code, there, expected
+):
+    ran = {"params.yaml": params.compose(["seed=1"], ROOT / "conf"), "dvc.lock": _lock("a")}
+    refs = "refs/exps/12/345/seed-1" if there else "refs/exps/12/345/seed-10"
+
+    def git(*words):
+        return refs if words[0] == "for-each-ref" else ran[words[-1].split(":")[1]]
+
+    monkeypatch.setattr(experiments, "_git", git)
+    (tmp_path / "dvc.lock").write_text(_lock(code))
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+    assert experiments.done("seed-1", overrides) is expected
+
+
+def test_scores_are_read_by_songs_and_system(tmp_path, monkeypatch):
+    files = {
+        ("seen", "pretrained_late"): "sdr/pretrained_late",
+        ("held_out", "scratch_early"): "held_out/scratch_early",
+        ("seen", "scaled_mixture"): "baselines/scaled_mixture",
+        ("held_out", "scaled_mixture"): "held_out/baselines/scaled_mixture",
+    }
+    monkeypatch.chdir(tmp_path)
+    for number, ((songs, system), name) in enumerate(files.items()):
+        write_text(Path(f"metrics/{name}.json"), json.dumps({"total": number}))
+        assert experiments.scores(songs, system) == {"total": number}
+    with pytest.raises(UserError, match=r"pretrained_early\.json is not in the workspace"):
+        experiments.scores("seen", "pretrained_early")
+
+
+@pytest.mark.pipeline
+def test_an_ablation_runs_as_a_dvc_experiment(tmp_path, monkeypatch):
+    """In a clone, at scale=tiny."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "Test")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "test@example.org")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(clone)
+    name, short = "ablation-independent_blend-1", ["stage2.steps=3", "stage2.checkpoints=[3]"]
+    overrides = ["scale=tiny", "ablation=independent_blend", "seed=1", *short]
+    (clone / "conf/config.yaml").write_text("changed\n")
+    with pytest.raises(UserError, match="uncommitted"):
+        experiments.run(name, overrides)
+    subprocess.run(["git", "checkout", "-q", "."], check=True)
+    status = ["git", "status", "--porcelain"]
+    experiments.run(name, overrides)
+    assert subprocess.run(status, capture_output=True, text=True).stdout == ""
+    for songs in experiments.SONGS:
+        found = experiments.scores(songs, "pretrained_late", name)
+        assert found["step"] == 3
+        assert set(found) == {"step", "drums", "vocals", "total"}
+    with pytest.raises(UserError, match="not in the experiment"):
+        experiments.scores("seen", "scratch_late", name)
