@@ -18,7 +18,16 @@ from torch import Tensor
 from ..base.errors import UserError
 from .network import Network
 
-__all__ = ["VARIABLE", "Network", "enabled", "nearest", "prepare", "run", "spectral_distance", "sums"]
+__all__ = [
+    "VARIABLE",
+    "Network",
+    "enabled",
+    "nearest",
+    "prepare",
+    "run",
+    "spectral_distance",
+    "sums",
+]
 
 VARIABLE = "JUKESEP_KERNELS"
 """The switch: `auto`, the default, or `off`."""

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.stems_page import SONGS, Score, Summary
 
 from benchmarks import stems, stems_page
-from benchmarks.stems_page import SONGS, Score, Summary
 from jukesep import audio
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..network import BLOCK, COLUMNS, DILATION, DOUBLING, HALVING, KIND, PARAMETERS, ROWS, SAME, STEPS
+from ..network import (
+    BLOCK,
+    COLUMNS,
+    DILATION,
+    DOUBLING,
+    HALVING,
+    KIND,
+    PARAMETERS,
+    ROWS,
+    SAME,
+    STEPS,
+)
 from .compiled import Array, inlined
 from .products import multiply, multiply_down, packed, unpack_sum, weight_strides
 from .rows import ONE, ZERO, Rows, add, add_masked, copy, mask, sum_rows, widened
@@ -18,10 +29,10 @@ from .threads import count_parts, finish, part_range, take
 
 @inlined
 def _taps(kind: int, dilation: int, back: bool) -> Array:
-    """What each weight k reads for what it writes: (K, 2), phase and offset.
+    """Which input and output each weight k connects: (K, 2), phase and offset.
 
-    With the rates of `rates`, y[writes t + phase] sums x[reads t + offset] @ w[k]; with `back` so
-    does x's gradient, from y's.
+    y[writes t + phase] is the sum of x[reads t + offset] @ w[k], where `rates` gives reads and
+    writes. With `back`, y stands for the input's gradient and x for the output's.
     """
     taps = np.zeros((3 if kind in (SAME, BLOCK) else 4, 2), np.int64)
     for k in range(len(taps)):
@@ -37,7 +48,7 @@ def _taps(kind: int, dilation: int, back: bool) -> Array:
 
 @inlined
 def rates(kind: int, back: bool) -> tuple[int, int]:
-    """Time steps of a convolution's input and of its output for each step of the layer."""
+    """Time steps of a convolution's input and of its output for each step of the program."""
     halving, doubling = kind == HALVING, kind == DOUBLING
     if back:
         halving, doubling = doubling, halving
@@ -46,7 +57,7 @@ def rates(kind: int, back: bool) -> tuple[int, int]:
 
 @inlined
 def _within(offset: int, rate: int, steps: int, start: int, n: int) -> tuple[int, int]:
-    """Of the n steps from start on, those for which the input has the step rate t + offset."""
+    """The range of the n steps from `start` for which the input has a step rate t + offset."""
     low = max(-(offset // rate) - start, 0)
     high = min((rate * steps - 1 - offset) // rate + 1 - start, n)
     return low, max(high, low)
@@ -62,9 +73,9 @@ def convolve(
     span: tuple[int, int, int],
     y: Array,
 ) -> None:
-    """y from x as `_taps` says, or, with `back`, x's gradient as y from y's as x.
+    """A convolution's output y for x; with `back`, its input's gradient y for its output's x.
 
-    The steps of the span, (begin, end, tile).
+    Computes the time steps of the span, (begin, end, tile).
     """
     reads, writes = rates(layer[KIND], back)
     columns, rows, steps = layer[COLUMNS], layer[ROWS], layer[STEPS]
@@ -97,7 +108,7 @@ def convolve(
 def convolve_gradient(
     x: Array, g: Array, grads: Array, layer: Array, span: tuple[int, int, int], factor: Array
 ) -> None:
-    """Adds to the gradients of weight and bias what the span of y's gradient g makes them."""
+    """Add the span's share, from y's gradient g, to the gradients of weight and bias."""
     reads, writes = rates(layer[KIND], False)
     columns, rows, steps = layer[COLUMNS], layer[ROWS], layer[STEPS]
     taps = _taps(layer[KIND], layer[DILATION], False)
@@ -131,14 +142,14 @@ def narrows(layer: Array) -> bool:
 
 @inlined
 def _around(x: Array, channels: int, steps: int, t: int) -> tuple[Array, int]:
-    """The steps t - 1, t, t + 1 of x, as far as there are any, and how many numbers they lack."""
+    """The steps t - 1, t, t + 1 of x that exist, and how many numbers are missing before them."""
     low, high = max(t - 1, 0), min(t + 2, steps)
     return x[low * channels : high * channels], (low - t + 1) * channels
 
 
 @inlined
 def to_one(x: Array, values: Array, layer: Array, span: tuple[int, int, int], y: Array) -> None:
-    """`convolve` to a single channel, in which the vectors of a product would be nearly empty."""
+    """`convolve` to one channel, for which a product's vectors would be almost empty."""
     columns = layer[COLUMNS]
     w, bias = values[: 3 * columns].reshape((columns, 3)).T.copy().reshape(-1), values[3 * columns]
     begin, end, _ = span
@@ -154,7 +165,7 @@ def to_one(x: Array, values: Array, layer: Array, span: tuple[int, int, int], y:
 def to_one_gradient(
     x: Array, g: Array, grads: Array, layer: Array, span: tuple[int, int, int]
 ) -> None:
-    """`convolve_gradient` for a single channel."""
+    """`convolve_gradient` for one channel."""
     columns = layer[COLUMNS]
     total = np.zeros(3 * columns, x.dtype)
     begin, end, tile = span
@@ -186,10 +197,10 @@ def _dilated(
     start: int,
     n: int,
 ) -> None:
-    """to = bias + the sum of source[t + sign (k - 1) dilation] @ w[k], n steps from start."""
+    """to = bias + sum over k of source[t + sign (k - 1) dilation] @ w[k], n steps from start."""
     channels, width = layer[ROWS], len(bias)
     result, result0, down = to
-    # The middle tap first: it alone reaches all steps.
+    # The middle tap first: only it reaches all steps.
     for k in (1, 0, 2):
         offset = sign * (k - 1) * layer[DILATION]
         low, high = _within(offset, ONE, layer[STEPS], start, n)
@@ -215,9 +226,9 @@ def block(
     turn: tuple[Array, int, int],
     factor: Array,
 ) -> int:
-    """y = x + c + V @ relu(h), h = b + the sum of W[k] @ relu(x)[t + (k - 1) dilation].
+    """y = x + c + V @ relu(h), h = b + sum over k of W[k] @ relu(x)[t + (k - 1) dilation].
 
-    h goes to `kept`, unless that is empty.
+    Writes h to `kept`, unless it is empty. Returns the thread's next ticket.
     """
     channels, steps = layer[ROWS], layer[STEPS]
     width = widened(channels, x)
@@ -228,7 +239,7 @@ def block(
     b[:channels] = inner[:channels]
     c[:channels] = inner[channels + channels * channels :][:channels]
     hidden, sums = np.empty(tile * width, x.dtype), np.empty(tile * width, x.dtype)
-    whole = width == channels  # the rows of the memory are as wide as a product's
+    whole = width == channels  # products can read and write the memory itself
     turns, ticket, first = turn
     parts = count_parts(steps)
     while ticket < first + parts:
@@ -265,7 +276,10 @@ def block_inner(
     turn: tuple[Array, int, int],
     factor: Array,
 ) -> int:
-    """From y's gradient g that of h, to `inner`; adds to those of W, b, V and c."""
+    """Write the gradient of h to `inner`, from y's gradient g; add to those of W, b, V and c.
+
+    Returns the thread's next ticket.
+    """
     channels, steps = layer[ROWS], layer[STEPS]
     width, square = widened(channels, g), channels * channels
     v = packed(values[3 * square + channels :], (channels, ONE), ONE, channels, channels, factor)
@@ -328,7 +342,10 @@ def block_outer(
     turn: tuple[Array, int, int],
     factor: Array,
 ) -> int:
-    """y's gradient g becomes x's, when `inner` is as `block_inner` leaves it."""
+    """Turn y's gradient g into x's, with `inner` as `block_inner` leaves it.
+
+    Returns the thread's next ticket.
+    """
     channels, steps = layer[ROWS], layer[STEPS]
     width = widened(channels, g)
     w = packed(values, weight_strides(layer, True), 3, channels, channels, factor)

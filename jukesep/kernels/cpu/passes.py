@@ -28,7 +28,7 @@ from .threads import count_parts, finish, part_range, take, wait
 
 @inlined
 def _place(memory: Array, start: int, size: int) -> Array:
-    """A part of the memory; an empty one for nowhere."""
+    """`size` numbers of the memory; none if `start` is NOWHERE."""
     return memory[max(start, 0) : max(start, 0) + (size if start >= 0 else 0)]
 
 
@@ -38,10 +38,9 @@ def forward(
 ) -> None:
     """Run the layers: each reads its source in the memory and writes its target.
 
-    `factor`, an empty array, says of what the products' factors are: the numbers that there are,
-    or, uint32, pairs of bfloat16.
-
-    `turns` (TURNS,) are zeros, the same ones for all threads of the call.
+    `tile` is the number of time steps computed at a time. `turns` (TURNS,) are zeros that the
+    threads of the call share. `factor` is an empty array of the type that products multiply: that
+    of the values, or uint32 for pairs of bfloat16.
     """
     ticket, first = take(turns), 0
     for number in range(len(program)):
@@ -86,11 +85,12 @@ def backward(
     turns: Array,
     factor: Array,
 ) -> int:
-    """The gradients, after a `forward` whose memory still holds all sources and what was kept.
+    """Compute the gradients, after a `forward` with a program for training, in the same memory.
 
-    `spare` (3, size) has the output's gradient at the start of its first row; if `grad_x` is set,
-    the input's is at the start of the row that is returned. Adds to `grads` (PARTS, parameters),
-    whose sum over the parts is laid out as `values`. `turns` and `factor` are as in `forward`.
+    `spare` (3, size) is working memory whose first row begins with the output's gradient. With
+    `grad_x`, the input's gradient is at the beginning of the row that is returned. The parameters'
+    gradients are added to `grads` (PARTS, parameters): their sum over PARTS has the order of
+    `values`. `tile`, `turns` and `factor` are as in `forward`.
     """
     ticket, first = take(turns), 0
     here, there = 0, 1

@@ -35,9 +35,10 @@ def _product(
     height: int,
     width: int,
 ) -> None:
-    """C = bias + S + A @ B, or relu(A) @ B. A's columns are `right` apart.
+    """C = bias + S + A @ B, with relu(A) instead of A if active. A's columns are `right` apart.
 
-    depth > 0, and the width fills lines. NaN stays NaN in the ReLU.
+    A is (height, depth), B (depth, width), S and C (height, width). depth > 0, and the width is a
+    multiple of a cache line. NaN stays NaN in the ReLU.
     """
     (s, s0, s_down), (g, g0, g_down), (y, y0, y_down) = start, b, c
     lanes = _REGISTER // y.itemsize
@@ -75,7 +76,7 @@ def _rounded_product(
     height: int,
     width: int,
 ) -> None:
-    """`_product` of pairs of bfloat16, `depth` of them, summed in float32."""
+    """`_product` of pairs of bfloat16, summed in float32. `depth` counts pairs."""
     (s, s0, s_down), (g, g0, g_down), (y, y0, y_down) = start, b, c
     done = 0
     while done < width:
@@ -94,9 +95,9 @@ def _rounded_product(
 
 @compiled
 def _round(x: Rows, height: int, width: int, active: bool) -> Array:
-    """The rows of x in pairs along the row, one row after the other; of a ReLU if active.
+    """The rows of x, or of relu(x) if active, as pairs of neighbours in a row.
 
-    A zero makes the last pair whole.
+    In a row of odd width the last number is paired with 0.
     """
     values, first, down = x
     count, whole = (width + 1) // 2, width // (2 * LANES) * LANES
@@ -124,9 +125,9 @@ def _round(x: Rows, height: int, width: int, active: bool) -> Array:
 
 @compiled
 def _round_down(x: Rows, height: int, width: int, active: bool) -> Array:
-    """The rows of x in pairs down the columns: of the rows 2 t and 2 t + 1; of a ReLU if active.
+    """The rows of x, or of relu(x) if active, as pairs of the rows 2 t and 2 t + 1.
 
-    Rows of zeros and numbers beyond the width make pairs and lines whole.
+    Zeros pad an odd height, and the width to whole vectors.
     """
     values, first, down = x
     wide = (width + LANES - 1) // LANES * LANES
@@ -154,8 +155,12 @@ def _round_down(x: Rows, height: int, width: int, active: bool) -> Array:
     return pairs
 
 
+# Called by the layers. From the type of the last argument numba chooses the exact implementation or
+# the rounded one.
+
+
 def multiply(*_: Any) -> None:
-    """C = bias + S + A @ B, or relu(A) @ B. A's columns lie side by side; B is packed."""
+    """C = bias + S + A @ B, with relu(A) if active. A's rows are contiguous; B is packed."""
 
 
 @overload(multiply)
@@ -172,7 +177,7 @@ def _multiply_by(bias, start, a, active, c, depth, height, width, b):  # type: i
 
 
 def multiply_down(*_: Any) -> None:
-    """C += A.T @ B, or relu(A).T @ B, of `depth` rows."""
+    """C += A.T @ B, with relu(A) if active; A and B have `depth` rows."""
 
 
 @overload(multiply_down)
@@ -192,7 +197,10 @@ def _multiply_down_by(none, a, active, b, c, depth, height, width, factor):  # t
 
 @inlined
 def weight_strides(layer: Array, back: bool) -> tuple[int, int]:
-    """Of a convolution's weight, or a block's first: from a row to the next, from a column."""
+    """The strides of a convolution's weight, or of a block's dilated one: of a row, of a column.
+
+    Rows are inputs and columns outputs; with `back`, rows are outputs and columns inputs.
+    """
     taps = 3 if layer[KIND] in (SAME, BLOCK) else 4
     by_output, by_input = taps * layer[COLUMNS], taps
     if layer[KIND] == DOUBLING:  # nn.ConvTranspose1d holds (in, out, k)
@@ -204,7 +212,7 @@ def weight_strides(layer: Array, back: bool) -> tuple[int, int]:
 def _weight_row(
     w: Array, values: Array, strides: tuple[int, int], k: int, i: int, height: int, width: int
 ) -> tuple[Array, Array]:
-    """w[k, i], its rows widened, and the values[k + (i, j) . strides] that belong there."""
+    """The row w[k, i], in which rows are widened, and its source values[k + (i, j) . strides]."""
     down, right = strides
     row = w[(k * height + i) * widened(width, w) :]
     return row[:width], values[k + i * down :: right]
@@ -212,7 +220,7 @@ def _weight_row(
 
 @compiled
 def _pack(values: Array, strides: tuple[int, int], taps: int, height: int, width: int) -> Array:
-    """w[k, i, j] = values[k + (i, j) . strides], the rows of w widened with zeros."""
+    """w[k, i, j] = values[k + (i, j) . strides], with the rows of w padded with zeros."""
     w = np.zeros(taps * height * widened(width, values), values.dtype)
     for k in range(taps):
         for i in range(height):
@@ -226,7 +234,7 @@ def _pack(values: Array, strides: tuple[int, int], taps: int, height: int, width
 def _pack_rounded(
     values: Array, strides: tuple[int, int], taps: int, height: int, width: int
 ) -> Array:
-    """`_pack` in pairs, of the rows 2 i and 2 i + 1; a tap's begin where its rows would."""
+    """`_pack`, as pairs of the rows 2 i and 2 i + 1. A tap begins where it does in `_pack`."""
     w, wide = _pack(values, strides, taps, height, width), widened(width, values)
     pairs = np.zeros(len(w), np.uint32)
     for k in range(taps):
@@ -236,7 +244,7 @@ def _pack_rounded(
 
 
 def packed(*_: Any) -> Any:
-    """`_pack`, or `_pack_rounded` where the last argument is of integers."""
+    """`_pack`, or `_pack_rounded` if the last argument is an array of integers."""
     raise NotImplementedError
 
 

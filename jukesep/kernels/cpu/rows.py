@@ -27,7 +27,7 @@ def widened(channels: int, like: Array) -> int:
 
 @inlined
 def _joined(y: Rows, x: Rows, n: int, width: int) -> tuple[int, int]:
-    """n rows of the width as one, where nothing lies between them."""
+    """The number and width of rows: n rows without gaps between them count as one."""
     if y[2] == width and x[2] == width:
         n, width = ONE, n * width
     return n, width
@@ -35,14 +35,14 @@ def _joined(y: Rows, x: Rows, n: int, width: int) -> tuple[int, int]:
 
 @inlined
 def _row(x: Rows, t: int, width: int) -> Array:
-    # A slice, in which no index can be negative: the compiler has to know for wide instructions.
+    # In a slice no index is negative, which the compiler must know to vectorise a loop.
     values, first, down = x
     return values[first + t * down : first + t * down + width]
 
 
 @compiled
 def copy(y: Rows, x: Rows, n: int, width: int) -> None:
-    """n rows of the width, from x to y."""
+    """y = x, n rows of the width."""
     n, width = _joined(y, x, n, width)
     for t in range(n):
         to, source = _row(y, t, width), _row(x, t, width)
@@ -62,7 +62,7 @@ def add(y: Rows, x: Rows, n: int, width: int) -> None:
 
 @compiled
 def mask(y: Rows, gate: Rows, n: int, width: int) -> None:
-    """y = 0 where the gate is not over 0: a ReLU's gradient at the gate."""
+    """y = 0 where gate <= 0: the gradient of a ReLU whose input is `gate`."""
     n, width = _joined(y, gate, n, width)
     zero = y[0].dtype.type(0)
     for t in range(n):
@@ -73,7 +73,7 @@ def mask(y: Rows, gate: Rows, n: int, width: int) -> None:
 
 @compiled
 def add_masked(y: Rows, x: Rows, gate: Rows, n: int, width: int) -> None:
-    """y += x where the gate is over 0."""
+    """y += x where gate > 0."""
     if gate[2] == width:
         n, width = _joined(y, x, n, width)
     zero = y[0].dtype.type(0)
@@ -86,7 +86,7 @@ def add_masked(y: Rows, x: Rows, gate: Rows, n: int, width: int) -> None:
 @compiled
 def sum_rows(sums: Array, x: Rows, n: int) -> None:
     """sums += the sum of n rows."""
-    part = np.zeros_like(sums)  # a long sum is as exact as its parts are short
+    part = np.zeros_like(sums)  # short partial sums keep a long sum exact
     width = len(sums)
     for t in range(0, n - 3, 4):
         r, rr, rrr, rrrr = (

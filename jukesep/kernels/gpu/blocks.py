@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """The residual blocks as Triton kernels, for `gpu.networks`.
 
-Activations are channels-last, (batch, time, channels): with so few channels a block moves more bytes
-than it computes, and the channels of a time step are contiguous.
+Activations are channels-last, (batch, time, channels), so that the channels of a time step are
+contiguous: with so few channels, moving bytes takes longer than computing.
 
 A program of a kernel goes through tiles of time steps with the weights held on the chip. It keeps
 the sum of the weight gradients of its own tiles. The sums are added in one order, without atomics,
@@ -156,7 +156,6 @@ def _dilated(
     tl.store(part + 2, g_right)
 
 
-
 def forward(
     x: Tensor, weights: list[Tensor], dilation: int, factors: str, hidden: Tensor | None
 ) -> Tensor:
@@ -176,7 +175,6 @@ def forward(
         channels, layout.tile, hidden is not None, factors,
     )  # fmt: skip
     return y
-
 
 
 def backward(
@@ -205,9 +203,7 @@ def backward(
     return gx
 
 
-
 def programs(x: Tensor) -> int:
     """How many programs `backward` runs for x (B, T, C); for several x, take the largest."""
     layout = DILATED[x.element_size()]
     return programs_for(x, layout, x.shape[0] * tiles_in(x.shape[1], layout.tile))
-

@@ -94,7 +94,6 @@ def _tap_gradients(
     tl.store(part + ONE + others, sum_other)
 
 
-
 # For each kind the launches of `taps`: step of x, step of y, first x, order of weights, first y.
 TAPS = {
     "same": ((1, 1, -1, range(3), 0),),
@@ -129,7 +128,6 @@ def taps(
     return y
 
 
-
 def tap_gradients(
     one: Tensor, other: Tensor, taps: int, factors: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,4 +150,3 @@ def tap_gradients(
     )  # fmt: skip
     products, sum_one, sum_other = parts.sum(0).split([ones * others, ones, others], 1)
     return products.view(taps, ones, others), sum_one[0], sum_other
-

@@ -32,7 +32,6 @@ class Launch:
     """Programs on each multiprocessor."""
 
 
-
 def fits(x: Tensor, widths: set[int]) -> bool:
     """Whether the kernels compute layers of these widths for x, a tensor on a GPU."""
     numbers = (torch.float32, torch.bfloat16)
@@ -78,7 +77,6 @@ def launch(
         )
 
 
-
 def tiles_in(steps: int, tile: int) -> int:
     """Tiles of `tile` time steps that cover `steps`."""
     return -(-steps // tile)  # triton.cdiv takes as long as a launch
@@ -95,4 +93,3 @@ def _multiprocessors(device: torch.device) -> int:
         return 3
     properties: Any = torch.cuda.get_device_properties(device)
     return int(properties.multi_processor_count)
-

@@ -66,8 +66,6 @@ def run(network: Network, x: Tensor) -> Tensor:
     return y.transpose(1, 2)
 
 
-
-
 class _Network(torch.autograd.Function):
     """Layers, one after the other: x (B, T, channels) to (B, T', channels'), both contiguous."""
 
@@ -157,7 +155,7 @@ def _packed(layer: Layer, weight: Tensor, number: torch.dtype) -> Tensor:
 def _weight_gradients(
     layer: Layer, given: Tensor, grad: Tensor, weight: Tensor, factors: str
 ) -> list[Tensor]:
-    """The gradients of a convolution's weight and bias, from its input and its output's gradient."""
+    """The gradients of a convolution's weight and bias, from its input and output gradient."""
     taps = weight.shape[2]
     if layer.kind == "doubling":
         found, _, sums = convolutions.tap_gradients(given, grad, taps, factors)
