@@ -12,23 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import kernels
 from ..base import distributed
 from ..base.errors import UserError
-from ..kernels import gpu
-from ..kernels.compiled import compiled
 
-# Distances computed at a time: on a CPU a block that fits the cache, else one that fills a GPU.
-CPU_CHUNK = 2**18
 CHUNK = 2**26
-
-Array = NDArray[Any]
+"""Distances that `nearest` computes at a time."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +74,8 @@ class Codebook(nn.Module):
         latents (B, dim, N) -> codes (B, N) int64, quantised (B, dim, N) float32: the rows k[codes].
         The distances take a fixed amount of memory for any N.
         """
-        if gpu.fits(latents, latents.shape[1]):
-            rows = _rows(latents)
-            codes = gpu.nearest(rows, self.k).view(len(latents), latents.shape[2])
-            return codes, self.lookup(codes)
-        search = _nearest_on_cpu if latents.device.type == "cpu" else nearest
         with _float32_arithmetic(latents.device):
-            codes = search(latents.detach().float(), self.k)
+            codes = kernels.nearest(latents.detach().float(), self.k, plain=nearest)
         return codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -133,10 +121,7 @@ class Codebook(nn.Module):
         rows = _rows(latents)
         flat = codes.reshape(-1)
         counts = torch.bincount(flat, minlength=len(self.k))
-        if gpu.fits(rows, rows.shape[1]):  # on a GPU index_add_ is not deterministic
-            sums = gpu.sums(rows, flat, counts)
-        else:
-            sums = torch.zeros_like(self.k).index_add_(0, flat, rows)
+        sums = kernels.sums(rows, flat, counts, plain=sums_of_codes)
         counts = distributed.sum_(counts.to(rows.dtype))
         distributed.sum_(sums)
         substitutes = self._draw(rows, generator)
@@ -208,53 +193,19 @@ def nearest(latents: Tensor, k: Tensor) -> Tensor:
         part = rows[start : start + chunk]
         # |x - k|^2 without |x|^2, which is the same for all codes.
         distances = torch.addmm(norms, part, k.T, alpha=-2)
-        codes[start : start + chunk] = _first_argmin(distances)
+        codes[start : start + chunk] = distances.argmin(1)
     return codes.view(len(latents), -1)
 
 
-def _nearest_on_cpu(latents: Tensor, k: Tensor) -> Tensor:
-    """Like `nearest`, but finds the minimum in one pass, while the block is in the cache."""
-    batch, _, length = latents.shape
-    codes = torch.empty(batch, length, dtype=torch.int64)
-    chunk = min(length, max(1, CPU_CHUNK // len(k)))
-    products = latents.new_empty(len(k) * chunk)
-    factors, norms = -2 * k, k.square().sum(1)
-    for item, found in zip(latents, codes, strict=True):
-        for part, to in zip(item.split(chunk, 1), found.split(chunk), strict=True):
-            block = products[: len(k) * len(to)].view(len(k), -1)
-            torch.mm(factors, part, out=block)
-            _first_smallest(block.numpy(), norms.numpy(), to.numpy())
-    return codes
-
-
-@compiled
-def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
-    """codes[t] = argmin of norms + products[:, t], the first on ties; NaN counts as smallest."""
-    length = products.shape[1]
-    best, first = np.full(length, np.inf, products.dtype), np.zeros(length, np.int32)
-    for j in range(len(products)):
-        row, norm, number = products[j], norms[j], np.int32(j)
-        for t in range(length):
-            distance, so_far = norm + row[t], best[t]
-            # True for the first NaN, and false after it.
-            closer = not distance >= so_far and so_far == so_far
-            best[t] = distance if closer else so_far
-            first[t] = number if closer else first[t]
-    codes[:] = first
+def sums_of_codes(rows: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+    """The sum of the rows of each code: (N, dim), (N,), (codes,) -> (codes, dim)."""
+    return rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, codes, rows)
 
 
 def _rows(latents: Tensor) -> Tensor:
     """(B, dim, N) -> (B * N, dim), float32, without gradient."""
     # Contiguous also for a batch of one: rows are read one at a time.
     return latents.detach().float().transpose(1, 2).flatten(0, 1).contiguous()
-
-
-def _first_argmin(distances: Tensor) -> Tensor:
-    """argmin over the last axis, first index on ties; in two steps, which is faster on a CPU."""
-    group = math.gcd(distances.shape[1], 32)
-    grouped = distances.view(len(distances), -1, group)
-    best = grouped.amin(2).argmin(1)
-    return best * group + grouped[torch.arange(len(best), device=best.device), best].argmin(1)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
 from ..base.errors import UserError
-from ..kernels import cpu, gpu
 from .codebook import Codebook
 
 
@@ -109,8 +109,8 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Audio (B, 1, T) to latents (B, latent_dim, T / hop); T is a multiple of the hop.
 
-    `blocks` defines the computation. On a CPU `kernels.cpu` computes the same up to rounding, on
-    an NVIDIA GPU `kernels.gpu` does. UserError for audio of another shape.
+    `layers` defines the computation; `kernels` computes the same, up to rounding, faster. UserError
+    for audio of another shape.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
                 for b, downs in enumerate(architecture.downs)
             )
         )
-        self._network = cpu.Network(self.blocks, ResidualBlock)
+        self._network = kernels.Network(self, ResidualBlock)
 
     def forward(self, audio: Tensor) -> Tensor:
         hop = self.architecture.hop
@@ -131,10 +131,10 @@ class Encoder(nn.Module):
                 f"encoder: audio has shape {tuple(audio.shape)}; it must be (batch, 1, samples) "
                 f"with samples a multiple of {hop}: pad the end with zeros."
             )
-        if _on_cpu(audio):
-            return cpu.run(self._network, audio)
-        if _on_gpu(audio, self.architecture):
-            return gpu.run(self._network, audio)
+        return kernels.run(self._network, audio, plain=self.layers)
+
+    def layers(self, audio: Tensor) -> Tensor:
+        """The definition: PyTorch's layers, one after the other."""
         return self.blocks(audio)
 
 
@@ -170,7 +170,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latents (B, latent_dim, N) to audio (B, 1, N hop); with kernels as `Encoder`."""
+    """Quantised latents (B, latent_dim, N) to audio (B, 1, N hop); computed as an `Encoder` is."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -179,22 +179,14 @@ class Decoder(nn.Module):
             *(DecoderBlock(downs, architecture) for downs in reversed(architecture.downs))
         )
         self.out = nn.Conv1d(architecture.latent_dim, 1, 3, padding=1)
-        self._network = cpu.Network(self, ResidualBlock)
+        self._network = kernels.Network(self, ResidualBlock)
 
     def forward(self, latents: Tensor) -> Tensor:
-        if _on_cpu(latents):
-            return cpu.run(self._network, latents)
-        if _on_gpu(latents, self.architecture):
-            return gpu.run(self._network, latents)
+        return kernels.run(self._network, latents, plain=self.layers)
+
+    def layers(self, latents: Tensor) -> Tensor:
+        """The definition: PyTorch's layers, one after the other."""
         return self.out(self.blocks(latents))
-
-
-def _on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-
-
-def _on_gpu(x: Tensor, architecture: Architecture) -> bool:
-    return gpu.fits(x, architecture.width, architecture.latent_dim)
 
 
 class VQVAE(nn.Module):

@@ -1,7 +1,7 @@
-"""A matrix product's innermost loop, for numba: a tile of the result stays in registers.
+"""The innermost loop of a matrix product, for numba: a tile of the result stays in registers.
 
-numba compiles Python's loops well, but not this one: it does not keep a block of vectors in
-registers through a loop. So the loop is given to the compiler as what it is to become.
+numba does not keep a block of vectors in registers through a loop, so this loop is written in
+LLVM's intermediate representation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REGISTER = 64 if _WIDE else 32 if _FEATURES.get("avx2", False) else 16
 """Bytes of a vector register."""
 _REGISTERS = 32 if _WIDE or _FEATURES.get("neon", False) else 16
 SHAPES = ((4, 4), (8, 2), (8, 1)) if _REGISTERS == 32 else ((4, 2), (4, 2), (8, 1))
-"""Rows and vectors of three tiles: half of the registers hold sums, more would be spilled."""
+"""Rows and vectors of three tiles: sums fill half of the registers; more would be spilled."""
 
 NAMES = (
     *("bias", "bias0", "start", "start0", "start_down", "a", "a0", "a_down", "a_right"),
@@ -40,7 +40,7 @@ LANES = 16
 
 @intrinsic
 def _add(typing, array, place, number):  # type: ignore[no-untyped-def]
-    """array[place] += number, at once for all threads; what it was before. Integers."""
+    """array[place] += number, atomically, for integers; returns the value before."""
     signature = types.int64(array, place, number)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -56,14 +56,14 @@ if sys.platform == "win32":
 
     @njit
     def let_others_run() -> None:
-        """Nothing, where the system has no call for it."""
+        """Do nothing: the system has no call for it."""
 
 else:
     let_others_run = types.ExternalFunction("sched_yield", types.int32())
 
 
 class _Brain(ir.Type):
-    """bfloat16, which llvmlite has no type for."""
+    """bfloat16, for which llvmlite has no type."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -76,9 +76,9 @@ class _Brain(ir.Type):
 
 
 def _tile(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
-    """`tile` for numba, of that many rows and vectors.
+    """`tile` for numba, for so many rows and vectors; with `active`, of relu(a).
 
-    `rounded`: a and b are of pairs of bfloat16, neighbours along the depth, and n counts pairs.
+    With `rounded`, a and b hold pairs of bfloat16, neighbours along the depth, and n counts pairs.
     """
 
     @intrinsic
@@ -111,7 +111,7 @@ def _tile(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
             size = c.dtype.bitwidth // 8
             lanes = REGISTER // size
             vector = ir.VectorType(number, lanes)
-            # What a factor is while it is moved: itself, or a pair as an integer.
+            # Factors are loaded as numbers, or pairs as integers.
             moved = ir.VectorType(PAIR, lanes) if rounded else vector
             pairs = ir.VectorType(_Brain(), 2 * lanes) if rounded else vector
             arg = dict(zip(NAMES, args, strict=True))
@@ -164,7 +164,7 @@ def _tile(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
             new = []
             for i in range(rows):
                 factor = spread(load(builder.gep(a_rows[i], [a_place])))
-                if active:  # NaN stays NaN, and it is one instruction
+                if active:  # one instruction, in which NaN stays NaN
                     below = builder.fcmp_ordered(">", zero, factor)
                     factor = builder.select(below, zero, factor)
                 factor = builder.bitcast(factor, pairs)
@@ -195,13 +195,13 @@ def _tile(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
 
 
 def _round(active: bool) -> Any:
-    """`round_chunk` for numba."""
+    """`round_chunk` for numba; with `active`, of relu(x)."""
 
     @intrinsic
     def round_chunk(typing, pairs, p0, x, x0, second0, along):  # type: ignore[no-untyped-def]
-        """pairs[p0:][:16] = x[x0:][:16] and x[second0:][:16] in bfloat16; of a ReLU if active.
+        """pairs[p0:][:16] = the 32 numbers x[x0:][:16] and x[second0:][:16] in bfloat16.
 
-        Each pair takes its two from one after the other if `along`, else one from either.
+        With `along` a pair holds two neighbours, else one number of each of the two ranges.
         """
         signature = types.void(pairs, p0, x, x0, second0, along)
 
@@ -242,7 +242,7 @@ def _round(active: bool) -> Any:
 
 
 def _strip(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
-    """All rows of a strip of the result, `vectors` wide."""
+    """`strip` for numba: all rows of a strip of the result, `vectors` wide."""
     tile = _tile(rows, vectors, active, rounded)
     single = _tile(1, vectors, active, rounded)
 
