@@ -102,8 +102,10 @@ def test_what_runs_them_is_there():
 
 
 def test_the_lock_file_has_the_pins_of_the_project():
-    project = tomllib.loads(read("pyproject.toml"))
-    pins = {*project["project"]["dependencies"], *project["dependency-groups"]["dev"]}
+    content = tomllib.loads(read("pyproject.toml"))
+    project = content["project"]
+    pins = {*project["dependencies"], *project["optional-dependencies"]["pipeline"]}
+    pins |= {*content["dependency-groups"]["dev"]} - {"jukesep[pipeline]"}
     lines = read("requirements.lock").splitlines()
     locked = [line.split(" ;")[0].lower() for line in lines]
     # A second version for other Pythons would stand beside a pin.
