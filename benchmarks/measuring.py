@@ -5,12 +5,9 @@ Neither torch nor a model is imported before a measurement: a process is held to
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import platform
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from jukesep.base import unchanged
 from jukesep.base.errors import UserError
+from jukesep.base.git import git
+from jukesep.base.signals import when_orphaned
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,18 +56,12 @@ def fresh(count: int, function: Callable[P, T], *args: P.args, **options: P.kwar
 
 def _hold(count: int) -> None:
     """Keep this process to `count` cores, and end it when the process that started it ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_orphaned(lambda: os._exit(1), os.getppid())
     if not count:
         return
     with suppress(AttributeError):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     os.cpu_count = lambda: count  # it would return the machine's number
-
-
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
 
 
 def interleaved(
@@ -156,24 +150,14 @@ def code(paths: Iterable[str]) -> dict[str, Any]:
 
     `changed` says whether one of them differs from the commit. Without git there is no commit.
     """
-    digest, paths = hashlib.sha256(), list(paths)
-    for path in sorted({file for name in paths for file in _python(ROOT / name)}):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    paths = list(paths)
+    files = {file for name in paths for file in _python(ROOT / name)}
     return {
-        "digest": digest.hexdigest()[:16],
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--", *paths)),
+        "digest": unchanged.code(*files),
+        "commit": git("rev-parse", "--short", "HEAD", folder=ROOT) or "",
+        "changed": git("status", "--porcelain", "--", *paths, folder=ROOT) is not None,
     }
 
 
 def _python(path: Path) -> Iterable[Path]:
     return path.rglob("*.py") if path.is_dir() else [path]
-
-
-def _git(*arguments: str) -> str:
-    with suppress(OSError, subprocess.CalledProcessError):
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-    return ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.measuring import ROOT
 from jukesep.base.errors import UserError
-from jukesep.base.files import write_text
+from jukesep.base.files import write_json
 
 RESULTS = Path("benchmarks/results/rows")
 
@@ -75,7 +75,7 @@ class Result:
     """What a section of a page shows besides."""
 
     def save(self, name: str) -> None:
-        write_text(RESULTS / f"{name}.json", json.dumps(asdict(self), indent=1) + "\n")
+        write_json(RESULTS / f"{name}.json", asdict(self))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from benchmarks import measuring, sides, textbook
 from benchmarks.measuring import Step, fresh
 from benchmarks.row import Goal, Result, Row, Skipped
 from benchmarks.sides import CODE, DEMO, DEMO_RATE, PAPER, PAPER_RATE, SAMPLES, TEXTBOOK, What
-from jukesep.kernels import devices
+from jukesep.kernels import VARIABLE, devices
 from jukesep.model.codebook import straight_through
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.separation.separator import Separator
@@ -33,7 +33,7 @@ from jukesep.training import losses
 T = TypeVar("T")
 
 SECONDS = 8.0  # for about so long the sides run in turns
-SWITCH = {"JUKESEP_KERNELS": "off"}
+SWITCH = {VARIABLE: "off"}
 OURS, PLAIN_TORCH = "jukesep", "plain torch"
 BOTH = (TEXTBOOK, OURS)
 SONG_SECONDS = 20  # more than two of separation's chunks

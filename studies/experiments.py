@@ -15,6 +15,7 @@ import yaml
 
 from jukesep.base import params, paths
 from jukesep.base.errors import UserError
+from jukesep.base.git import git
 
 Scores = dict[str, float]
 """drums, bass, other, vocals and total in dB; for trained models also their step."""
@@ -35,13 +36,14 @@ def scores(songs: str, system: str, experiment: str | None = None) -> Scores:
     """
     trained = system.startswith(("pretrained_", "scratch_"))
     path = paths.METRICS / (SONGS if trained else BASELINES)[songs] / f"{system}.json"
-    try:
-        if experiment is None:
-            return json.loads(path.read_text(encoding="utf-8"))
-        return json.loads(_git("show", f"{_revision(experiment)}:{path.as_posix()}"))
-    except (OSError, subprocess.CalledProcessError) as error:
+    if experiment is None:
+        text = path.read_text(encoding="utf-8") if path.exists() else None
+    else:
+        text = git("show", f"{_revision(experiment)}:{path.as_posix()}")
+    if text is None:
         where = "the workspace" if experiment is None else f"the experiment {experiment}"
-        raise UserError(f"{path} is not in {where}. Run `dvc repro`.") from error
+        raise UserError(f"{path} is not in {where}. Run `dvc repro`.")
+    return json.loads(text)
 
 
 def run(name: str, overrides: Sequence[str]) -> None:
@@ -51,7 +53,7 @@ def run(name: str, overrides: Sequence[str]) -> None:
     """
     if done(name, overrides):
         return
-    if _git("status", "--porcelain", "--", *CODE):
+    if git("status", "--porcelain", "--", *CODE):
         raise UserError("The code or the parameters have uncommitted changes. Commit them first.")
     if _revision(name):
         subprocess.run(["dvc", "exp", "remove", name], check=True)
@@ -66,16 +68,17 @@ def done(name: str, overrides: Sequence[str]) -> bool:
     revision = _revision(name)
     if revision is None:
         return False
-    if _git("show", f"{revision}:{paths.PARAMS}") != params.compose(list(overrides)):
+    composed = params.compose(list(overrides)).strip()
+    if git("show", f"{revision}:{paths.PARAMS}") != composed:
         return False
     committed = _code(paths.LOCK.read_text(encoding="utf-8"))
-    ran = _code(_git("show", f"{revision}:{paths.LOCK}"))
+    ran = _code(git("show", f"{revision}:{paths.LOCK}") or "stages: {}")
     return all(committed.get(stage) == code for stage, code in ran.items())
 
 
 def commit() -> str:
     """The commit whose code runs."""
-    return _git("rev-parse", "--short", "HEAD").strip()
+    return git("rev-parse", "--short", "HEAD") or "unknown"
 
 
 def _code(lock: str) -> dict[str, dict[str, str]]:
@@ -92,11 +95,8 @@ def _code(lock: str) -> dict[str, dict[str, str]]:
 
 def _revision(name: str) -> str | None:
     """The reference of an experiment, if it is there."""
-    for line in _git("for-each-ref", "refs/exps", "--format=%(refname)").splitlines():
+    names = git("for-each-ref", "refs/exps", "--format=%(refname)") or ""
+    for line in names.splitlines():
         if line.endswith(f"/{name}") and "/exec/" not in line:
             return line
     return None
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout

@@ -72,8 +72,8 @@ COVERED = {
         "tests/training/test_processes.py::test_a_training_killed_at_random_moments_ends_with_the_same_bits"
     ),
     # With segments of 2048 samples.
-    "uv run python -m benchmarks.paper_scale": (
-        "tests/benchmarks/test_paper_scale.py::test_paper_scale_measures_both_stages"
+    "uv run python -m benchmarks paper-gpu": (
+        "tests/benchmarks/test_rows.py::test_the_papers_size_is_measured_in_both_stages"
     ),
     # Some of them; skipped where there is no GPU.
     "uv run pytest -k cuda": "tests/kernels/test_devices.py::test_a_training_learns",

@@ -12,6 +12,7 @@ import yaml
 from documents import ROOT, made_by_the_pipeline
 from settings import flat
 
+from benchmarks.__main__ import rows
 from jukesep import cli
 from jukesep.base import params
 from jukesep.base.errors import UserError
@@ -83,6 +84,8 @@ def _can_be_typed(command):
     uv, run, program, *words = shlex.split(command)
     assert (uv, run) == ("uv", "run")
     if program == "python":
+        if words[:2] == ["-m", "benchmarks"]:
+            return set(words[2:]) <= set(rows())
         return words[0] == "-m" and (ROOT / f"{words[1].replace('.', '/')}.py").is_file()
     if program == "pytest":
         return all((ROOT / path).exists() for path in words)
