@@ -11,6 +11,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 CONF = Path("conf")
 PIPELINE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
 
 PREPARED = Path("data/prepared")
 MANIFEST = PREPARED / "manifest.json"
