@@ -37,7 +37,7 @@ RATE = 44_100
 STAGE = re.compile(r"Running stage '([a-z0-9]+)")
 BAR = re.compile(r"^([^|]+?): +\d+%\|.*\[(?:(\d+):)?(\d+):(\d+)<")
 PREPARE = ("jukesep/audio", "jukesep/base/unchanged.py", "jukesep/songs", "stages/prepare.py")
-HELP = ("jukesep/__init__.py", "jukesep/cli.py", "jukesep/base")
+HELP = ("jukesep/__init__.py", "jukesep/cli.py", "jukesep/commands", "jukesep/base")
 SEPARATE = ("jukesep/audio", "jukesep/kernels", "jukesep/model", "jukesep/separation")
 
 

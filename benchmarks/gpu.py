@@ -28,7 +28,7 @@ from benchmarks.row import Result, Row, Skipped
 from benchmarks.sides import PAPER, PAPER_RATE, TEXTBOOK, What
 from jukesep.base.params import Recipe
 from jukesep.kernels import devices
-from jukesep.training import loop
+from jukesep.training.batches import training_batches
 from jukesep.training.segments import Segments
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -161,7 +161,7 @@ def _segments_a_second(
         task: Any = SimpleNamespace(prepare=lambda batch: (batch, batch))
         about = SimpleNamespace(section="stage1")
         run: Any = SimpleNamespace(device=torch.device(device), about=about)
-        with closing(loop._batches(task, segments, recipe, run, 0)) as given:
+        with closing(training_batches(task, segments, recipe, run, 0)) as given:
             next(given)  # the processes have started
             clock = _clock if device == "cuda" else time.perf_counter
             taken, _ = measuring.timed(lambda: [next(given) for _ in range(batches)], clock)

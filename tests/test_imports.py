@@ -221,6 +221,7 @@ FOLDERS = (
     "scoring",
     "pipeline",
     "report",
+    "commands",
     "cli",
     "__main__",
 )

@@ -152,13 +152,6 @@ def _rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
     return {theirs: state[ours].detach().cpu().clone() for ours, theirs in names.items()}
 
 
-def from_jukebox_keys(
-    tensors: Mapping[str, Tensor], architecture: Architecture
-) -> dict[str, Tensor]:
-    """Rename tensors from Jukebox's names to `VQVAE`'s. Raises KeyError if one is missing."""
-    return {ours: tensors[theirs] for ours, theirs in jukebox_names(architecture).items()}
-
-
 def jukebox_names(architecture: Architecture) -> dict[str, str]:
     """`VQVAE`'s name -> Jukebox's, for each weight and the codes; the level is blocks - 1."""
     level = len(architecture.downs) - 1

@@ -31,7 +31,7 @@ from ..base import paths
 from ..base.errors import UserError
 from ..base.files import atomic_folder
 from ..base.progress import bar
-from ..songs.manifest import MIXTURE, STEMS, Manifest
+from ..songs.manifest import GROUPS, MIXTURE, STEMS, Manifest
 
 HERE = Path(__file__).with_name("listening")
 PEAKS = 600  # points of a waveform
@@ -39,10 +39,6 @@ LONGEST = 20 * 60  # seconds of a song: two GB in a browser, which holds all sou
 TOLERANCE = 0.1  # seconds; formats differ in what they add at the ends
 FILES = {"index.html", "audio", "wavesurfer.min.js", "wavesurfer.licence.txt"}
 KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", *STEMS, "stem")
-GROUPS = {
-    "seen": "instruments heard in training",
-    "held_out": "instruments never heard in training",
-}
 Container = Literal["flac", "mp3"]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ..scoring.evaluation import BASELINES
 from ..scoring.published import NOT_STATED, PAPER_URL, PUBLISHED
+from ..songs.manifest import GROUPS
 from .results import ALL, Results
 
 METRIC_TITLES = {
@@ -33,11 +34,7 @@ BASELINE_NAMES = {
     "scaled_mixture": "mixture / 4",
     "ideal_ratio_mask": "ideal ratio mask (oracle)",
 }
-GROUP_NAMES = {
-    "seen": "instruments heard in training",
-    "held_out": "instruments never heard in training",
-    ALL: "all test songs",
-}
+GROUP_NAMES = {**GROUPS, ALL: "all test songs"}
 
 
 def results_page(results: Results) -> str:

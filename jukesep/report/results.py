@@ -19,12 +19,11 @@ from ..base.errors import UserError
 from ..scoring.evaluation import BASELINES, COLUMNS
 from ..scoring.metrics import METRICS
 from ..scoring.published import TOTAL
-from ..songs.manifest import STEMS
+from ..songs.manifest import GROUPS, STEMS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GROUPS = ("seen", "held_out")
 ALL = "all"  # both
 
 LOSS_NAMES = ("loss", "valid_loss", "l2", "linf", "multispectral", "commit")

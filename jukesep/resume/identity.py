@@ -1,7 +1,7 @@
 """What determines a training's result: parameters, inputs, code, libraries.
 
-dvc.yaml names a stage's parameters and inputs; a training is another one for what is saved here
-exactly when its stage is for DVC. An interrupted training goes on only as what it was.
+A training has the parameters and inputs that dvc.yaml names for its stage: a save of it is resumed
+exactly as long as DVC would take the stage for the same.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     uv run torchrun --nnodes 2 --node-rank 1 --nproc-per-node 2 --master-addr HOST \\
         --master-port 29400 -m stages.stage1 vocals pretrained     # on the other
 
-The number of processes is an environment variable and no parameter: it changes no result beyond
-rounding, and none of DVC's stages is another one for it.
+The number of processes is an environment variable, not a parameter: it changes results by rounding
+only, and DVC runs no stage again for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROCESSES = "JUKESEP_NPROC"
 
 
 def asked() -> int:
-    """The processes that the environment asks for. UserError if it is no number of at least 1."""
+    """The number of processes in the environment. UserError if it is not a number of at least 1."""
     value = os.environ.get(PROCESSES, "1")
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"{PROCESSES} is {value!r}: it takes a number of processes, 1 or more.")
@@ -34,10 +34,10 @@ def asked() -> int:
 
 
 def launch(batch: int, section: str) -> bool:
-    """Run this script in several processes, if the environment asks for them; says whether it did.
+    """Run this script in several processes if the environment asks for it; return whether it did.
 
-    `batch` is what they share, and limits their number. UserError if one of them fails, after it
-    has said why and the others were stopped; Interrupted as the script itself would be.
+    The processes share a batch of `batch` segments, which limits their number. UserError if one of
+    them fails: it has said why, and the others were stopped. Interrupted after a signal.
     """
     wanted = asked()
     if wanted == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -60,7 +60,7 @@ def _run(processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Each process says itself what went wrong.
+    # Each process reports its own errors.
     logging.disable(logging.CRITICAL)
     if "DVC_STAGE" in os.environ:  # nobody takes the results once DVC has ended
         when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -75,7 +75,7 @@ def _run(processes: int) -> None:
         run_id=str(os.getpid()),
     )
     main: Any = sys.modules["__main__"]
-    # As it is called by `python -m`: no other code can be found under its name.
+    # As `python -m` runs it: its name finds no other code.
     command = ["-u", "-m", main.__spec__.name, *sys.argv[1:]]
     try:
         elastic_launch(config, sys.executable)(*command)
@@ -89,7 +89,7 @@ def _run(processes: int) -> None:
             how, then = f"ended with status {failure.exitcode}", ""
         else:
             how = f"was killed by {signal.Signals(-failure.exitcode).name}"
-            then = " The same command goes on from the last save."
+            then = " The same command resumes from the last save."
         raise UserError(
             f"process {rank} of {processes} {how}; the others were stopped.{then}"
         ) from None

@@ -1,4 +1,4 @@
-"""What others read in the folder of a training. `folder` says what lies there and writes it.
+"""Read the folder of a training from outside. `folder` writes it, and lists what it contains.
 
 This module does not import torch.
 """
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 
 def held(folder: Path) -> bool:
-    """Whether a process trains in a training's folder."""
+    """Whether a process is training in this folder."""
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""Trainings in progress, seen from outside: which there are, how far each is, what to delete.
+"""Trainings in progress: list them, say how far each is, delete them.
 
 This module does not import torch.
 """
@@ -31,18 +31,18 @@ class Status:
     folder: Path
     condition: Condition
     progress: dict[str, Any]
-    """As `trainings` writes it; empty if there is none that can be read."""
+    """progress.json; empty if it cannot be read."""
     size: int
-    """Bytes that the folder takes."""
+    """Bytes of the folder."""
 
     @property
-    def can_go_on(self) -> bool:
-        """Whether a save is there."""
+    def can_resume(self) -> bool:
+        """Whether there is a save to resume from."""
         return any(self.folder.glob("state-*.state"))
 
     @cached_property
     def outdated(self) -> list[str]:
-        """What has changed since: by a command of the project as it is now, it would not go on."""
+        """What differs from the project as it is now, which would not resume the training."""
         try:
             theirs = json.loads((self.folder / "identity.json").read_text(encoding="utf-8"))
             stage, *_ = theirs["stage"].values()
@@ -55,11 +55,11 @@ class Status:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         own = {"folder": str(self.folder), "condition": self.condition, "bytes": self.size}
-        return {**own, "can_go_on": self.can_go_on, "outdated": self.outdated, **self.progress}
+        return {**own, "can_resume": self.can_resume, "outdated": self.outdated, **self.progress}
 
 
 def trainings(folder: Path | None = None) -> list[Status]:
-    """The trainings below `folder` (by default the project's), the latest last."""
+    """The trainings below `folder` (by default the project's), the most recent last."""
     folder = paths.trainings() if folder is None else folder
     there = folder.iterdir() if folder.is_dir() else ()
     found = [_status(path) for path in there if path.is_dir()]
@@ -79,18 +79,18 @@ def _status(folder: Path) -> Status:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
-    except OSError:  # what a running training has just renamed or deleted
+    except OSError:  # a running training has just renamed or deleted it
         return 0
 
 
 def clean(found: list[Status]) -> list[Status]:
-    """Delete the folders of trainings, never one that is running; those that were deleted."""
+    """Delete the folders of trainings that are not running; return those that were deleted."""
     deleted = []
     for one in found:
         lock = FileLock(one.folder / "lock")
         try:
             lock.acquire(timeout=0)
-        except Timeout:  # it goes on since it was found
+        except Timeout:  # it was resumed since it was found
             continue
         remove(one.folder)  # held meanwhile; a training that starts now makes a folder of its own
         lock.release()
@@ -99,7 +99,7 @@ def clean(found: list[Status]) -> list[Status]:
 
 
 def table(found: list[Status]) -> str:
-    """A line a training, for people."""
+    """A table with one line for each training."""
     rows = [("training", "", "step", "steps/s", "left", "saved", "device", "last news")]
     for one in found:
         p = one.progress
@@ -114,7 +114,7 @@ def table(found: list[Status]) -> str:
                 f"{p.get('step', '?')}/{p.get('steps', '?')}",
                 f"{rate:.3g}" if running and rate else "",
                 duration(p.get("seconds_left")) if running else "",
-                "" if p.get("saved_step") is None or not one.can_go_on else str(p["saved_step"]),
+                "" if p.get("saved_step") is None or not one.can_resume else str(p["saved_step"]),
                 device,
                 duration(time.time() - p["updated"]) + " ago" if "updated" in p else "",
             )
@@ -122,10 +122,10 @@ def table(found: list[Status]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     for one in found:
-        if one.condition in ("interrupted", "failed") and one.can_go_on and one.outdated:
+        if one.condition in ("interrupted", "failed") and one.can_resume and one.outdated:
             names, more = one.outdated[:5], len(one.outdated) - 5
             others = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-            lines.append(f"{one.folder}: has other {others} than the project now: it is stale.")
+            lines.append(f"{one.folder}: stale, the project now has other {others}.")
         if one.condition == "failed" and one.progress.get("message"):
             lines.append(f"{one.progress['title']}: {one.progress['message']}")
     return "\n".join(line.rstrip() for line in lines)
@@ -145,5 +145,5 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes for people."""
+    """A number of bytes as text: 1.5 MB."""
     return f"{number / 1e6:.1f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

@@ -26,7 +26,6 @@ from ..base.packages import package_folder
 Array = NDArray[np.float64]
 
 METRICS = ("sdr", "sdr_mdx", "sdr_v4")
-EXTRA_METRICS = ("sir_v4", "sar_v4", "isr_v4")
 
 # Keeps a perfect or a silent estimate finite; the paper's code and MDX 2021 use the same value.
 ENERGY_FLOOR = 1e-7

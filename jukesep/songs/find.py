@@ -9,13 +9,13 @@ This module does not import torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import audio
 from ..base.errors import UserError
-from .checks import Finding, compare_headers, raise_errors, read_headers
+from .checks import compare_headers, read_headers
 from .manifest import MIXTURE, STEMS, Song
 from .musdb import validation_songs
 
@@ -86,27 +86,3 @@ def _song_folders(root: Path, split: str) -> list[Path]:
 
 def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-
-
-def read_folder(
-    root: Path, parts: Iterable[str] = (MIXTURE, *STEMS)
-) -> list[tuple[str, audio.AudioInfo]]:
-    """The songs of one split folder, sorted by name, each with the header its files share.
-
-    UserError that names every fault: missing or unreadable files, and files of one song that
-    differ in length, channels or sample rate. Does not read samples: `checks.check_root` does.
-    """
-    parts = tuple(parts)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder. Songs are expected as {root}/<song>/mixture.wav.")
-    songs, findings = [], []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "."):
-        headers, faults = read_headers(folder, parts)
-        faults += compare_headers(headers)
-        findings += [Finding(f"{folder.name}/{part}.wav", text) for part, text in faults]
-        if headers:
-            songs.append((folder.name, next(iter(headers.values()))))
-    raise_errors(root, findings)
-    if not songs:
-        raise UserError(f"{root}: no songs. They are expected as {root}/<song>/mixture.wav.")
-    return songs

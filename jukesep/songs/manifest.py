@@ -19,6 +19,11 @@ from ..base.files import write_text
 STEMS = ("drums", "bass", "other", "vocals")
 MIXTURE = "mixture"
 SPLITS = ("train", "valid", "test", "pretrain")
+# Groups of test songs that are scored apart, where the data has them.
+GROUPS = {
+    "seen": "instruments heard in training",
+    "held_out": "instruments never heard in training",
+}
 
 
 @dataclass(frozen=True)

@@ -479,7 +479,7 @@ def _check_fault(message, term, value, songs, parts):
     path = _folder() / "fault.json"
     assert f"{path} lists the segments of that step" in message
     assert "lower stage1.learning_rate or stage1.clip" in message
-    assert "The save of step 4 is kept; as it is, the same command would stop here " in message
+    assert "The save of step 4 is kept; unchanged, the same command would stop here " in message
     report = json.loads(path.read_text())
     batch = report.pop("batch")
     rate = learning_rate(RECIPE, 4)

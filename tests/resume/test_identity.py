@@ -10,12 +10,11 @@ from settings import flat
 from tiny import make_recipe, make_run, matching, run_training, write_songs
 
 from jukesep.base import params
-from jukesep.base.errors import UserError
+from jukesep.base.errors import Interrupted, UserError
 from jukesep.base.paths import VARIABLE
 from jukesep.pipeline import train
 from jukesep.resume import identity
 from jukesep.resume.folder import Training
-from jukesep.training.loop import Interrupted
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("weights", "stage1", "stage2")

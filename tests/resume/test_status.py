@@ -117,7 +117,7 @@ def test_finished_ones_are_shown_when_asked_for(four):
 
 def test_json_has_all_that_is_known(four):
     found = {one["title"]: one for one in json.loads(_jukesep("status", "--json", "--all"))}
-    conditions = {title: (one["condition"], one["can_go_on"]) for title, one in found.items()}
+    conditions = {title: (one["condition"], one["can_resume"]) for title, one in found.items()}
     assert conditions == {
         "test done": ("finished", False),
         "test stopped": ("interrupted", True),
@@ -144,7 +144,7 @@ def test_one_that_was_killed_is_interrupted_whatever_it_said_last(songs):
     (path,) = Path("trainings").glob("*/progress.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "state": "running"}))
     (found,) = json.loads(_jukesep("status", "--json"))
-    assert (found["condition"], found["can_go_on"]) == ("interrupted", True)
+    assert (found["condition"], found["can_resume"]) == ("interrupted", True)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\0" * 100])

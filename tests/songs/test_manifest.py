@@ -5,7 +5,7 @@ import pytest
 
 from jukesep import audio
 from jukesep.base.errors import UserError
-from jukesep.songs.find import read_folder
+from jukesep.songs.find import find_songs
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 
 
@@ -17,10 +17,8 @@ def _song(folder, samples=100, rate=8000, channels=2):
 def test_a_good_folder_is_read_in_order(tmp_path):
     for name in ("b", "a"):
         _song(tmp_path / name)
-    assert [(name, header.samples) for name, header in read_folder(tmp_path)] == [
-        ("a", 100),
-        ("b", 100),
-    ]
+    found = [(one.song.name, one.header.samples) for one in find_songs(tmp_path, "test", "bass")]
+    assert found == [("a", 100), ("b", 100)]
 
 
 def test_every_fault_is_named_at_once(tmp_path):
@@ -32,7 +30,7 @@ def test_every_fault_is_named_at_once(tmp_path):
     (tmp_path / "missing/vocals.wav").unlink()
     (tmp_path / "text/vocals.wav").write_text("no samples here")
     with pytest.raises(UserError) as caught:
-        read_folder(tmp_path)
+        find_songs(tmp_path, "test", "vocals")
     for expected in (
         "short/bass.wav: 99 samples long, but the song's other files have 100",
         "mono/drums.wav: mono, but the song is stereo",
@@ -46,7 +44,7 @@ def test_every_fault_is_named_at_once(tmp_path):
 def test_a_missing_or_empty_root_is_named(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=str(root)):
-            read_folder(root)
+            find_songs(root, "test", "bass")
 
 
 def test_a_manifest_moves_with_its_folder(tmp_path):

@@ -16,8 +16,8 @@ from tiny import (
 from jukesep.base.errors import UserError
 from jukesep.model import jukebox
 from jukesep.model.vqvae import Encoder
-from jukesep.training import loop
 from jukesep.training.loop import learning_rate
+from jukesep.training.optimiser import Adam
 from jukesep.training.segments import Segments
 
 pytestmark = pytest.mark.usefixtures("entered")
@@ -113,13 +113,13 @@ def test_without_weight_average_checkpoints_hold_the_last_weights(songs):
 
 def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(songs, monkeypatch):
     task, norms = reconstruction(), []
-    step = loop.Adam.step
+    step = Adam.step
 
     def spy(adam, rate):
         norms.append(float(torch.stack([p.grad.norm() for p in task.model.parameters()]).norm()))
         step(adam, rate)
 
-    monkeypatch.setattr(loop.Adam, "step", spy)
+    monkeypatch.setattr(Adam, "step", spy)
     log = run_training(task, songs, recipe=make_recipe(clip=0.01))
     assert all(float(row["grad_norm"]) > 0.1 for row in log)
     assert norms == pytest.approx([0.01] * 6, rel=1e-3)
@@ -190,7 +190,7 @@ def test_an_empty_codebook_starts_from_the_first_batch(songs, tmp_path):
 def test_parameters_become_one_vector_and_stay_themselves(songs):
     module = Encoder(ARCHITECTURE)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    adam = loop.Adam(module.parameters())
+    adam = Adam(module.parameters())
     assert sum(value.numel() for value in before.values()) == len(adam.values)
     assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
     module(torch.randn(1, 1, 64)).square().sum().backward()
@@ -201,7 +201,7 @@ def test_parameters_become_one_vector_and_stay_themselves(songs):
 
 def test_a_parameter_without_gradient_stays():
     used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
-    adam = loop.Adam([used, unused])
+    adam = Adam([used, unused])
     for _ in range(3):
         adam.zero_grad()
         used.sum().backward()
@@ -213,7 +213,7 @@ def test_a_parameter_without_gradient_stays():
 def test_clipping_is_pytorchs():
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5,))]
     copies = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
-    adam = loop.Adam(weights)
+    adam = Adam(weights)
     for parameters in (weights, copies):
         sum((parameter**3).sum() for parameter in parameters).backward()
     norm = adam.clip(0.5)

@@ -136,7 +136,7 @@ def test_processes_that_dvc_has_left_behind_save_and_end(longer):
     assert "stopped by SIGTERM" in kills.finish(dvc)  # read until the last of them has ended
     (run,) = (one for one in trainings(longer / "trainings") if "stage2" in one.folder.name)
     assert run.condition == "interrupted"
-    assert run.can_go_on
+    assert run.can_resume
 
 
 def test_a_process_that_dies_ends_all_of_them_and_is_named(longer):

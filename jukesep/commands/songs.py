@@ -1,0 +1,169 @@
+"""Commands for songs: separate them, listen to the stems."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..base import paths
+from ..base.errors import UserError
+from .options import Device
+
+if TYPE_CHECKING:
+    from ..separation.separator import Separator
+
+
+class Init(StrEnum):
+    """What stage 1 started from."""
+
+    pretrained = "pretrained"
+    scratch = "scratch"
+
+
+def separate(
+    songs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SONG...",
+            help="Audio files, folders of them, or - for standard input. wav, flac, mp3, ogg, opus "
+            "and aiff are read directly; other formats (m4a, mp4, ...) need ffmpeg.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the stems; created if missing.")
+    ],
+    models: Annotated[
+        Path, typer.Option(help="Folder of models, or of trainings such as runs/.")
+    ] = paths.SEPARATOR,
+    init: Annotated[
+        Init | None,
+        typer.Option(
+            help="Which trainings to use from a folder of trainings. Default: pretrained.",
+            show_default=False,
+        ),
+    ] = None,
+    stems: Annotated[
+        str | None, typer.Option(help="Stems to write: vocals, or vocals,drums. Default: all.")
+    ] = None,
+    residual: Annotated[
+        bool,
+        typer.Option(
+            "--residual",
+            help="Also write the mixture without these stems: no_vocals, or residual.",
+        ),
+    ] = False,
+    refine: Annotated[
+        Literal["wiener", "masks", "consistency", "none"] | None,
+        typer.Option(
+            help="Method that improves the stems, from all four of them; none: as in the paper. "
+            "Default: wiener; none if a stem has no model.",
+            show_default=False,
+        ),
+    ] = None,
+    shifts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=32,
+            help="Average over this many shifts of the song; N shifts take N times as long.",
+        ),
+    ] = 1,
+    form: Annotated[
+        Literal["wav", "wav24", "wav16", "flac", "flac16", "ogg", "mp3"],
+        typer.Option("--format", help="wav has 32-bit float samples, flac 24 bits."),
+    ] = "wav",
+    clip: Annotated[
+        Literal["rescale", "clamp", "none"],
+        typer.Option(
+            help="For samples beyond full scale, which most formats cannot hold. rescale: all "
+            "stems become quieter; clamp: the samples are cut off; none: the format decides."
+        ),
+    ] = "rescale",
+    filename: Annotated[
+        str, typer.Option(help="Name of each stem below OUTPUT.")
+    ] = "{track}/{stem}.{ext}",
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples separated at a time. It changes memory and speed, not the result. "
+            "Default: 18 s of audio.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16"],
+        typer.Option(
+            help="bf16 is faster on GPUs and on CPUs that support it; tf32 on NVIDIA GPUs."
+        ),
+    ] = "fp32",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing stems.")] = False,
+) -> None:
+    """Separate songs into their stems: OUTPUT/<song>/<stem>.wav.
+
+    The stems have the song's sample rate, channels and length. Existing stems are kept. If a song
+    cannot be separated, the command says why, separates the others, and fails at the end.
+    """
+    from ..audio import encode
+    from ..separation import files
+    from ..songs.manifest import STEMS
+
+    chosen = tuple(one.strip() for one in stems.split(",")) if stems is not None else ()
+    if wrong := [one for one in chosen if one not in STEMS]:
+        raise UserError(f"--stems {stems}: '{wrong[0]}' is none of {', '.join(STEMS)}.")
+    options = files.Options(
+        output, filename, encode.FORMATS[form], clip, chosen, residual, chunk, overwrite
+    )
+    found = files.find(songs, output)
+
+    from ..separation.separator import available, load_separator
+
+    there = available(models, init and init.value)
+    wanted = chosen or there
+    if lacking := [one for one in wanted if one not in there]:
+        raise UserError(f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}.")
+    jobs = files.plan(found, wanted, options)
+
+    def load() -> Separator:
+        from ..kernels import devices
+        from ..separation.refine import choose
+
+        separator = load_separator(models, init and init.value)
+        choose(refine, separator.stems, separator.sample_rate)
+        separator.refinement, separator.shifts = refine, shifts
+        return separator.to(devices.choose(device, threads), precision)
+
+    # As bytes: the name of a file need not be valid text.
+    files.separate(load, jobs, options, lambda path: typer.echo(os.fsencode(path)))
+
+
+def listen(
+    folder: Annotated[
+        Path, typer.Argument(help="Stems, as `separate` writes them: FOLDER/<song>/<stem>.wav.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the page. Default: FOLDER-listen."),
+    ] = None,
+    mixture: Annotated[
+        Path | None,
+        typer.Option(
+            help="The song itself, if FOLDER has one song. Default: the sum of the stems."
+        ),
+    ] = None,
+) -> None:
+    """Write a page to listen to separated songs.
+
+    A browser opens it from disk, without a network. `dvc repro` writes such a page for the
+    experiment: listen/index.html.
+    """
+    from ..report.listen import of_stems
+
+    target = output or Path(f"{folder.resolve()}-listen")
+    of_stems(folder, target, mixture)
+    typer.echo(target / "index.html")
