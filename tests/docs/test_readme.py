@@ -122,12 +122,14 @@ def test_overrides_in_the_documentation_compose(tmp_path):
     assert experiments
     for words in experiments:
         overrides = [words[i + 1] for i, word in enumerate(words) if word == "-S"]
-        keys, values = zip(*(override.split("=", 1) for override in overrides), strict=True)
-        choices = [[v] if v.startswith("[") else v.split(",") for v in values]
+        choices = []
+        for override in overrides:
+            key, value = override.split("=", 1)
+            values = [value] if value.startswith("[") else value.split(",")
+            choices.append([f"{key}={value}" for value in values])
         for chosen in itertools.product(*choices):
             path = tmp_path / "params.yaml"
-            pairs = [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
-            path.write_text(params.compose(pairs, ROOT / "conf"))
+            path.write_text(params.compose(list(chosen), ROOT / "conf"))
             params.load(path)
 
 
