@@ -23,7 +23,7 @@ COVERED = {
     "pip install uv && uv run dvc repro": f"{PIPELINE}::test_repro_makes_the_experiment",
     "uv run pytest": ".ci/run",
     "uv run dvc repro": f"{PIPELINE}::test_repro_makes_the_experiment",
-    "uv run dvc exp run -S stem=other": f"{PIPELINE}::test_one_stem_and_the_way_back",
+    "uv run dvc exp run -S stem=other": f"{PIPELINE}::test_one_stem",
     "uv run dvc exp run -S stage1.steps=320": f"{PIPELINE}::test_one_parameter_changed",
     "uv run dvc exp run -S scale=tiny -S stem=drums,bass --queue": f"{PIPELINE}::test_queue",
     "uv run dvc queue start": f"{PIPELINE}::test_queue",
@@ -34,8 +34,8 @@ COVERED = {
     "uv run dvc metrics diff": f"{PIPELINE}::test_one_parameter_changed",
     "uv run dvc plots show": f"{PIPELINE}::test_plots_show_opens_offline",
     "uv run dvc plots diff": f"{PIPELINE}::test_one_parameter_changed",
-    "uv run dvc exp run": f"{PIPELINE}::test_one_stem_and_the_way_back",
-    "rm dvc.lock && uv run dvc repro": f"{PIPELINE}::test_one_stem_and_the_way_back",
+    "uv run dvc exp run": f"{PIPELINE}::test_the_way_back_of_a_newcomer",
+    "rm dvc.lock && uv run dvc repro": f"{PIPELINE}::test_the_way_back_of_a_newcomer",
     "uv run jukesep separate song.wav -o stems": f"{README}::test_the_jukesep_commands_run",
     "uv run jukesep separate songs/ more.flac -o stems --format flac": (
         f"{README}::test_the_jukesep_commands_run"
