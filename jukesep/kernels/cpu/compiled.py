@@ -7,7 +7,6 @@ under a digest of the source.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from ...base import distributed, progress
+from ...base.unchanged import digest
 
 Array = NDArray[Any]
 
@@ -59,7 +59,7 @@ class ByContent(caching.InTreeCacheLocator):
         super().__init__(function, file)
         # The module's name too: what is kept refers to it, and fails in a module that has moved.
         source = _source() + function.__module__.encode()
-        name = f"{hashlib.sha256(source).hexdigest()[:16]}-numba-{numba.__version__}"
+        name = f"{digest(source)[:16]}-numba-{numba.__version__}"
         self._cache_path = str(user_cache_path("jukesep") / "compiled" / name)
 
 
