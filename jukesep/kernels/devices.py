@@ -1,4 +1,4 @@
-"""Where tensors live, and how exactly they are computed with."""
+"""The device that models run on, and the precision of its arithmetic."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from ..base.errors import UserError
+from . import prepare
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has too little memory."""
+    """Whether the error means that a device has too little memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     said = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -23,11 +24,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def choose(name: str, threads: int = 0) -> torch.device:
-    """The device of a name, to compute exactly; auto takes CUDA, else MPS, else the CPU.
+    """The device called `name`, set to float32 precision, with its kernels ready.
 
-    `threads` is how many a CPU operation may use; 0 leaves that to torch.
-
-    UserError if the device is not there.
+    "auto" chooses CUDA, else MPS, else the CPU. `threads` is the number of threads of an operation
+    on a CPU; 0 leaves it to PyTorch. UserError if the device is not available, or if
+    JUKESEP_KERNELS has an unknown value.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -40,16 +41,17 @@ def choose(name: str, threads: int = 0) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     elif not available.get(name, False):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError(f"device={name} is not available here; there is: {there}, auto.")
+        raise UserError(f"device={name} is not available here. Choose one of: {there}, auto.")
     device = torch.device(name)
     set_precision("fp32", device)
+    prepare(device)
     return device
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:
-    """tf32 lets a GPU round the factors of products to 10 bits; without, all is float32's.
+    """With tf32 a GPU rounds the factors of products to 10 bits; otherwise products are float32.
 
-    UserError for tf32 on another device than an NVIDIA GPU.
+    UserError for tf32 on a device other than an NVIDIA GPU.
     """
     if precision == "tf32" and device.type != "cuda":
         raise UserError(
@@ -57,7 +59,7 @@ def set_precision(precision: Precision, device: torch.device) -> None:
             "Choose fp32 or bf16."
         )
     if device.type == "cuda":
-        # PyTorch's own default lets convolutions round, and not matrix products.
+        # By default PyTorch lets convolutions round, but not matrix products.
         products = "tf32" if precision == "tf32" else "ieee"
         torch.backends.cuda.matmul.fp32_precision = products
         torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
@@ -66,12 +68,11 @@ def set_precision(precision: Precision, device: torch.device) -> None:
 def autocast(
     precision: Precision, device: torch.device
 ) -> Callable[[], AbstractContextManager[object]]:
-    """What a model is run under; bf16 computes in 8 bits what bears it.
+    """The context in which a model runs: for bf16 autocast to bfloat16, which keeps 8 bits.
 
-    On a GPU PyTorch decides what that is. On a CPU it is the factors of the networks' products, if
-    the processor multiplies bfloat16.
-
-    Weights, averages and the optimiser stay float32; so does the codebook's search.
+    On a GPU PyTorch decides which operations use bfloat16. On a CPU the kernels round only the
+    factors of a network's products, if the processor multiplies bfloat16. Weights, averages, the
+    optimiser and the codebook's search stay float32.
     """
     if precision != "bf16":
         return nullcontext

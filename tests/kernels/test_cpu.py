@@ -11,20 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jukesep.kernels import cpu, tiles
+from jukesep.kernels.cpu import networks, threads, tiles
 from jukesep.model.vqvae import Architecture, Decoder, Encoder
-
-
-class _Definition(nn.Module):
-    """A network's layers, run by PyTorch."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        parts = list(self.network.children())
-        return nn.Sequential(*parts)(x)
 
 
 def _gradients(module, network, x, slope):
@@ -61,25 +49,25 @@ def _input(kind, architecture, batch, latents):
     growth=st.integers(1, 7),
     latents=st.integers(1, 20),
     tile=st.integers(1, 40),
-    threads=st.integers(1, 2),
+    workers=st.integers(1, 2),
 )
 def test_values_and_gradients_at_every_size(
-    kind, batch, width, latent_dim, depth, downs, growth, latents, tile, threads
+    kind, batch, width, latent_dim, depth, downs, growth, latents, tile, workers
 ):
     """Tiles of any size, dilations longer than the song: in float64, to its rounding."""
     architecture = Architecture(width, depth, tuple(downs), latent_dim, 4, growth)
     network = _network(kind, architecture)
     x = _input(kind, architecture, batch, latents)
-    slope = torch.randn_like(_Definition(network)(x))
-    before, cpu.TILE = cpu.TILE, tile
-    torch.set_num_threads(threads)
+    slope = torch.randn_like(network.layers(x))
+    before, networks.TILE = networks.TILE, tile
+    torch.set_num_threads(workers)
     try:
         compiled = _gradients(network, network, x, slope)
         with torch.no_grad():
             untrained = network(x)
     finally:
-        cpu.TILE = before
-    defined = _gradients(_Definition(network), network, x, slope)
+        networks.TILE = before
+    defined = _gradients(network.layers, network, x, slope)
     for ours, theirs in zip(compiled, defined, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(untrained, defined[0], rtol=1e-10, atol=1e-10)
@@ -99,11 +87,11 @@ def test_float32_is_as_near_to_the_exact_values_as_the_definition(kind):
     architecture = Architecture(width=32, depth=3)
     network = _network(kind, architecture)
     x = _input(kind, architecture, 1, 400)
-    slope = torch.randn_like(_Definition(network)(x))
-    exact = _gradients(_Definition(network), network, x, slope)
+    slope = torch.randn_like(network.layers(x))
+    exact = _gradients(network.layers, network, x, slope)
     network.float()
     compiled = _gradients(network, network, x.float(), slope.float())
-    defined = _gradients(_Definition(network), network, x.float(), slope.float())
+    defined = _gradients(network.layers, network, x.float(), slope.float())
     for e, c, d in zip(exact, compiled, defined, strict=True):
         # Where rounding turns a ReLU over, a whole gradient changes: the mean, not the worst.
         error, allowed = (c - e).abs().mean(), (d - e).abs().mean()
@@ -119,8 +107,8 @@ def test_the_number_of_threads_changes_no_bit(kind, batch):
     x = _input(kind, architecture, batch, 700).float()
     slope = torch.randn_like(network(x))
     results = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
         results.append(_gradients(network, network, x, slope))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
@@ -133,34 +121,34 @@ def test_layers_that_threads_share_are_the_definition(kind):
     network = _network(kind, architecture)
     x = _input(kind, architecture, 2, 700)
     slope = torch.randn_like(network(x))
-    defined = _gradients(_Definition(network), network, x, slope)
+    defined = _gradients(network.layers, network, x, slope)
     for ours, theirs in zip(_gradients(network, network, x, slope), defined, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_each_number_is_worked_on_and_shared_where_there_are_more_threads(threads, count):
-    torch.set_num_threads(threads)
+def test_each_number_is_worked_on_and_shared_where_there_are_more_threads(number, count):
+    torch.set_num_threads(number)
     alone, shared = [], []
-    cpu.each(count, alone.append)
-    cpu.each(count, shared.append, shared=True)
+    threads.each(count, alone.append)
+    threads.each(count, shared.append, shared=True)
     assert sorted(alone) == list(range(count))
     assert set(shared) == set(range(count))
-    assert len(shared) == max(count, threads)
+    assert len(shared) == max(count, number)
 
 
 def test_an_error_of_one_is_raised():
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
-        cpu.each(4, lambda index: 1 // (index - 3))
+        threads.each(4, lambda index: 1 // (index - 3))
 
 
 def test_two_forwards_before_their_backwards():
     """The second must not take the memory that the first still needs."""
     network = _network("encoder", Architecture(width=4, depth=1))
     first, second = torch.randn(2, 1, 1, 80, dtype=torch.float64).requires_grad_(True)
-    wanted = torch.autograd.grad(_Definition(network)(first).square().sum(), first)
+    wanted = torch.autograd.grad(network.layers(first).square().sum(), first)
     one, _ = network(first).square().sum(), network(second).square().sum()
     torch.testing.assert_close(torch.autograd.grad(one, first), wanted)
 
@@ -311,7 +299,7 @@ def test_bf16_rounds_the_factors_and_nothing_else(kind, width, latent_dim, laten
     x = _input(kind, architecture, 2, latents)
     slope = torch.randn_like(network(x))
     definition = _rounded_definition(network)
-    rounded = _gradients(_Definition(definition), definition, x, slope)
+    rounded = _gradients(definition.layers, definition, x, slope)
     network.float()
     exact = _gradients(network, network, x.float(), slope.float())
     with torch.autocast("cpu", torch.bfloat16):

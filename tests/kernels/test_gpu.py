@@ -1,7 +1,7 @@
-"""The GPU's kernels against the layers they stand for, in values and gradients.
+"""The Triton kernels against PyTorch's layers, in values and gradients.
 
-On a CPU Triton's interpreter runs them, in a process of its own: the variable that asks for it is
-read when triton is imported. It knows float32 alone. On a GPU: `uv run pytest -k cuda`.
+On a CPU Triton's interpreter runs them, in float32 only, and in a process of its own, since the
+variable that turns it on is read when triton is imported. On a GPU: `uv run pytest -k cuda`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jukesep.kernels import gpu
+from jukesep.kernels.gpu import launch
 from jukesep.model.codebook import Codebook
 from jukesep.model.vqvae import VQVAE, Architecture
 
@@ -67,6 +67,8 @@ def _compared(architecture, length, precision="fp32", batch=2):
         from jukesep.kernels import devices
 
         devices.set_precision(precision, DEVICE)
+    from jukesep.kernels.gpu import networks
+
     bf16 = precision == "bf16"
     context = torch.autocast("cuda", torch.bfloat16) if bf16 else contextlib.nullcontext()
     torch.manual_seed(length)
@@ -75,11 +77,11 @@ def _compared(architecture, length, precision="fp32", batch=2):
     audio = torch.randn(batch, 1, length * architecture.hop, device=DEVICE)
     weights = torch.randn_like(audio)
     with context:
-        latents = gpu.run(vqvae.encoder._network, audio)
-        sound = gpu.run(vqvae.decoder._network, latents)
+        latents = networks.run(vqvae.encoder._network, audio)
+        sound = networks.run(vqvae.decoder._network, latents)
     (sound.float() * weights).mean().backward()
-    wanted = exact.encoder.blocks(audio.double())
-    decoded = exact.decoder.out(exact.decoder.blocks(wanted))
+    wanted = exact.encoder.layers(audio.double())
+    decoded = exact.decoder.layers(wanted)
     (decoded * weights).mean().backward()
     assert latents.dtype == (torch.bfloat16 if bf16 else torch.float32)
     assert sound.dtype == torch.float32
@@ -123,16 +125,16 @@ def test_any_length_will_do(where, precisions):
 
 
 def test_without_gradients_nothing_is_kept(where, monkeypatch):
-    from jukesep.kernels import triton_kernels
+    from jukesep.kernels.gpu import blocks, networks
 
     kept = []
-    forward = triton_kernels.forward
-    monkeypatch.setattr(triton_kernels, "forward", lambda *a: kept.append(a[-1]) or forward(*a))
+    forward = blocks.forward
+    monkeypatch.setattr(blocks, "forward", lambda *a: kept.append(a[-1]) or forward(*a))
     architecture = Architecture(width=16, depth=1, downs=(1,), latent_dim=16, codes=32)
     encoder, audio = VQVAE(architecture).to(DEVICE).encoder, torch.zeros(1, 1, 8)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
-            latents = gpu.run(encoder._network, audio.to(DEVICE))
+            latents = networks.run(encoder._network, audio.to(DEVICE))
         assert latents.requires_grad == gradients
     assert kept[0] is not None
     assert kept[1] is None
@@ -169,9 +171,11 @@ def test_the_same_bits_each_time_on_cuda():
 
 @on_gpu
 def test_a_network_on_cuda_is_computed_here(monkeypatch):
+    from jukesep.kernels.gpu import networks
+
     asked = []
-    run = gpu.run
-    monkeypatch.setattr(gpu, "run", lambda *a: asked.append(a[0]) or run(*a))
+    run = networks.run
+    monkeypatch.setattr(networks, "run", lambda *a: asked.append(a[0]) or run(*a))
     for width, taken in ((64, 2), (24, 0)):
         vqvae = VQVAE(Architecture(width=width, depth=1, codes=32)).cuda()
         vqvae.decode(vqvae.encode(torch.zeros(1, 1, 64, device="cuda")))
@@ -179,8 +183,18 @@ def test_a_network_on_cuda_is_computed_here(monkeypatch):
         asked.clear()
 
 
-def test_a_network_on_a_cpu_is_not():
-    assert not gpu.fits(torch.zeros(1, 1, 64), 64)
+@pytest.mark.parametrize(
+    ("width", "latent_dim", "taken"),
+    [(64, 64, True), (16, 32, True), (24, 64, 0), (64, 1, 0)],
+)
+def test_networks_whose_widths_the_kernels_do_not_take_are_refused(
+    width, latent_dim, taken, monkeypatch
+):
+    monkeypatch.setattr(launch, "_installed", lambda: True)
+    vqvae = VQVAE(Architecture(width=width, depth=1, latent_dim=latent_dim, codes=32))
+    for network in (vqvae.encoder._network, vqvae.decoder._network):
+        assert launch.fits(torch.zeros(1), network.widths) == taken
+    assert not launch.fits(torch.zeros(1, dtype=torch.float64), {64})
 
 
 @pytest.mark.parametrize("count", [1, 300])
@@ -192,15 +206,11 @@ def test_the_first_nearest_code_is_found(where, count):
     rows = torch.randn(count, 16)
     rows[:1] = k[3]
     wanted = (rows.double()[:, None] - k.double()[None]).square().sum(2).argmin(1)
-    found = _nearest(rows.to(DEVICE), k.to(DEVICE))
+    from jukesep.kernels.gpu import codebook
+
+    (found,) = codebook.nearest(rows.T[None].to(DEVICE), k.to(DEVICE), "tf32x3" if GPU else "ieee")
     assert torch.equal(found.cpu(), wanted)
     assert found[0] == 3
-
-
-def _nearest(rows, k):
-    from jukesep.kernels import triton_kernels
-
-    return gpu.nearest(rows, k) if GPU else triton_kernels.nearest(rows, k, "ieee")
 
 
 def test_the_rows_of_each_code_are_summed(where):
@@ -209,7 +219,9 @@ def test_the_rows_of_each_code_are_summed(where):
     codes[codes == 3] = 2
     counts = torch.bincount(codes, minlength=9)
     wanted = torch.zeros(9, 16, device=DEVICE).double().index_add_(0, codes, rows.double())
-    found = gpu.sums(rows, codes, counts)
+    from jukesep.kernels.gpu import codebook
+
+    found = codebook.sums(rows, codes, counts)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 

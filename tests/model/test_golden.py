@@ -1,12 +1,13 @@
 """The VQ-VAE, its losses and its training step against numbers measured on the published code.
 
-tests/golden/*.npz hold what the reference implementation computed (CPU, float32) for weights and
+golden/*.npz hold what the reference implementation computed (CPU, float32) for weights and
 audio made by the integer hash below, at two sizes: `small`, and `paper1`, the paper's own.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jukesep import audio as files
+from jukesep import kernels
 from jukesep.base.params import CodebookParams, Losses, Recipe
 from jukesep.model.codebook import CodebookStats, straight_through
 from jukesep.model.jukebox import encoder_names, from_jukebox_keys, jukebox_names, load_jukebox
@@ -128,8 +130,16 @@ class Case:
         return [vqvae.get_parameter(ours[name]) for name in self.golden["grad_norm_keys"]]
 
 
+@pytest.fixture(scope="module", params=["auto", "off"], autouse=True)
+def switch(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Once with the kernels, once with PyTorch's definitions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(kernels.VARIABLE, request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="module", params=list(SIZES))
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, switch: str) -> Case:
     return Case(request.param)
 
 
