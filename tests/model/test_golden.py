@@ -21,7 +21,7 @@ from jukesep import audio as files
 from jukesep import kernels
 from jukesep.base.params import CodebookParams, Losses, Recipe
 from jukesep.model.codebook import CodebookStats, straight_through
-from jukesep.model.jukebox import encoder_names, from_jukebox_keys, jukebox_names, load_jukebox
+from jukesep.model.jukebox import encoder_names, jukebox_names, load_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture, Encoder
 from jukesep.resume.folder import About, Training
 from jukesep.songs.manifest import Song
@@ -79,6 +79,11 @@ def tensors(vqvae: VQVAE, offset: int = 0) -> dict[str, torch.Tensor]:
     return made
 
 
+def renamed(state: dict[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
+    """The tensors of Jukebox's names under ours."""
+    return {name: state[theirs] for name, theirs in jukebox_names(architecture).items()}
+
+
 def audio(shape: tuple[int, int], which: int = 0) -> torch.Tensor:
     """Two sines and noise, (B, 1, T)."""
     items, t = [], np.arange(shape[1])
@@ -100,7 +105,7 @@ class Case:
     def model(self) -> VQVAE:
         """The codebook's counts as if restored from a file, and no revival: nothing is random."""
         vqvae = VQVAE(self.architecture)
-        state = from_jukebox_keys(tensors(vqvae), self.architecture)
+        state = renamed(tensors(vqvae), self.architecture)
         codes = state.pop("codebook.k")
         vqvae.load_state_dict(state, strict=False)
         latents_each = self.shape[1] / self.architecture.hop / self.architecture.codes
@@ -110,7 +115,7 @@ class Case:
 
     def student(self) -> Encoder:
         encoder = Encoder(self.architecture)
-        state = from_jukebox_keys(tensors(VQVAE(self.architecture), 100000), self.architecture)
+        state = renamed(tensors(VQVAE(self.architecture), 100000), self.architecture)
         encoder.load_state_dict({n: state[f"encoder.{n}"] for n in encoder.state_dict()})
         return encoder
 
