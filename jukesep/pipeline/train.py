@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import kernels
 from ..base import distributed, paths
 from ..base.errors import UserError
 from ..base.params import Params, Recipe
@@ -136,6 +137,8 @@ def _training(
         params.model_dump(mode="json"),
         device=devices.choose(params.device, params.threads).type,
         threads=str(params.threads),
+        # The plain definitions round differently.
+        **({} if kernels.enabled() else {"kernels": "off"}),
     )
     about = About(
         title=" ".join((section, item.get("stem", MIXTURE), item["init"])),

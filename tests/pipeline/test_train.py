@@ -169,6 +169,19 @@ def test_chunking_and_bottleneck_reach_the_scores(project):
     assert len(scores) == 3
 
 
+def test_a_save_made_with_kernels_is_not_resumed_without_them(project, monkeypatch):
+    p = _params()
+    experiment.weights(p, "scratch")
+    keys = []
+    for switch in ("auto", "off", "auto"):
+        monkeypatch.setenv("JUKESEP_KERNELS", switch)
+        with experiment._training(
+            p, "stage1", "stage1", {"stem": "drums", "init": "scratch"}, Path("out")
+        ) as run:
+            keys.append(run.folder)
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_processes_that_would_train_another_model_are_refused(project, monkeypatch):
     """As two nodes with other parameters: what process 0 trains is not what this one would."""
 
