@@ -1,4 +1,4 @@
-"""Where tensors live, and how exactly they are computed with."""
+"""The device and the precision of computations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has too little memory."""
+    """Whether an error means that a device, or the machine, ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     said = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -23,11 +23,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def choose(name: str, threads: int = 0) -> torch.device:
-    """The device of a name, to compute exactly; auto takes CUDA, else MPS, else the CPU.
+    """Return the device called `name`, set to float32; auto is CUDA, else MPS, else the CPU.
 
-    `threads` is how many a CPU operation may use; 0 leaves that to torch.
-
-    UserError if the device is not there.
+    `threads` is the number of threads for CPU operations; 0 leaves it to torch. UserError if the
+    device is not available.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -40,16 +39,16 @@ def choose(name: str, threads: int = 0) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     elif not available.get(name, False):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError(f"device={name} is not available here; there is: {there}, auto.")
+        raise UserError(f"device={name} is not available here. Choose {there} or auto.")
     device = torch.device(name)
     set_precision("fp32", device)
     return device
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:
-    """tf32 lets a GPU round the factors of products to 10 bits; without, all is float32's.
+    """Allow or forbid tf32, which lets a GPU round the factors of products to 10 bits.
 
-    UserError for tf32 on another device than an NVIDIA GPU.
+    With fp32 and bf16 it is forbidden. UserError for tf32 on any device but an NVIDIA GPU.
     """
     if precision == "tf32" and device.type != "cuda":
         raise UserError(
@@ -57,7 +56,7 @@ def set_precision(precision: Precision, device: torch.device) -> None:
             "Choose fp32 or bf16."
         )
     if device.type == "cuda":
-        # PyTorch's own default lets convolutions round, and not matrix products.
+        # By default, PyTorch allows tf32 in convolutions, but not in matrix products.
         products = "tf32" if precision == "tf32" else "ieee"
         torch.backends.cuda.matmul.fp32_precision = products
         torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
@@ -66,12 +65,11 @@ def set_precision(precision: Precision, device: torch.device) -> None:
 def autocast(
     precision: Precision, device: torch.device
 ) -> Callable[[], AbstractContextManager[object]]:
-    """What a model is run under; bf16 computes in 8 bits what bears it.
+    """Return the context manager to run a model in: autocast to bfloat16, or nothing.
 
-    On a GPU PyTorch decides what that is. On a CPU it is the factors of the networks' products, if
-    the processor multiplies bfloat16.
-
-    Weights, averages and the optimiser stay float32; so does the codebook's search.
+    On a GPU, PyTorch decides which operations use bfloat16. On a CPU, the networks round the
+    factors of their products to it, if the processor has instructions for it. Weights, their
+    averages, the optimiser and the codebook search stay in float32.
     """
     if precision != "bf16":
         return nullcontext

@@ -151,5 +151,5 @@ def test_auto_takes_what_there_is():
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="device=cuda is not available here; there is: cpu"):
+    with pytest.raises(UserError, match=r"device=cuda is not available here\. Choose cpu"):
         devices.choose("cuda")
