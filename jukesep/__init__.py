@@ -1,7 +1,6 @@
 """Transfer learning with Jukebox for music source separation.
 
-The public names are imported when they are first used: `import jukesep` and the scores do not
-wait for torch.
+Public names are imported on first use, so that `import jukesep` and the scores do not load torch.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# Read when torch is first imported. Its threads wait for each other without leaving their cores,
-# and on a machine that does something else too, a small product then takes forty times as long.
+# Read when torch is first imported. By default its threads spin while they wait, which keeps their
+# cores busy: on a machine with other work, a small matrix product then takes forty times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def options(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message, not a traceback."""
+    """Entry point. A user's mistake prints one message and no traceback."""
     with reported():
         app()
 

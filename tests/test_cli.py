@@ -138,7 +138,10 @@ def test_separate_replaces_only_when_told(project, capsys):
     assert target.read_text() == "mine"
     assert _files(project / "stems") == ["song/drums.wav", "song/vocals.wav"]
     assert run_jukesep("separate", "song.wav", "-o", "stems") == 0
-    assert "song.wav: separated already; --overwrite replaces." in capsys.readouterr().err
+    assert (
+        "song.wav: already separated. Pass --overwrite to replace its stems."
+        in capsys.readouterr().err
+    )
     assert target.read_text() == "mine"
     assert run_jukesep("separate", "song.wav", "-o", "stems", "--overwrite") == 0
     assert soundfile.info(target).frames == 5001

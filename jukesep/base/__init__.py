@@ -1,1 +1,1 @@
-"""What everything else rests on: errors, files, paths, parameters, seeds, processes."""
+"""The foundation of all other folders: errors, files, paths, parameters, seeds, processes."""

@@ -1,8 +1,8 @@
-"""Several processes that train one model: sums and broadcasts, which do nothing in one process.
+"""Train one model in several processes: sums and broadcasts, which do nothing in one process.
 
-torchrun tells a process its rank by environment variables. The batch is split: each process takes
-an equal share of it, in the order of their ranks, and what is averaged or summed over the processes
-equals what one process computes on the whole batch.
+torchrun passes the rank to each process in environment variables. Each process takes an equal share
+of the batch, in the order of the ranks. The means and sums over the processes equal those that one
+process computes on the whole batch.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ def launched() -> bool:
 
 
 def rank() -> int:
-    """This process's number; 0 writes."""
+    """The number of this process. Only process 0 writes files."""
     return dist.get_rank() if _together() else 0
 
 
 def world_size() -> int:
-    """How many processes train."""
+    """The number of processes that train."""
     return dist.get_world_size() if _together() else 1
 
 
 @contextmanager
 def group(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes of a torchrun; yields this process's device (a GPU each, by local rank).
+    """Join the processes that torchrun started; yield the device of this process.
 
-    NCCL on GPUs, gloo elsewhere. UserError if there are fewer GPUs than processes.
+    Each process gets its own GPU, by local rank. The backend is NCCL on GPUs and gloo elsewhere.
+    UserError if this machine has fewer GPUs than processes.
     """
     if not launched():
         yield device
@@ -52,8 +53,8 @@ def group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         if here > torch.cuda.device_count():
             raise UserError(
-                f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs: each "
-                "process needs one. Lower JUKESEP_NPROC (torchrun: --nproc-per-node)."
+                f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs. Each "
+                "process needs its own: lower JUKESEP_NPROC (torchrun: --nproc-per-node)."
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -65,22 +66,22 @@ def group(device: torch.device) -> Iterator[torch.device]:
 
 
 def share(batch: int, section: str) -> int:
-    """A process's share of a batch. UserError if the batch cannot be split evenly."""
+    """The segments of a batch for each process. UserError if the batch cannot be split evenly."""
     processes = world_size()
     if batch % processes:
         raise UserError(
-            f"{section}.batch is {batch}: it cannot be split evenly over {processes} processes. "
-            f"Change it, or the number of processes."
+            f"{section}.batch={batch} cannot be split evenly over {processes} processes. Change "
+            "one of the two numbers."
         )
     return batch // processes
 
 
 def parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its gradients averaged over the processes."""
+    """Wrap `module` so that its gradients are averaged over the processes."""
     if not _together():
         return module
     wrap: Any = nn.parallel.DistributedDataParallel
-    # The codebook's buffers are the same everywhere by their own sums. (The newer name first.)
+    # The codebook sums its own buffers, so they are equal everywhere. The newer name comes first.
     names = ("forward_sync_buffers", "broadcast_buffers")
     name = next(name for name in names if name in inspect.signature(wrap).parameters)
     ids = [device] if device.type == "cuda" else None
@@ -96,7 +97,7 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def first_(tensor: Tensor) -> Tensor:
-    """What process 0 holds, in place."""
+    """Copy the tensor of process 0 to all processes, in place."""
     if _together():
         dist.broadcast(tensor, src=0)
     return tensor
@@ -111,12 +112,12 @@ def means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def any_(here: bool, device: torch.device) -> bool:
-    """Whether it is so in any process."""
+    """Whether `here` is true in any process."""
     return bool(sum_(torch.tensor(float(here), device=device))) if _together() else here
 
 
 def same(value: Any) -> Any:
-    """Process 0's value, in all."""
+    """Return the value of process 0 in all processes."""
     if not _together():
         return value
     held = [value]
@@ -125,13 +126,13 @@ def same(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have called this."""
     if _together():
         dist.barrier()
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says that another process has gone: that one says why."""
+    """Whether an error means that another process has ended; that process reports the reason."""
     known = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "TCPStore")
     return (
         launched() and isinstance(error, RuntimeError) and any(name in str(error) for name in known)

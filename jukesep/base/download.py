@@ -1,7 +1,7 @@
-"""A download of gigabytes that resumes where it broke off: MUSDB18-HQ's archive.
+"""Download MUSDB18-HQ's archive, which has gigabytes, and resume an interrupted download.
 
-What has arrived lies in `<target>.part` until its sha256 is right; then it takes the target's name.
-Smaller files are fetched by pooch, which starts from the beginning. Does not import torch.
+The data is collected in `<target>.part`, which is renamed to the target once its sha256 is right.
+pooch downloads smaller files; it cannot resume. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -22,60 +22,64 @@ from .unchanged import file_digest
 
 CHUNK = 1 << 16  # bytes in memory at a time
 CONNECT_SECONDS = 10.0
-BACK_OFF = 1.0  # seconds before the second try; twice as long before each one after it
-HEADWAY = 1 << 20  # bytes: a try that brings the part this much further is not a failed one
+BACK_OFF = 1.0  # seconds before the second try; doubled before each further one
+HEADWAY = 1 << 20  # bytes: a try that receives at least this many does not count as failed
 
 
 def download(
     url: str, target: Path, *, sha256: str, title: str, timeout: float = 30, tries: int = 3
 ) -> None:
-    """Fetch `target` from `url` (http or https), or resume what an earlier call left of it.
+    """Download `target` from `url` (http or https); resume what an earlier call left unfinished.
 
-    The address is tried again, until `tries` in a row have failed, after no connection, `timeout`
-    seconds of silence, a transfer that broke off or a server in trouble. If the parts of several
-    answers do not have the sum, the whole is fetched once. Of two processes that fetch the same
-    target, one waits for the other.
+    Tries again if there is no connection, no data for `timeout` seconds, a broken transfer or a
+    server error, until `tries` in a row have failed. If a resumed file has the wrong sha256, it is
+    downloaded once from the beginning. If two processes download the same target, one waits for the
+    other.
 
-    Raises UserError if the file cannot be fetched, has another sum, or does not fit on the disk.
+    Raises UserError if the file cannot be downloaded, has the wrong sha256, or does not fit on the
+    disk.
     """
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target, title):
-            if target.exists():  # the other process has fetched it
+            if target.exists():  # by another process
                 return
             resumed = _receive_all(url, part, title, timeout, tries)
             found = _sum(part, title)
             if found != sha256 and resumed:
-                _say(f"{title}: the parts do not make the file (sha256); fetching it whole")
+                _say(f"{title}: the resumed file has the wrong sha256; downloading it again")
                 part.unlink()
                 _receive_all(url, part, title, timeout, tries)
                 found = _sum(part, title)
             if found != sha256:
                 part.unlink()
-                raise UserError(f"{title}: {url}: sha256 is {found}, but should be {sha256}.")
+                raise UserError(
+                    f"{title}: {url}: sha256 is {found}, expected {sha256}. Run again to download "
+                    "it again."
+                )
             os.replace(part, target)
     except KeyboardInterrupt:
         if part.exists():
-            _say(f"{part}: kept; the next run resumes it")
+            _say(f"{part}: kept; the next run resumes the download")
         raise
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}.") from error
 
 
 def reason(error: BaseException) -> str:
-    """An exception of requests in a user's words: what lies at its root."""
+    """Return the root cause of an exception of requests, in words for a user."""
     while error.__context__ is not None:
         error = error.__context__
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class _Again(Exception):
-    """What went wrong with an answer; the next one may be right."""
+    """A request failed in a way that another try may not."""
 
 
 def _receive_all(url: str, part: Path, title: str, timeout: float, tries: int) -> bool:
-    """Bring the part to its end; whether it comes from more than one answer."""
+    """Complete the part; return whether it was resumed, here or from an earlier call."""
     failures, furthest, resumed = 0, _size(part), False
     while True:
         resumed |= _size(part) > 0
@@ -88,18 +92,18 @@ def _receive_all(url: str, part: Path, title: str, timeout: float, tries: int) -
             else:
                 failures += 1
             if failures >= tries:
-                raise UserError(f"{title}: cannot be fetched from {url}: {fault}.") from fault
+                raise UserError(f"{title}: cannot be downloaded from {url}: {fault}.") from fault
             pause = BACK_OFF * 2 ** max(failures - 1, 0)
             _say(f"{url}: {fault}; trying again in {pause:g} s")
             time.sleep(pause)
 
 
 def _receive(url: str, part: Path, title: str, timeout: float) -> None:
-    """One request: what the part lacks, or the whole if the server has no ranges."""
+    """Request the rest of the file, or all of it if the server does not support ranges."""
     import requests
 
     have = _size(part)
-    headers = {"Accept-Encoding": "identity"}  # ranges are those of the file itself
+    headers = {"Accept-Encoding": "identity"}  # ranges count bytes of the uncompressed file
     if have:
         headers["Range"] = f"bytes={have}-"
     wait = (min(CONNECT_SECONDS, timeout), timeout)
@@ -107,18 +111,18 @@ def _receive(url: str, part: Path, title: str, timeout: float) -> None:
         with requests.get(url, headers=headers, stream=True, timeout=wait) as answer:
             status = answer.status_code
             if status == 416 and answer.headers.get("Content-Range") == f"bytes */{have}":
-                return  # the part is whole: its call was killed at the end
+                return  # the part is complete: an earlier call was killed before it renamed it
             if status == 416 or (
                 status == 206
                 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             ):
                 part.unlink(missing_ok=True)
-                raise _Again("has no more bytes than the part, or sends others")
+                raise _Again("the server sent other bytes than those requested")
             if status in (408, 425, 429) or status >= 500:
                 raise _Again(f"HTTP {status} {answer.reason or ''}".rstrip())
             if status not in (200, 206):
                 raise UserError(
-                    f"{title}: cannot be fetched from {url}: HTTP {status} {answer.reason}."
+                    f"{title}: cannot be downloaded from {url}: HTTP {status} {answer.reason}."
                 )
             have = have if status == 206 else 0
             length = answer.headers.get("Content-Length", "")
@@ -126,8 +130,8 @@ def _receive(url: str, part: Path, title: str, timeout: float) -> None:
             free = shutil.disk_usage(part.parent).free + (_size(part) if not have else 0)
             if lacking is not None and lacking > free:
                 raise UserError(
-                    f"{title}: {lacking / 1e9:.1f} GB are still to come, but the disk of "
-                    f"{part.parent} has {free / 1e9:.1f} GB free. Make room and run again."
+                    f"{title}: {lacking / 1e9:.1f} GB are missing, but the disk of "
+                    f"{part.parent} has {free / 1e9:.1f} GB free. Free some space and run again."
                 )
             total = None if lacking is None else have + lacking
             line = bar(desc=title, total=total, initial=have, unit="B", unit_scale=True)
@@ -135,18 +139,18 @@ def _receive(url: str, part: Path, title: str, timeout: float) -> None:
                 for data in answer.iter_content(CHUNK):
                     file.write(data)
                     line.update(len(data))
-    except (requests.RequestException, ValueError) as error:  # ValueError: a broken redirection
+    except (requests.RequestException, ValueError) as error:  # ValueError: an invalid redirect
         raise _Again(reason(error)) from error
 
 
 @contextmanager
 def _alone(target: Path, title: str) -> Iterator[None]:
-    """Keep other processes off the target."""
+    """Hold the lock of the target; wait if another process holds it."""
     lock = FileLock(f"{target}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _say(f"{title}: another process is fetching it; waiting")
+        _say(f"{title}: another process is downloading it; waiting")
         lock.acquire()
     try:
         yield
@@ -155,7 +159,7 @@ def _alone(target: Path, title: str) -> Iterator[None]:
 
 
 def _sum(path: Path, title: str) -> str:
-    _say(f"{title}: checking its sha256")
+    _say(f"{title}: checking the sha256")
     return file_digest(path)
 
 

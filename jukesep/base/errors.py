@@ -1,4 +1,4 @@
-"""Mistakes a user can make and mend: shown as one message, never as a traceback."""
+"""Errors that a user can correct. They are shown as one message, never as a traceback."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A message that names the file or setting, the value found, and the remedy."""
+    """An error that a user can correct: it names the file or setting, the value and the remedy."""
 
 
-# Packages of the extra `pipeline`, by the names they are imported by. pyproject.toml pins them.
+# Packages of the extra `pipeline`, by import name. pyproject.toml pins them.
 PIPELINE = frozenset(
     (
         *("dvc", "hydra", "matplotlib", "musdb", "museval", "omegaconf", "pandas", "pooch"),
@@ -28,7 +28,7 @@ def not_installed(package: str) -> UserError:
 
 
 class Interrupted(Exception):
-    """A signal ended the work in good order: what there is to say, and the exit status."""
+    """A signal ended the work cleanly. Has a message for the user and the exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -37,14 +37,14 @@ class Interrupted(Exception):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print a UserError of the block and exit with status 1; on Ctrl-C exit with 130.
+    """Print a UserError raised in the block and exit with status 1; on Ctrl-C, exit with 130.
 
-    An import that fails because the extra `pipeline` is not installed is a UserError too.
+    A failed import of a package of the extra `pipeline` is reported as a UserError too.
     """
     try:
         try:
             yield
-        except ModuleNotFoundError as error:  # importlib.metadata's names have dashes
+        except ModuleNotFoundError as error:  # names from importlib.metadata contain dashes
             package = str(error.name).partition(".")[0].replace("-", "_")
             if package not in PIPELINE:
                 raise

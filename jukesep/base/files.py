@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all.
+"""Write files and folders atomically: they appear complete or not at all.
 
-What is being written has a hidden name that begins with UNFINISHED, beside the name that it gets
-in the end. A process that is killed leaves it behind: `sweep` deletes it.
+While it is written, a file has a hidden name that starts with UNFINISHED, beside its final name. A
+process that is killed leaves it behind; `sweep` deletes it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def atomic(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary file beside `path`; rename it to `path` if the block succeeds.
 
     The temporary name keeps the suffix, for writers that choose the format by it. If the block
-    fails, nothing is left behind, and a file that was at `path` stays. `durable` waits until the
-    file is on the disk: without it, a loss of power can leave an empty file.
+    fails, an existing file at `path` stays as it was. `durable` waits until the file is on the
+    disk: without it, a loss of power can leave an empty file.
     """
     path = Path(path)
     with temporary(path) as unfinished:
@@ -40,7 +40,7 @@ def atomic(path: str | Path, durable: bool = False) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
-    It replaces a folder that is there. If the block fails, nothing is left behind.
+    It replaces an existing folder. If the block fails, an existing folder stays as it was.
     """
     path = Path(path)
     with temporary(path, folder=True) as unfinished:
@@ -53,10 +53,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
-    """Yield an empty file, or folder, of a hidden name beside `path`; delete it afterwards.
+    """Yield an empty file or folder with a hidden name beside `path`; delete it afterwards.
 
-    The folders that `path` needs are made. They are deleted again if the block fails and they are
-    empty.
+    Missing parents of `path` are created. If the block fails, they are deleted again if empty.
     """
     path = Path(path)
     missing = [parent for parent in path.parents if not parent.exists()]
@@ -86,29 +85,29 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write `content` to `path` as JSON for people to read, atomically."""
+    """Write `content` to `path` as indented JSON, atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder. Nobody finds a part of it: it is first moved to a hidden name."""
+    """Delete a folder. It is first renamed to a hidden name, so that it disappears at once."""
     with temporary(folder, folder=True) as away:
         shutil.rmtree(folder.rename(away / folder.name))
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a killed process left unfinished in a folder and below it.
+    """Delete the unfinished files of killed processes, in a folder and its subfolders.
 
-    Only for a folder that no other process writes to.
+    No other process may be writing to the folder.
     """
     for path in list(folder.rglob(f"{UNFINISHED}*")):
         _delete(path)
 
 
 def sync(path: str | Path) -> None:
-    """Wait until the disk has what was written to a file, or a folder's list of files."""
+    """Wait until a file, or the list of files in a folder, is written to the disk."""
     if os.name == "nt" and Path(path).is_dir():
-        return  # a folder cannot be opened there
+        return  # Windows cannot open a folder
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -124,7 +123,7 @@ def _delete(path: Path) -> None:
 
 
 def _permissions(most: int) -> int:
-    """Those of any new file or folder: `tempfile` makes private ones."""
+    """The permissions of a usual new file or folder; those from `tempfile` are private."""
     umask = os.umask(0)
     os.umask(umask)
     return most & ~umask

@@ -1,4 +1,4 @@
-"""What git says of the code that runs."""
+"""Run git."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def git(*words: str, folder: Path | None = None) -> str | None:
-    """What `git WORDS` prints, in the current or another folder.
+    """Return the output of `git WORDS`, run in `folder` or the current folder.
 
-    None if it prints nothing or fails, where there is no git or no repository.
+    None if it prints nothing or fails, as it does without git or outside a repository.
     """
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Files that installed packages carry."""
+"""Find the files of installed packages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .errors import not_installed
 
 
 def package_folder(name: str) -> Path:
-    """The folder of an installed package, found without importing it.
+    """Return the folder of an installed package without importing it.
 
-    Imports can take seconds (torchaudio) or need ffmpeg (musdb, museval, stempeg). Raises
-    UserError if the package is not installed.
+    An import can take seconds (torchaudio) or need ffmpeg (musdb, museval, stempeg). UserError if
+    the package is not installed.
     """
     spec = find_spec(name)
     if spec is None or spec.origin is None:

@@ -1,6 +1,6 @@
-"""Where everything lies in a project's folder: the one place that says so.
+"""All paths of a project, relative to its folder, where every command runs.
 
-Paths are relative to that folder, where every command runs. dvc.yaml names the same ones.
+dvc.yaml uses the same paths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PREPARED = Path("data/prepared")
 MANIFEST = PREPARED / "manifest.json"
 CHECKS = PREPARED / "checks.json"
 CACHE = "cache"
-"""Beside the prepared songs: what `prepare` keeps for its next run."""
+"""Folder beside PREPARED with files that `prepare` keeps for its next run."""
 
 RUNS = Path("runs")
 WEIGHTS = "vqvae.pth.tar"
@@ -34,9 +34,9 @@ PAGE = Path("docs/results.md")
 
 TRAININGS = "trainings"
 DIGESTS = "digests.json"
-"""Beside the trainings: what is known of the songs that they train on."""
+"""File in the folder of trainings with digests of the songs that they use."""
 VARIABLE = "JUKESEP_TRAININGS"
-"""The environment variable that puts the folder of trainings elsewhere."""
+"""The environment variable that sets another folder of trainings."""
 
 
 def weights(init: str) -> Path:
@@ -45,7 +45,7 @@ def weights(init: str) -> Path:
 
 
 def weights_file(init: str) -> Path:
-    """The weights that stage 1 starts from."""
+    """The file of the weights that stage 1 starts from."""
     return weights(init) / WEIGHTS
 
 
@@ -60,7 +60,7 @@ def checkpoint(stage: str, stem: str, init: str, step: int) -> Path:
 
 
 def scores(stem: str, init: str) -> Path:
-    """The scores of a stem's separations and of its ceiling, for every song."""
+    """The scores of a stem for every song: separations and ceiling."""
     return SCORES / f"{stem}_{init}.csv"
 
 
@@ -70,7 +70,7 @@ def sounds(stem: str, init: str) -> Path:
 
 
 def trainings() -> Path:
-    """The folder of the trainings in progress: in the project, also for DVC's temporary ones."""
+    """The folder of trainings; DVC's temporary experiments use that of the project, too."""
     chosen = os.environ.get(VARIABLE) or TRAININGS
     parts = Path.cwd().parts
     for number in range(len(parts) - 2):

@@ -1,4 +1,4 @@
-"""Progress with time left: a bar in a terminal, a line now and then in a log."""
+"""Progress with time left: a bar in a terminal, or a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-LOG_INTERVAL = 10.0  # seconds between lines where the output is no terminal
+LOG_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
 
 
 def bar(*args: Any, **options: Any) -> tqdm:
-    """A tqdm, with tqdm's arguments, that suits where it is shown."""
+    """Return a tqdm, with tqdm's arguments and settings for a terminal or a log."""
     if sys.stderr.isatty():
         options |= {"dynamic_ncols": True}
     else:

@@ -1,4 +1,4 @@
-"""Random numbers drawn from (seed, purpose, index): never from the order in which work is done."""
+"""Random numbers that depend on (seed, purpose, index) only, not on the order of the work."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 def numpy_generator(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
-    """The generator of one draw: the same for the same three arguments, on any machine."""
+    """Return a generator that depends on the three arguments only, on any machine."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), index])
 
 
 def torch_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """A seed for torch, as `numpy_generator`."""
+    """Return a seed for torch that depends on the three arguments only."""
     return int(numpy_generator(seed, purpose, index).integers(2**63))
 
 
 def torch_generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A CPU generator of torch, as `numpy_generator`."""
+    """Return a CPU generator of torch that depends on the three arguments only."""
     import torch
 
     return torch.Generator().manual_seed(torch_seed(seed, purpose, index))

@@ -1,4 +1,4 @@
-"""Signals that end the work, and the end of the process that this one works for."""
+"""Signals that end the work, and the end of the process that started this one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from types import FrameType
 
 from .errors import Interrupted
 
-# Read when the script starts: after the imports, that process may already have ended.
+# Read when the script starts: later, after the imports, that process may already have ended.
 STARTED_BY = os.getppid()
 
 
 def orphaned(parent: int | None = None) -> bool:
-    """Whether the process that started this one has ended; `parent` is its number, if given."""
+    """Whether the process that started this one has ended; `parent` is its id, if known."""
     return os.getppid() != (STARTED_BY if parent is None else parent)
 
 
 def when_orphaned(do: Callable[[], object], parent: int | None = None) -> None:
-    """Call `do`, in a thread, as soon as this process is orphaned."""
+    """Call `do` in a thread once the process that started this one has ended."""
 
     def watch() -> None:
         while not orphaned(parent):
@@ -34,7 +34,7 @@ def when_orphaned(do: Callable[[], object], parent: int | None = None) -> None:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `handler` in the block. Python allows it in the main thread alone."""
+    """Call `handler` on SIGINT and SIGTERM in the block. Only works in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,10 +48,10 @@ def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None
 
 
 class Signals:
-    """Remembers SIGINT and SIGTERM, so that a step can end first; a second SIGINT ends at once.
+    """Records SIGINT and SIGTERM, so that the step can finish; a second SIGINT ends at once.
 
-    The end of DVC or torchrun counts as SIGTERM, if one of them started this process: DVC would
-    take no result any more, and the next `dvc repro` would wait for this training to end.
+    If DVC or torchrun started this process, the end of it counts as SIGTERM: nothing would collect
+    the results, and the next `dvc repro` would wait for this training.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Signals:
 
     @property
     def received(self) -> int | None:
-        """The number of the signal that came, if any."""
+        """The number of the received signal, or None."""
         if self._received is None and self._watched and orphaned():
             self._received, self.why = signal.SIGTERM, "the end of the process that started it"
         return self._received
@@ -74,15 +74,15 @@ class Signals:
         self._handled.close()
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        # SIGTERM may come from several who end things: a scheduler, DVC's group, torchrun.
+        # SIGTERM may come more than once: from a scheduler, DVC's process group, torchrun.
         if self._received is not None and number == signal.SIGINT:
             raise Interrupted("stopped at once; the last save is kept", 128 + number)
         self._received = number
 
 
 def begin_reading(_: int = 0) -> None:
-    """For processes that read songs: they leave signals to the training, and end with it."""
+    """Set up a process that reads songs: it ignores signals, and ends with the training."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # PyTorch's own watch ends the loop, but not a write to a pipe that nobody reads any more.
+    # PyTorch's own check ends the loop, but not a blocked write to a pipe that nobody reads.
     when_orphaned(lambda: os._exit(1), os.getppid())

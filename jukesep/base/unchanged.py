@@ -1,10 +1,10 @@
-"""Whether something has changed: its digest, or, without reading it, the marks of its file.
+"""Detect changed files, by their digest or, without reading them, by their marks.
 
-A digest tells for certain. To read gigabytes of songs for it takes minutes; so `Known` keeps what
-an earlier run found in files, for as long as their marks are the same: size, time of the last
-change (in nanoseconds) and inode. A file that was written to or replaced is read again; one whose
-bytes changed under the same marks, on a failing disk or by a program that sets the time back, is
-not noticed. To delete the record has everything read again.
+A digest is certain, but it takes minutes to read gigabytes of songs. So `Known` keeps what an
+earlier run found in files, while their marks stay the same: size, time of the last change (in
+nanoseconds) and inode. A file that was written to or replaced is read again. A change that keeps
+the marks, on a failing disk or by a program that resets the time, is not detected. Delete the
+record to read all files again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Marks = dict[str, list[int]]
 
 
 class Known:
-    """Facts about files by name, kept in a JSON file. Safe to use from several threads.
+    """Facts about files by name, stored in a JSON file. Safe to use from several threads.
 
-    What an earlier run knew and this one does not ask for is forgotten by `save`.
+    `save` drops facts of earlier runs that this run did not ask for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,14 +32,14 @@ class Known:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = None
-        # It is there to save time: one that is damaged is as good as none.
+        # The record only saves time, so a damaged one is ignored.
         self._before: dict[str, Any] = found if isinstance(found, dict) else {}
         self._now: dict[str, Any] = {}
 
     def get(self, name: str, files: Iterable[Path], given: object = None) -> Any:
-        """The facts that `put` was given for the same name, files and `given`; None if unknown.
+        """Return the facts that `put` stored for the same name, files and `given`.
 
-        Unknown also if one of the files has changed, or is not there.
+        None if there are none, or if one of the files has changed or is missing.
         """
         entry = self._before.get(name)
         if not isinstance(entry, dict) or entry.get("given") != _key(given):
@@ -58,10 +58,10 @@ class Known:
         given: object = None,
         before: Marks | None = None,
     ) -> None:
-        """Keep facts that rest on files, and on `given`.
+        """Store facts that depend on `files` and on `given`.
 
-        Where they were found by reading: `before` is what `marks` said of the files (or of those
-        that were read) until then, and nothing is kept if it is otherwise now.
+        `before` is the result of `marks` from before the files (or some of them) were read: nothing
+        is stored if they have changed since then.
         """
         now = marks(files)
         if now is not None and (before is None or before.items() <= now.items()):
@@ -69,13 +69,13 @@ class Known:
 
     @property
     def files(self) -> set[Path]:
-        """All files that this run's facts are about."""
+        """The files that the facts of this run depend on."""
         return {Path(file) for entry in self._now.values() for file in entry["files"]}
 
     def save(self, all_asked: bool = True) -> None:
-        """Write the record; with `all_asked` off, keep what was not asked for as well.
+        """Write the record. With `all_asked=False`, also keep facts that were not asked for.
 
-        Of that, what still has its files.
+        Facts whose files no longer exist are dropped.
         """
         entries = self._now
         if not all_asked:
@@ -85,7 +85,7 @@ class Known:
 
 
 def marks(files: Iterable[Path]) -> Marks | None:
-    """Size, time of the last change in ns and inode of each file; None if one is not there."""
+    """Return size, time of the last change in ns and inode of each file; None if one is missing."""
     found = {}
     for file in files:
         try:
@@ -97,7 +97,7 @@ def marks(files: Iterable[Path]) -> Marks | None:
 
 
 def digest(content: bytes | Iterable[bytes]) -> str:
-    """The sha256 of a content, or of several one after the other, in hex digits."""
+    """Return the sha256, in hex digits, of bytes or of several pieces one after the other."""
     total = hashlib.sha256()
     for part in [content] if isinstance(content, bytes) else content:
         total.update(part)
@@ -105,13 +105,13 @@ def digest(content: bytes | Iterable[bytes]) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """The sha256 of a file in hex digits."""
+    """Return the sha256 of a file in hex digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def code(*files: str | Path) -> str:
-    """A digest of source files: what one version of the code found, another has to find again."""
+    """Return a digest of source files, to recognise facts that another version of them found."""
     return digest(file.read_bytes() for file in sorted(map(Path, files)))[:16]
 
 
@@ -121,5 +121,5 @@ def _has_its_files(entry: Any) -> bool:
 
 
 def _key(given: object) -> str:
-    """Of anything that JSON can hold."""
+    """Return `given`, which JSON can store, as text."""
     return json.dumps(given, sort_keys=True)

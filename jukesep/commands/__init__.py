@@ -1,1 +1,1 @@
-"""The commands of the command line. They import what they need when they are called."""
+"""The commands of `jukesep`. Each imports what it needs when it is called, to keep --help fast."""

@@ -1,4 +1,4 @@
-"""Commands for checkpoints: score them, add them to a folder of models, show such a folder."""
+"""Commands for checkpoints and models: `import`, `info` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from .options import AsJson, Device, Stage1, Stage2, Stem, writing
 def import_(
     stage1: Stage1,
     stage2: Stage2,
-    stem: Annotated[Stem, typer.Option(help="The stem that they separate.")],
+    stem: Annotated[Stem, typer.Option(help="The stem that the checkpoints separate.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of models; created if missing.")
     ],
     sample_rate: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Sample rate in Hz, if the checkpoints do not have it. Default: 44100."
+            min=1, help="Sample rate in Hz, if the checkpoints do not state it. Default: 44100."
         ),
     ] = None,
     licence: Annotated[
-        str | None, typer.Option(help="Licence of the weights, for the card.")
+        str | None, typer.Option(help="Licence of the weights, shown by `jukesep info`.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Replace the model of the stem in OUTPUT.")
+        bool, typer.Option(help="Replace the model for this stem in OUTPUT.")
     ] = False,
 ) -> None:
     """Add a pair of checkpoints to a folder of models.
 
-    `separate` then uses them. Checkpoints have Jukebox's format, as the authors' and ours do. Run
-    it once for each stem. All models of a folder have the same architecture and sample rate.
+    `jukesep separate` can then use the folder. Checkpoints must have Jukebox's format, as those of
+    this project and of the paper's authors do. Run the command once for each stem. All models in a
+    folder must have the same architecture and sample rate.
     """
     from ..separation import models
 
@@ -44,9 +45,13 @@ def import_(
         if (output / models.CARD).exists():
             card = models.read_card(output)
             if stem in card.stems and not overwrite:
-                raise UserError(f"{output}: has a model of {stem}. Pass --overwrite to replace it.")
+                raise UserError(
+                    f"{output}: already has a model for {stem}. Pass --overwrite to replace it."
+                )
         elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(f"{output}: is no folder of models, and not empty. Choose another.")
+            raise UserError(
+                f"{output}: already exists and is not a folder of models. Choose another --output."
+            )
         card = models.import_checkpoints(output, stem, stage1, stage2, sample_rate, licence)
     typer.echo(models.describe(card, output))
 
@@ -55,7 +60,7 @@ def info(
     folder: Annotated[Path, typer.Argument(help="Folder of models.")] = paths.SEPARATOR,
     as_json: AsJson = False,
 ) -> None:
-    """Check a folder of models, and print what is in it."""
+    """Check a folder of models and print what it contains."""
     from ..separation import models
 
     card = models.read_card(folder)
@@ -67,29 +72,44 @@ def info(
 def evaluate(
     stage1: Stage1,
     stage2: Stage2,
-    stem: Annotated[str, typer.Option(help="drums, bass, other or vocals.")],
+    stem: Annotated[
+        str,
+        typer.Option(help="The stem that the checkpoints separate: drums, bass, other or vocals."),
+    ],
     data: Annotated[
         Path,
-        typer.Option(help="Songs in MUSDB18-HQ's layout: DATA/test/<song>/*.wav or DATA/<song>/."),
+        typer.Option(
+            help="Folder of songs in MUSDB18-HQ's layout: DATA/test/<song>/*.wav or "
+            "DATA/<song>/*.wav."
+        ),
     ],
     split: Annotated[
         Literal["test", "valid", "train"],
-        typer.Option(help="valid: the 14 songs of DATA/train that musdb lists; train: the others."),
+        typer.Option(
+            help="Songs to score. valid: the 14 validation songs that musdb lists in DATA/train; "
+            "train: the other songs there."
+        ),
     ] = "test",
     song: Annotated[
-        list[str] | None, typer.Option(help="Score only this song; can be repeated.")
+        list[str] | None, typer.Option(help="Score only this song. Can be repeated.")
     ] = None,
     songs: Annotated[int | None, typer.Option(min=1, help="Score only the first N songs.")] = None,
     resample: Annotated[
-        bool, typer.Option(help="Resample songs of another sample rate to the model's.")
+        bool, typer.Option(help="Resample songs whose sample rate differs from the model's.")
     ] = False,
-    chunk: Annotated[int, typer.Option(min=1, help="Samples separated at a time.")] = 393_216,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Samples separated at a time. Fewer need less memory.")
+    ] = 393_216,
     chunking: Annotated[
         Literal["exact", "hard"],
-        typer.Option(help="hard: chunks without context, as in the authors' code."),
+        typer.Option(
+            help="exact: chunks with context, with the same result as the whole song at once; "
+            "hard: chunks without context, as in the authors' code."
+        ),
     ] = "exact",
     bottleneck: Annotated[
-        Literal["quantise", "bypass"], typer.Option(help="bypass: decode the latents unquantised.")
+        Literal["quantise", "bypass"],
+        typer.Option(help="bypass: decode the latents without quantising them."),
     ] = "quantise",
     device: Device = "auto",
     threads: Annotated[
@@ -97,19 +117,20 @@ def evaluate(
         typer.Option(
             min=0,
             help="CPU threads for each song. With more threads, fewer songs run in parallel, "
-            "which needs less memory.",
+            "which needs less memory. 0: choose by the number of songs and cores.",
         ),
     ] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write every score to this CSV file.")
+        Path | None, typer.Option("--output", "-o", help="Also write all scores to this CSV file.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a pair of checkpoints, beside the paper's scores.
+    """Score a pair of checkpoints and compare the scores with the paper's.
 
-    Checkpoints have Jukebox's format, as the authors' and ours do. Songs are scored whole. If a
-    song cannot be scored, the command says why, scores the others, and fails at the end.
+    Checkpoints must have Jukebox's format, as those of this project and of the paper's authors do.
+    Each song is scored over its full length. If a song cannot be scored, the command prints the
+    reason, scores the other songs, and fails at the end.
     """
     from ..base.params import Separation
     from ..scoring import evaluation, pair
@@ -141,14 +162,16 @@ def evaluate(
         typer.echo(table.text(scored))
     if scored.failed:
         faults = "".join(f"\n  {fault}" for fault in scored.failed.values())
-        raise UserError(f"{len(scored.failed)} of {len(found)} songs not scored:{faults}")
+        raise UserError(f"{len(scored.failed)} of {len(found)} songs could not be scored:{faults}")
 
 
 def _check_output(path: Path, overwrite: bool) -> None:
-    """UserError for a file that cannot be written, before hours of work."""
+    """Raise UserError if `path` cannot be written, before hours of work."""
     if path.suffix != ".csv":
-        raise UserError(f"{path}: a CSV file will be written; give it a name that ends in .csv.")
+        raise UserError(f"{path}: the scores are written as CSV; choose a name that ends in .csv.")
     if path.exists() and (path.is_dir() or not overwrite):
-        raise UserError(f"{path}: already exists. Pass --overwrite to replace a file.")
+        raise UserError(
+            f"{path}: already exists. Pass --overwrite to replace it, or choose another --output."
+        )
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

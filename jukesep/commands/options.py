@@ -1,4 +1,4 @@
-"""What several commands share: options, and a mistake that each of them explains."""
+"""Options that several commands share, and the error for a folder that cannot be written to."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ import typer
 from ..base.errors import UserError
 
 Stem = Literal["drums", "bass", "other", "vocals"]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Device to compute on: auto, cpu, cuda or mps. auto: cuda if available, else mps, "
+        "else cpu."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Stage1 = Annotated[Path, typer.Option(help="Checkpoint of stage 1: a whole VQ-VAE.")]
+Stage1 = Annotated[Path, typer.Option(help="Checkpoint of stage 1: a complete VQ-VAE.")]
 Stage2 = Annotated[
-    Path, typer.Option(help="Checkpoint of stage 2: the encoder E2, alone or in a whole VQ-VAE.")
+    Path, typer.Option(help="Checkpoint of stage 2: encoder E2, alone or in a complete VQ-VAE.")
 ]
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """UserError for a folder that cannot be written to."""
+    """Raise UserError if the block cannot write to `folder`."""
     try:
         yield
     except OSError as error:

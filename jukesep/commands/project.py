@@ -1,4 +1,4 @@
-"""Commands for the project: its parameters and its trainings."""
+"""Commands for the project's parameters and trainings: `compose`, `status` and `clean`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from .options import AsJson
 
 def compose(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="As for `dvc exp run -S`: scale=tiny stem=bass")
+        list[str] | None,
+        typer.Argument(help="Parameters to change, as for `dvc exp run -S`: scale=tiny stem=bass"),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if params.yaml is not conf/'s.")
+        bool,
+        typer.Option(
+            "--check", help="Write nothing; fail if params.yaml differs from what conf/ composes."
+        ),
     ] = False,
 ) -> None:
-    """Write params.yaml from conf/, for `dvc repro`."""
+    """Compose params.yaml from conf/, for `dvc repro`."""
     from ..base import params
 
     path = paths.PARAMS
@@ -29,21 +33,21 @@ def compose(
         return
     if not path.is_file() or path.read_text(encoding="utf-8") != params.compose(overrides or []):
         raise UserError(
-            "params.yaml is not what conf/ composes to. `jukesep compose` writes it; make "
-            "changes in conf/, not in params.yaml."
+            "params.yaml: differs from what conf/ composes. Make changes in conf/, not in "
+            "params.yaml, and run `jukesep compose`."
         )
 
 
 def status(
     show_all: Annotated[
-        bool, typer.Option("--all", help="Also finished trainings whose logs were kept.")
+        bool, typer.Option("--all", help="Also list finished trainings whose logs are kept.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the trainings in progress and the interrupted ones.
+    """List the trainings that are running, interrupted or failed.
 
-    With the step, the rate and the time left. To resume an interrupted training, run the command
-    that started it again.
+    Shows the step, the speed and the time left of each. To resume an interrupted training, repeat
+    the command that started it.
     """
     from ..resume import status as trainings
 
@@ -55,26 +59,29 @@ def status(
     elif found:
         typer.echo(trainings.table(found))
     else:
-        typer.echo(f"No training in progress, and none interrupted, in {paths.trainings()}.")
+        typer.echo(f"No unfinished trainings in {paths.trainings()}.")
 
 
 def clean(
     older_than: Annotated[
-        float, typer.Option(min=0, help="Only trainings without progress for this many days.")
+        float, typer.Option(min=0, help="Only trainings that made no progress for this many days.")
     ] = 0.0,
     finished: Annotated[
-        bool, typer.Option("--finished", help="Only finished trainings: their logs and samples.")
+        bool,
+        typer.Option("--finished", help="Only finished trainings: delete their logs and samples."),
     ] = False,
     stale: Annotated[
         bool,
-        typer.Option("--stale", help="Only those that the project as it is now would not resume."),
+        typer.Option(
+            "--stale",
+            help="Only trainings that would not resume, because parameters, songs or code changed.",
+        ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete what is kept of trainings that are not running.
+    """Delete the saves, logs and samples of trainings that are not running.
 
-    That is saves, logs and samples. An interrupted training then starts from the beginning. Results
-    are not deleted.
+    An interrupted training then starts from the beginning. Results are not deleted.
     """
     import time
 
@@ -94,7 +101,7 @@ def clean(
         return
     typer.echo(trainings.table(found))
     total = trainings.size(sum(one.size for one in found))
-    if yes or typer.confirm(f"Delete these {len(found)}, {total}?"):
+    if yes or typer.confirm(f"Delete all {len(found)} ({total})?"):
         deleted = trainings.clean(found)
         total = trainings.size(sum(one.size for one in deleted))
-        typer.echo(f"Deleted {len(deleted)}, {total}.")
+        typer.echo(f"Deleted {len(deleted)} ({total}).")

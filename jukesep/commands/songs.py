@@ -1,4 +1,4 @@
-"""Commands for songs: separate them, listen to the stems."""
+"""Commands for songs: `separate` and `listen`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Init(StrEnum):
-    """What stage 1 started from."""
+    """The weights that stage 1 started from."""
 
     pretrained = "pretrained"
     scratch = "scratch"
@@ -29,38 +29,41 @@ def separate(
         list[str],
         typer.Argument(
             metavar="SONG...",
-            help="Audio files, folders of them, or - for standard input. wav, flac, mp3, ogg, opus "
-            "and aiff are read directly; other formats (m4a, mp4, ...) need ffmpeg.",
+            help="Audio files, folders of audio files, or - for standard input. wav, flac, mp3, "
+            "ogg, opus and aiff are read directly; other formats (m4a, mp4, ...) need ffmpeg.",
         ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the stems; created if missing.")
     ],
     models: Annotated[
-        Path, typer.Option(help="Folder of models, or of trainings such as runs/.")
+        Path, typer.Option(help="Folder of models, or of training results such as runs/.")
     ] = paths.SEPARATOR,
     init: Annotated[
         Init | None,
         typer.Option(
-            help="Which trainings to use from a folder of trainings. Default: pretrained.",
+            help="For a folder such as runs/: use the trainings that started from these weights. "
+            "Default: pretrained.",
             show_default=False,
         ),
     ] = None,
     stems: Annotated[
-        str | None, typer.Option(help="Stems to write: vocals, or vocals,drums. Default: all.")
+        str | None,
+        typer.Option(help="Stems to write, separated by commas: vocals,drums. Default: all."),
     ] = None,
     residual: Annotated[
         bool,
         typer.Option(
             "--residual",
-            help="Also write the mixture without these stems: no_vocals, or residual.",
+            help="Also write the mixture without the chosen stems: no_vocals for --stems vocals, "
+            "residual for several stems.",
         ),
     ] = False,
     refine: Annotated[
         Literal["wiener", "masks", "consistency", "none"] | None,
         typer.Option(
-            help="Method that improves the stems, from all four of them; none: as in the paper. "
-            "Default: wiener; none if a stem has no model.",
+            help="Method to improve the stems; needs models for all four. none: the models' own "
+            "output, as in the paper. Default: wiener, or none if a stem has no model.",
             show_default=False,
         ),
     ] = None,
@@ -69,28 +72,30 @@ def separate(
         typer.Option(
             min=1,
             max=32,
-            help="Average over this many shifts of the song; N shifts take N times as long.",
+            help="Average over this many slightly shifted copies of the song. Takes as many times "
+            "longer.",
         ),
     ] = 1,
     form: Annotated[
         Literal["wav", "wav24", "wav16", "flac", "flac16", "ogg", "mp3"],
-        typer.Option("--format", help="wav has 32-bit float samples, flac 24 bits."),
+        typer.Option("--format", help="Format of the stems. wav: 32-bit float; flac: 24 bits."),
     ] = "wav",
     clip: Annotated[
         Literal["rescale", "clamp", "none"],
         typer.Option(
-            help="For samples beyond full scale, which most formats cannot hold. rescale: all "
-            "stems become quieter; clamp: the samples are cut off; none: the format decides."
+            help="What to do with samples beyond full scale, which most formats cannot store. "
+            "rescale: lower all stems of the song by one gain; clamp: cut the samples off; none: "
+            "leave it to the format."
         ),
     ] = "rescale",
     filename: Annotated[
-        str, typer.Option(help="Name of each stem below OUTPUT.")
+        str, typer.Option(help="File name of each stem, in OUTPUT.")
     ] = "{track}/{stem}.{ext}",
     chunk: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Samples separated at a time. It changes memory and speed, not the result. "
+            help="Samples separated at a time. Changes memory and speed, not the result. "
             "Default: 18 s of audio.",
         ),
     ] = None,
@@ -98,16 +103,18 @@ def separate(
     precision: Annotated[
         Literal["fp32", "tf32", "bf16"],
         typer.Option(
-            help="bf16 is faster on GPUs and on CPUs that support it; tf32 on NVIDIA GPUs."
+            help="fp32 is the most exact. bf16 is faster on GPUs, and on CPUs that support it. "
+            "tf32 is faster on NVIDIA GPUs."
         ),
     ] = "fp32",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads. 0: all cores.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace existing stems.")] = False,
 ) -> None:
     """Separate songs into their stems: OUTPUT/<song>/<stem>.wav.
 
     The stems have the song's sample rate, channels and length. Existing stems are kept. If a song
-    cannot be separated, the command says why, separates the others, and fails at the end.
+    cannot be separated, the command prints the reason, separates the other songs, and fails at the
+    end.
     """
     from ..audio import encode
     from ..separation import files
@@ -115,7 +122,7 @@ def separate(
 
     chosen = tuple(one.strip() for one in stems.split(",")) if stems is not None else ()
     if wrong := [one for one in chosen if one not in STEMS]:
-        raise UserError(f"--stems {stems}: '{wrong[0]}' is none of {', '.join(STEMS)}.")
+        raise UserError(f"--stems {stems}: '{wrong[0]}' is not one of {', '.join(STEMS)}.")
     options = files.Options(
         output, filename, encode.FORMATS[form], clip, chosen, residual, chunk, overwrite
     )
@@ -126,7 +133,10 @@ def separate(
     there = available(models, init and init.value)
     wanted = chosen or there
     if lacking := [one for one in wanted if one not in there]:
-        raise UserError(f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}.")
+        raise UserError(
+            f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}. Change --stems "
+            "or --models."
+        )
     jobs = files.plan(found, wanted, options)
 
     def load() -> Separator:
@@ -138,13 +148,14 @@ def separate(
         separator.refinement, separator.shifts = refine, shifts
         return separator.to(devices.choose(device, threads), precision)
 
-    # As bytes: the name of a file need not be valid text.
+    # As bytes, since the name of a file may be invalid as text.
     files.separate(load, jobs, options, lambda path: typer.echo(os.fsencode(path)))
 
 
 def listen(
     folder: Annotated[
-        Path, typer.Argument(help="Stems, as `separate` writes them: FOLDER/<song>/<stem>.wav.")
+        Path,
+        typer.Argument(help="Stems, as `jukesep separate` writes them: FOLDER/<song>/<stem>.wav."),
     ],
     output: Annotated[
         Path | None,
@@ -153,14 +164,14 @@ def listen(
     mixture: Annotated[
         Path | None,
         typer.Option(
-            help="The song itself, if FOLDER has one song. Default: the sum of the stems."
+            help="Audio file of the song, if FOLDER has one song. Default: the sum of the stems."
         ),
     ] = None,
 ) -> None:
-    """Write a page to listen to separated songs.
+    """Write a web page to listen to separated songs.
 
     A browser opens it from disk, without a network. `dvc repro` writes such a page for the
-    experiment: listen/index.html.
+    experiment, listen/index.html.
     """
     from ..report.listen import of_stems
 

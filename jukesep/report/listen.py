@@ -1,12 +1,13 @@
 """The listening page: a folder that opens from disk, without a server and without a network.
 
     listen/
-      index.html            the page; what there is to hear, by name
-      audio/<number>.js     the sounds of a song's stem, and their peaks, loaded when wanted
-      wavesurfer.min.js     draws waveforms (BSD-3-Clause, beside it)
+      index.html            the page, with the names of its songs and sounds
+      audio/<number>.js     the sounds of one stem of a song and their peaks, loaded on demand
+      wavesurfer.min.js     draws waveforms (BSD-3-Clause; the licence is in the same folder)
 
-A page that is opened from disk may not fetch files, but may run scripts: so sounds are scripts, of
-FLAC or MP3 in base64. The same songs give the same files. No torch here.
+A page that is opened from disk may not fetch files, but it may run scripts. So each sound is a
+script that contains FLAC or MP3 in base64. The same songs give the same files. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from ..base.progress import bar
 from ..songs.manifest import GROUPS, MIXTURE, STEMS, Manifest
 
 HERE = Path(__file__).with_name("listening")
-PEAKS = 600  # points of a waveform
-LONGEST = 20 * 60  # seconds of a song: two GB in a browser, which holds all sounds decoded
-TOLERANCE = 0.1  # seconds; formats differ in what they add at the ends
+PEAKS = 600  # points in a waveform
+LONGEST = 20 * 60  # seconds; a browser keeps all sounds decoded, here about 2 GB
+TOLERANCE = 0.1  # seconds; some formats add samples at the ends
 FILES = {"index.html", "audio", "wavesurfer.min.js", "wavesurfer.licence.txt"}
 KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", *STEMS, "stem")
 Container = Literal["flac", "mp3"]
@@ -44,20 +45,20 @@ Container = Literal["flac", "mp3"]
 
 @dataclass(frozen=True)
 class Sound:
-    """One line of the page: what it is, its score in dB, and how its samples are read."""
+    """One row of the page: its label, its score in dB and a function that reads its samples."""
 
     label: str
     kind: str
-    """One of KINDS: its colour."""
+    """One of KINDS; it sets the colour."""
     read: Callable[[], tuple[Audio, int]]
-    """(channels, samples) and Hz."""
+    """Returns the samples, (channels, samples), and the sample rate in Hz."""
     score: float | None = None
     hint: str = ""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A song of the page: sounds by what they are of, compared with each other."""
+    """A song on the page. The sounds of each part, such as a stem, are compared with each other."""
 
     name: str
     note: str
@@ -67,9 +68,9 @@ class Entry:
 def write_page(
     folder: Path, title: str, about: str, entries: Sequence[Entry], container: Container
 ) -> None:
-    """Write the page and its sounds to a folder, which appears whole; an older one is replaced.
+    """Write the page and its sounds to `folder`, atomically; an existing page is replaced.
 
-    UserError if a sound cannot be read.
+    UserError if a sound cannot be read, or if `folder` contains anything but a listening page.
     """
     total = sum(len(entry.parts) for entry in entries)
     with _folder(folder) as new, bar(total=total, desc="listen", unit="part") as line:
@@ -82,7 +83,7 @@ def write_page(
                 for sound in sounds:
                     samples, rate = sound.read()
                     if not samples.size:
-                        raise UserError(f"{entry.name}: {sound.label} is empty, 0 samples long.")
+                        raise UserError(f"{entry.name}: {sound.label} is empty (0 samples).")
                     length = max(length, samples.shape[1] / rate)
                     clip, rate = _encoded(samples, rate, container)
                     clips.append(clip | {"peaks": _peaks(samples)})
@@ -100,22 +101,25 @@ def write_page(
         for name in ("wavesurfer.min.js", "wavesurfer.licence.txt"):
             shutil.copyfile(HERE / name, new / name)
         page = (HERE / "page.html").read_text(encoding="utf-8")
-        # Browsers take these rates.
+        # Browsers support rates from 8,000 to 96,000 Hz.
         rate = min(max(rates), 96_000)
         content = {"title": title, "about": about, "rate": rate, "songs": songs}
         for place, text in (
             ("/*STYLE*/", (HERE / "page.css").read_text(encoding="utf-8")),
             ("/*SCRIPT*/", (HERE / "page.js").read_text(encoding="utf-8")),
-            ("/*CONTENT*/", _json(content)),  # the last: names in it are replaced by nothing
+            (
+                "/*CONTENT*/",
+                _json(content),
+            ),  # last, so that a placeholder in a name of a song is not replaced
         ):
             page = page.replace(place, text)
         (new / "index.html").write_text(page, encoding="utf-8")
 
 
 def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
-    """listen/ from what `evaluate` kept of an experiment; `params` is its params.yaml.
+    """Write listen/ from the audio that `evaluate` kept; `params` is params.yaml as a dictionary.
 
-    A page that says why there is nothing to hear, if nothing was kept.
+    If no audio was kept, the page says why. UserError if a file is missing.
     """
     manifest = Manifest.load(root / paths.MANIFEST)
     entries = []
@@ -160,22 +164,27 @@ def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
 
 
 def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
-    """A page of songs that `jukesep separate` has separated: folder/<song>/<stem>.wav.
+    """Write a page for the output of `jukesep separate`: folder/<song>/<stem>.wav.
 
-    `folder` may also be that of one song. `mixture` is the song itself, of one song alone.
-    UserError if there are no stems.
+    `folder` may also be the folder of a single song; only then `mixture` may give its audio file.
+    UserError if there are no stems, or if files of one song differ in length.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Pass the one that `jukesep separate -o` wrote.")
+        raise UserError(
+            f"{folder}: no such folder. Pass the folder that `jukesep separate -o` wrote."
+        )
     found = {}
     for inside in _folders(folder):
         if stems := _stems(inside):
             name = inside.relative_to(folder).as_posix()
             found[folder.resolve().name if name == "." else name] = stems
     if not found:
-        raise UserError(f"{folder}: holds no stems. Expected {folder}/<song>/<stem>.wav.")
+        raise UserError(f"{folder}: contains no stems. Expected {folder}/<song>/<stem>.wav.")
     if mixture is not None and len(found) > 1:
-        raise UserError(f"--mixture {mixture}: is of one song, {folder} holds {len(found)}.")
+        raise UserError(
+            f"--mixture {mixture}: is one song, but {folder} has {len(found)}. Pass the folder of "
+            "that song."
+        )
     entries = []
     for name, stems in found.items():
         _check_lengths(name, [*stems, *([mixture] if mixture else [])])
@@ -197,7 +206,7 @@ def _stems(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folder and those below it, but for hidden ones."""
+    """Return the folder and its subfolders, without hidden ones and links."""
     found = [folder]
     for path in _listed(folder):
         if path.is_dir() and not path.is_symlink() and path.name[0] != ".":
@@ -206,7 +215,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _check_lengths(song: str, paths: Sequence[Path]) -> None:
-    """UserError unless all are of one song, and short enough for a page that decodes it whole."""
+    """Raise UserError if the files differ in length, or are too long for a browser."""
     seconds = {}
     for path in paths:
         header = audio.info(path)
@@ -215,13 +224,13 @@ def _check_lengths(song: str, paths: Sequence[Path]) -> None:
     for path in others:
         if abs(seconds[path] - seconds[first]) > TOLERANCE:
             raise UserError(
-                f"{song}: {path} is {seconds[path]:.2f} s long and {first} {seconds[first]:.2f} s. "
-                "They are of different songs."
+                f"{song}: {path} is {seconds[path]:.2f} s long, but {first} is "
+                f"{seconds[first]:.2f} s long. Pass files of the same song."
             )
     if seconds[first] > LONGEST:
         raise UserError(
-            f"{song}: is {seconds[first] / 60:.0f} minutes long. A browser holds up to "
-            f"{LONGEST / 60:.0f}: cut the stems first."
+            f"{song}: is {seconds[first] / 60:.0f} minutes long. A browser has memory for "
+            f"{LONGEST / 60:.0f}: cut the stems into shorter files."
         )
 
 
@@ -245,20 +254,22 @@ def _whole(path: Path) -> Callable[[], tuple[Audio, int]]:
 
 def _sum(song: str, paths: Sequence[Path]) -> Callable[[], tuple[Audio, int]]:
     def read() -> tuple[Audio, int]:
-        # What was left of the mixture, too, where it was asked for: together they are the mixture.
+        # With the residual, if there is one: then the sum is the mixture.
         parts = [audio.read(path) for path in paths]
         rate = audio.info(paths[0]).sample_rate
         if len({part.shape for part in parts}) > 1 or any(
             audio.info(path).sample_rate != rate for path in paths
         ):
-            raise UserError(f"{song}: its stems differ in length, channels or sample rate.")
+            raise UserError(
+                f"{song}: its stems differ in length, channels or sample rate. Pass --mixture."
+            )
         return np.sum(parts, axis=0, dtype=np.float32), rate
 
     return read
 
 
 def _scores(folder: Path) -> dict[tuple[str, str, str, str, str], float]:
-    """(song, stem, system, init, step) -> the paper's SDR."""
+    """Return {(song, stem, system, init, step): SDR in dB}, the paper's metric."""
     found = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
@@ -270,10 +281,10 @@ def _scores(folder: Path) -> dict[tuple[str, str, str, str, str], float]:
 
 
 def _encoded(samples: Audio, rate: int, container: Container) -> tuple[dict[str, Any], int]:
-    """A sound as `page.js` decodes it, in base64, and its rate.
+    """Return a sound in base64, in the form that `page.js` reads, and its sample rate in Hz.
 
-    What is above full scale is divided by its peak, `gain`, which the page makes good.
-    More channels than two become their mean.
+    Samples beyond full scale are divided by their peak; the page multiplies by it again (`gain`).
+    More than two channels become their mean.
     """
     if len(samples) > 2:
         samples = audio.to_mono(samples)
@@ -291,7 +302,7 @@ def _encoded(samples: Audio, rate: int, container: Container) -> tuple[dict[str,
 
 
 def _peaks(samples: Audio) -> list[int]:
-    """The loudest of each of PEAKS stretches, in thousandths of full scale."""
+    """Split the samples into PEAKS parts; return the peak of each in 1/1000 of full scale."""
     loud = np.abs(samples).max(axis=0, initial=0)
     edges = np.linspace(0, len(loud), PEAKS + 1).astype(int)
     parts = (loud[a:b] for a, b in pairwise(edges))
@@ -299,7 +310,7 @@ def _peaks(samples: Audio) -> list[int]:
 
 
 def _json(content: object) -> str:
-    """JSON that is safe within a script element, whatever the names of songs are."""
+    """Return JSON that is safe inside a <script> element, whatever the songs are called."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -308,12 +319,14 @@ def _json(content: object) -> str:
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[Path]:
-    """A folder that takes the place of `folder` once it is whole: of a page, or of nothing."""
+    """Yield a new folder that replaces `folder` at the end; UserError if that is not a page."""
     try:
-        # Only what a page consists of is ever deleted: other people's pages have an index.html too.
+        # Never delete anything but a listening page: other sites have an index.html too.
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if (folder.exists() and not folder.is_dir()) or (there and there != FILES):
-            raise UserError(f"{folder}: is there, and no listening page. Choose another --output.")
+            raise UserError(
+                f"{folder}: already exists and is not a listening page. Choose another --output."
+            )
         with atomic_folder(folder) as new:
             yield new
     except OSError as error:

@@ -1,17 +1,17 @@
 """The report of an experiment: metrics and plot data for DVC, pictures, and docs/results.md.
 
-    metrics/sdr/             the paper's SDR, what `dvc metrics show` prints: a file a system
-      {init}_early.json      {"step": ..., "drums": ..., "bass": ..., ..., "total": ...}, in dB
-      {init}_late.json       of the first and of the last checkpoint of stage 2
-    metrics/baselines/       no training at all, the oracle and the codec ceilings
+    metrics/sdr/             the paper's SDR, shown by `dvc metrics show`: one file for each system
+      {init}_early.json      {"step": ..., "drums": ..., "bass": ..., ..., "total": ...}, in dB,
+      {init}_late.json       for the first and the last checkpoint of stage 2
+    metrics/baselines/       systems without training, the oracle and the codec ceilings
     metrics/held_out/        the same systems on songs of instruments never heard in training
-    metrics/{sdr_mdx,sdr_v4}/  the same systems by the other two kinds of SDR. No folder mixes two
-                             kinds, since DVC prints a folder as one table
-    plots/*.csv              data of the plots declared in dvc.yaml, drawn by .dvc/plots/*.json
+    metrics/{sdr_mdx,sdr_v4}/  the same systems, measured by the other two kinds of SDR. No folder
+                             mixes two kinds, since DVC prints a folder as one table
+    plots/*.csv              data of the plots in dvc.yaml, drawn by .dvc/plots/*.json
     plots/*.png              the pictures of the README
-    docs/results.md          the tables, beside the paper's
+    docs/results.md          the tables, with the paper's scores
 
-No torch here.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .results import CODEBOOK_NAMES, LOSS_NAMES, Results, Table, read_results
 if TYPE_CHECKING:
     import pandas as pd
 
-DECIMALS = 4  # of a dB: far below what a seed changes
+DECIMALS = 4  # of values in dB; other seeds change far more
 
 
 def write_report(params: dict[str, Any], root: Path) -> None:
-    """Write the report of the experiment that `params` describes, below the project folder.
+    """Write the report of the experiment in the project folder `root`.
 
-    `params` is params.yaml as a dictionary. Raises UserError, naming the file, where the
-    results are incomplete or contradict each other; nothing is written then.
+    `params` is params.yaml as a dictionary. If results are incomplete or contradict each other,
+    raises UserError, which names the file, and writes nothing.
     """
     results = read_results(params, root)
     _write_metrics(results, root)
@@ -51,12 +51,12 @@ def write_report(params: dict[str, Any], root: Path) -> None:
 
 
 def metric_files(results: Results) -> dict[str, dict[str, float | None]]:
-    """Path below metrics/ -> the content of a file."""
+    """Return {path in metrics/: content} of all metrics files. SDR is in dB."""
     files: dict[str, dict[str, float | None]] = {}
 
     def add(folder: str, baselines: str, table: Table) -> None:
         for key, row in table.items():
-            # JSON knows neither NaN nor infinity, which BSSEval v4 can give.
+            # BSSEval v4 can return NaN or infinity, which JSON cannot store.
             content = {
                 stem: round(value, DECIMALS) if np.isfinite(value) else None
                 for stem, value in row.items()
@@ -79,14 +79,14 @@ def metric_files(results: Results) -> dict[str, dict[str, float | None]]:
 
 def _write_metrics(results: Results, root: Path) -> None:
     folder = root / paths.METRICS
-    # Files of an earlier choice of stems, inits or checkpoints would be shown as results of this.
+    # Otherwise files of stems, inits or checkpoints that are no longer chosen would remain.
     shutil.rmtree(folder, ignore_errors=True)
     for path, content in metric_files(results).items():
         write_text(folder / path, json.dumps(content, indent=2) + "\n")
 
 
 def plot_tables(results: Results) -> dict[str, pd.DataFrame]:
-    """Name -> the data of a plot, as plots/<name>.csv holds it."""
+    """Return {name: data} of each plot, the content of plots/<name>.csv."""
     curves = results.curves
     return {
         "scores": _scores(results),
@@ -99,18 +99,18 @@ def plot_tables(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def _scores(results: Results) -> pd.DataFrame:
-    """Every song under every system, a column a metric (a ceiling has `sdr` alone)."""
+    """One row for each song and system, one column for each metric (ceilings only have `sdr`)."""
     rows = results.scores
     index = ["song", "group", "stem", "system", "init", "step", "key"]
     rows = rows[rows["metric"].isin(METRICS)]
-    # A pivot drops rows whose step is missing: key stands in for system, init and step.
+    # A pivot drops rows without a step, so use `key` in place of system, init and step.
     wide = rows.pivot(index=["song", "stem", "key"], columns="metric", values="value")
     named = rows[index].drop_duplicates().merge(wide.round(DECIMALS), on=["song", "stem", "key"])
     return named[[*index[:-1], *METRICS]]
 
 
 def _checkpoints(results: Results) -> pd.DataFrame:
-    """The paper's Figure 2: SDR at each checkpoint; baselines repeat at every step, as lines."""
+    """SDR at each checkpoint, as in the paper's Figure 2. Baselines repeat at every step."""
     table = results.table("sdr")
     lines = [(init, step, f"{init}_{step}") for init in results.inits for step in results.steps]
     lines += [
@@ -127,7 +127,7 @@ def _checkpoints(results: Results) -> pd.DataFrame:
 
 
 def _transfer(results: Results) -> pd.DataFrame:
-    """Scratch against pretrained at each checkpoint; empty where an init was not run."""
+    """Scratch and pretrained at each checkpoint; NaN for an init that was not run."""
     table = results.table("sdr")
     rows = []
     for stem in results.columns:
@@ -141,7 +141,7 @@ def _transfer(results: Results) -> pd.DataFrame:
 
 
 def _ceiling(results: Results) -> pd.DataFrame:
-    """What stage 1 reconstructs from the stem itself, and how much of it separation reaches."""
+    """The ceiling (stage 1 on the true stem), the SDR of the separation, and their difference."""
     table = results.table("sdr")
     return _rows(
         ["stem", "init", "step", "ceiling", "sdr", "gap"],

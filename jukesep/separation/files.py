@@ -1,4 +1,4 @@
-"""`jukesep separate`: songs in files to stems in files."""
+"""What `jukesep separate` does: read songs from files and write their stems to files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 STDIN = "-"
 RESIDUAL = "residual"
 FIELDS = ("track", "stem", "ext")
-LONGEST = 255  # bytes of a file's name, on most systems
+LONGEST = 255  # bytes of a file name, on most systems
 
 
 @dataclass(frozen=True)
 class Options:
-    """How songs are separated, and where their stems go."""
+    """How songs are separated and where their stems are written. `chunk` is in samples."""
 
     output: Path
     filename: str = "{track}/{stem}.{ext}"
@@ -48,7 +48,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """A song, and the files to be written from it; `residual` names what is left of the mixture."""
+    """A song and the files to write for it, by stem.
+
+    `residual` is the name of the mixture without the stems, or None if it is not wanted.
+    """
 
     song: str
     track: str
@@ -57,24 +60,24 @@ class Job:
 
 
 def find(songs: Iterable[str], output: Path) -> dict[str, str]:
-    """The songs that are named, each with the name of its track: files, `-`, and folders' songs.
+    """Return the songs to separate, {song: track}; `-` is standard input.
 
-    A folder's are those below it too, by name, and their tracks keep the folders between; what is
-    in an output folder below it are stems, and no songs. UserError for a folder without any, for
-    one that is the output folder, or if there is none of all.
+    A folder stands for all songs in it and in its subfolders, sorted by path; their track names
+    include the subfolders. Files in `output` are stems and are left out. UserError if a folder has
+    no songs or is `output`, or if no song exists.
     """
     found: dict[str, str] = {}
     suffixes = decode.READ | decode.DECODED
     for song in songs:
         if not song:
-            raise UserError("the name of a song is empty.")
+            raise UserError("the name of a song is empty. Pass a file, a folder or -.")
         if song == STDIN or not os.path.isdir(song):
             found.setdefault(song, _track(song))
             continue
         folder = Path(song)
         if _same(folder, output):
             raise UserError(
-                f"{song}: is the output folder too; the stems in it would be taken for songs. "
+                f"{song}: is also the output folder, so its stems would be read as songs. "
                 "Choose another --output."
             )
         inside = sorted(
@@ -87,7 +90,7 @@ def find(songs: Iterable[str], output: Path) -> dict[str, str]:
             inside = [path for path in inside if not path.resolve().is_relative_to(stems)]
         if not inside:
             raise UserError(
-                f"{song}: holds no audio files; looked for {', '.join(sorted(suffixes))}."
+                f"{song}: contains no audio files. Looked for {', '.join(sorted(suffixes))}."
             )
         for path in inside:
             between = path.parent.relative_to(folder)
@@ -98,10 +101,10 @@ def find(songs: Iterable[str], output: Path) -> dict[str, str]:
 
 
 def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> list[Job]:
-    """What is to be written from which song; `songs` are as `find` returns them.
+    """Return the files to write for each song; `songs` is what `find` returned.
 
-    UserError for a file name that misses what tells files apart, for two files of one name, and for
-    a file outside of the output folder, or in place of a song.
+    UserError if the pattern for file names lacks a field that it needs, if two songs would be
+    written to the same file, or if a file would be outside the output folder or replace a song.
     """
     residual = None
     if options.residual:
@@ -117,13 +120,13 @@ def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> li
             target = options.output / options.filename.format(**fields)
             resolved = _resolved(target)
             if not resolved.is_relative_to(output) or resolved == output:
-                raise UserError(f"{target}: is outside of {options.output}. Change --filename.")
-            # Some systems take names for the same that differ in case, or in how accents are put.
+                raise UserError(f"{target}: is outside {options.output}. Change --filename.")
+            # Some file systems ignore case, or how accents are encoded.
             key = unicodedata.normalize("NFC", str(resolved)).casefold()
             if owners.setdefault(key, song) != song:
                 raise UserError(
                     f"{owners[key]} and {song}: both would be written to {target}. Pass the "
-                    "folder above both, which tells them apart, or separate them one by one."
+                    "folder that contains both, or separate them one by one."
                 )
             if song != STDIN and _same(target, Path(song)):
                 raise UserError(f"{target}: is the song itself. Choose another --output.")
@@ -140,12 +143,12 @@ def separate(
     options: Options,
     tell: Callable[[Path], object],
 ) -> None:
-    """Separate songs one after the other; a song that cannot be is named, and the next one is.
+    """Separate songs one after the other. If a song fails, print why and continue with the next.
 
-    Stems that are there are kept, unless `overwrite` is set, and only the others are made; all are
-    where they are rescaled, since they share one gain. `load` is called if there is anything to
-    do, `tell` with every file that is there at the end of its song. UserError at the end if any
-    song has failed.
+    Existing stems are kept, unless `overwrite` is set. If stems may be rescaled, they share one
+    gain: a missing one then means that all stems of its song are written again. `load` loads the
+    models and is only called if they are needed. `tell` is called with each file of a finished
+    song. UserError at the end if any song failed.
     """
     failed: list[str] = []
     todo = []
@@ -155,7 +158,10 @@ def separate(
         if missing:
             todo.append((job, job.targets if together else missing))
         else:
-            print(f"{job.song}: separated already; --overwrite replaces.", file=sys.stderr)
+            print(
+                f"{job.song}: already separated. Pass --overwrite to replace its stems.",
+                file=sys.stderr,
+            )
             for path in job.targets.values():
                 tell(path)
     separator: Separator | None = None
@@ -171,7 +177,7 @@ def separate(
                     file = _opened(job.song, stack)
                     header = audio.info(file)
                     if not header.samples:
-                        raise UserError(f"{job.song}: holds no samples.")
+                        raise UserError(f"{job.song}: contains no samples.")
                     opened = True
                     seconds = header.samples / header.sample_rate
                     line.total = (line.total or 0) + seconds - known.get(job.song, 0.0)
@@ -179,7 +185,7 @@ def separate(
                     _separate_one(separator, file, header, job, missing, options, line)
             except (UserError, OSError, RuntimeError, MemoryError, UnicodeError) as error:
                 if opened and separator is None:
-                    raise  # it is of the models, and every song's
+                    raise  # loading the models failed, which no other song can avoid
                 named = _named(error, job, options, file)
                 if len(jobs) == 1:
                     raise named from error
@@ -204,7 +210,7 @@ def _separate_one(
     options: Options,
     line: tqdm,
 ) -> None:
-    """Write the missing stems of a song."""
+    """Write the files of a song that are in `missing`, and advance the progress bar `line`."""
     rate = header.sample_rate
     stems = [name for name in job.targets if name != job.residual]
     wanted = stems if job.residual in missing else [name for name in stems if name in missing]
@@ -227,7 +233,7 @@ def _separate_one(
 
 
 def _taken(blocks: deque[Audio], samples: int, channels: int) -> Audio:
-    """The first samples of blocks, which lose them."""
+    """Remove the first `samples` from `blocks` and return them: (channels, samples)."""
     taken = [np.empty((channels, 0), np.float32)]
     while samples:
         block = blocks.popleft()
@@ -250,7 +256,7 @@ def _opened(song: str, stack: ExitStack) -> Path:
 
 
 def _seconds(todo: Sequence[tuple[Job, object]]) -> dict[str, float]:
-    """Of each song whose header can be read by now; the others' are told when their turn comes."""
+    """Return the length of each song whose header can be read now; others are read later."""
     found = {}
     for job, _ in todo:
         path = Path(job.song)
@@ -263,9 +269,10 @@ def _seconds(todo: Sequence[tuple[Job, object]]) -> dict[str, float]:
 
 
 def _named(error: Exception, job: Job, options: Options, file: Path | None) -> Exception:
-    """The error as a user's, who is told of which song and file it is.
+    """Return the error as a UserError that names the song.
 
-    `file` is what was read of the song, which the user may never have heard of.
+    `file` is what was read instead of the song, perhaps a temporary file: the message names the
+    song in its place. Raises `error` if it is not a user's mistake.
     """
     from ..kernels import devices
 
@@ -275,23 +282,25 @@ def _named(error: Exception, job: Job, options: Options, file: Path | None) -> E
             said = said.replace(str(file), song)
         return UserError(said if Path(song).name in said else f"{song}: {said}")
     if isinstance(error, UnicodeError):
-        return UserError(f"{job.song}: a name that is not UTF-8. Rename the file.")
+        return UserError(f"{job.song}: its name is not valid UTF-8. Rename the file.")
     if devices.out_of_memory(error):
         return UserError(
-            f"{job.song}: out of memory. Lower --chunk, or choose another --device. Nothing of it "
+            f"{job.song}: out of memory. Lower --chunk, or choose another --device. No stem of it "
             "was written."
         )
     if not isinstance(error, OSError):
         raise error
     place = error.filename or options.output
-    return UserError(f"{job.song}: {place}: {error.strerror or error}. Nothing of it was written.")
+    return UserError(f"{job.song}: {place}: {error.strerror or error}. No stem of it was written.")
 
 
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a ring
-        raise UserError(f"{path}: leads nowhere ({error}). Choose another --output.") from error
+    except (OSError, RuntimeError) as error:  # links that form a circle
+        raise UserError(
+            f"{path}: cannot be resolved ({error}). Choose another --output."
+        ) from error
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -302,7 +311,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _track(song: str) -> str:
-    """What a song's files are named after, never a part of a path."""
+    """Return the name of a song for its files: one path component, never empty or too long."""
     if song == STDIN:
         return "stdin"
     name = Path(song).name or Path(song).resolve().name
@@ -319,10 +328,10 @@ def _check_filename(filename: str, songs: bool, names: bool) -> None:
     try:
         fields = {field for _, field, _, _ in Formatter().parse(filename) if field is not None}
         if unknown := fields - set(FIELDS):
-            raise UserError(f"--filename {filename!r}: {{{min(unknown)}}} is none of {known}.")
+            raise UserError(f"--filename {filename!r}: {{{min(unknown)}}} is not one of {known}.")
         filename.format(**dict.fromkeys(FIELDS, "x"))
     except (ValueError, LookupError) as error:
-        raise UserError(f"--filename {filename!r}: may hold {known} ({error}).") from error
+        raise UserError(f"--filename {filename!r}: may only contain {known} ({error}).") from error
     for field, needed in (("track", songs), ("stem", names)):
         if needed and field not in fields:
             raise UserError(
@@ -332,11 +341,11 @@ def _check_filename(filename: str, songs: bool, names: bool) -> None:
 
 
 def _shown(track: str) -> str:
-    """A name for a line of a terminal: short, and without what would move its cursor."""
+    """Return a short name for the terminal, without control characters."""
     plain = "".join(char if char.isprintable() else "?" for char in track)
     return plain if len(plain) <= 40 else f"{plain[:39]}…"
 
 
 def _end(number: int, _: object) -> None:
-    """Let a signal end the command in good order: one line, and no file half written."""
+    """Handle a signal: end with one line of text and without incomplete files."""
     raise Interrupted("interrupted", 128 + number)

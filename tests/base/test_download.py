@@ -120,7 +120,7 @@ def test_two_at_once_fetch_it_once(site: Site, target: Path, capfd) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: fetch(target, url), range(2))) == [CONTENT, CONTENT]
     assert len(site.requests) == 1
-    assert "another process is fetching it" in capfd.readouterr().err
+    assert "another process is downloading it" in capfd.readouterr().err
 
 
 # --- resumed ----------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_server_in_trouble_is_asked_again(site: Site, target: Path, capfd) -> 
     [
         (status(404), "HTTP 404 Not Found", 1),
         (status(500), "HTTP 500 Internal Server Error", 3),
-        (status(206), "sends others", 3),
+        (status(206), "sent other bytes", 3),
         (silent, "timed out", 3),
         (cut(CONTENT, CHUNK, stall=True), "timed out", 3),
         (cut(CONTENT, CHUNK), "IncompleteRead", 3),
@@ -247,7 +247,7 @@ def test_what_an_address_answered_is_said(
     url = site.at("/file", answer)
     with pytest.raises(UserError, match=message) as caught:
         fetch(target, url, timeout=0.2)
-    assert str(caught.value).startswith(f"The file: cannot be fetched from {url}: ")
+    assert str(caught.value).startswith(f"The file: cannot be downloaded from {url}: ")
     assert len(site.requests) == requests
     assert not target.exists()
 
@@ -262,7 +262,7 @@ def test_a_server_that_is_gone(target: Path, monkeypatch) -> None:
 def test_a_wrong_sum_shows_both(site: Site, target: Path) -> None:
     with pytest.raises(UserError) as caught:
         fetch(target, site.at("/file", whole(OTHER)))
-    assert f"sha256 is {sha256(OTHER)}, but should be {sha256(CONTENT)}" in str(caught.value)
+    assert f"sha256 is {sha256(OTHER)}, expected {sha256(CONTENT)}" in str(caught.value)
     assert not target.exists()
     assert not part(target).exists()
 
@@ -278,7 +278,7 @@ def test_a_server_of_another_file_is_believed_only_so_often(site: Site, target: 
 def test_a_disk_without_room_is_seen_before(site: Site, target: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100_000))
-    with pytest.raises(UserError, match=r"0\.0 GB are still to come, but the disk of"):
+    with pytest.raises(UserError, match=r"0\.0 GB are missing, but the disk of"):
         fetch(target, site.at("/file", whole(CONTENT)))
     assert not part(target).exists()
     left_over = CONTENT[: len(CONTENT) - 100_000]

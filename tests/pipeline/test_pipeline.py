@@ -356,7 +356,7 @@ def test_a_killed_training_goes_on_by_the_same_commands(project: Project):
     assert "trainings_stage1-bass_scratch-" in page
     said = project(f"dvc repro {LONG}")
     assert re.search(r"resumes after step \d+ of 200", said)
-    assert "No training in progress" in project("jukesep status")
+    assert "No unfinished trainings" in project("jukesep status")
     lock = project.path("dvc.lock").read_text()
     said = project(f"dvc repro --force --single-item {LONG}")
     assert "resumes" not in said

@@ -215,7 +215,7 @@ def test_songs_in_folders_below_are_found_and_long_ones_refused(stems, capsys, m
     assert names == ["album/one", "two"]
     monkeypatch.setattr(listen, "LONGEST", 0.5)
     assert run_jukesep("listen", "stems") == 1
-    assert "album/one: is 0 minutes long. A browser holds" in capsys.readouterr().err
+    assert "album/one: is 0 minutes long. A browser has memory for" in capsys.readouterr().err
 
 
 def test_one_song_and_its_mixture(stems):
@@ -251,16 +251,16 @@ def test_what_is_above_full_scale_keeps_its_proportion(stems):
     ("words", "message"),
     [
         (("nowhere",), "nowhere: no such folder"),
-        (("empty",), "empty: holds no stems"),
-        (("stems", "--mixture", "song.wav"), "is of one song, stems holds 2"),
-        (("stems", "-o", "full"), "full: is there, and no listening page"),
-        (("stems", "-o", "full/file"), "full/file: is there, and no listening page"),
+        (("empty",), "empty: contains no stems"),
+        (("stems", "--mixture", "song.wav"), "is one song, but stems has 2"),
+        (("stems", "-o", "full"), "full: already exists and is not a listening page"),
+        (("stems", "-o", "full/file"), "full/file: already exists and is not a listening page"),
         (("stems", "-o", "full/file/page"), "cannot be written"),
-        (("stems", "-o", "site"), "site: is there, and no listening page"),
-        (("silent",), "silent: all stems is empty, 0 samples long"),
+        (("stems", "-o", "site"), "site: already exists and is not a listening page"),
+        (("silent",), "silent: all stems is empty (0 samples)"),
         (("stems/one", "--mixture", "nowhere.wav"), "nowhere.wav: no such file"),
-        (("uneven",), "They are of different songs"),
-        (("stems/one", "--mixture", "long.wav"), "They are of different songs"),
+        (("uneven",), "Pass files of the same song"),
+        (("stems/one", "--mixture", "long.wav"), "Pass files of the same song"),
     ],
 )
 def test_what_cannot_be_is_named_and_leaves_nothing(stems, capsys, words, message):

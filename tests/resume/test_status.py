@@ -88,7 +88,7 @@ def _age(name, days):
 
 
 def test_without_trainings_the_folder_is_named():
-    assert _jukesep("status") == "No training in progress, and none interrupted, in trainings.\n"
+    assert _jukesep("status") == "No unfinished trainings in trainings.\n"
     assert json.loads(_jukesep("status", "--json")) == []
     assert _jukesep("clean") == "Nothing to delete in trainings.\n"
     assert not Path("trainings").exists()
@@ -230,9 +230,9 @@ def test_clean_shows_what_it_would_delete_and_asks(four):
     assert "Deleted" not in output
     assert _left() == ["broken", "done", "going", "stopped"]
     total = sum(one.size for one in status.trainings() if one.condition != "running")
-    assert f"Delete these 3, {total / 1e6:.1f} MB?" in output
+    assert f"Delete all 3 ({total / 1e6:.1f} MB)?" in output
     output = _jukesep("clean", answer="y\n")
-    assert f"Deleted 3, {total / 1e6:.1f} MB." in output
+    assert f"Deleted 3 ({total / 1e6:.1f} MB)." in output
     assert _left() == ["going"]
 
 
@@ -267,7 +267,7 @@ def test_clean_never_deletes_what_has_begun_to_run_meanwhile(songs, four, monkey
     lock = FileLock(folder / "lock")
     monkeypatch.setattr(cli.typer, "confirm", answer)
     output = _jukesep("clean")
-    assert "Deleted 2, " in output
+    assert "Deleted 2 (" in output
     assert _left() == ["going", "stopped"]
     lock.release()
     _train(songs, "stopped")  # whole
@@ -302,7 +302,7 @@ def test_what_begins_to_run_while_clean_deletes_has_a_folder_of_its_own(songs, m
 def test_what_clean_deletes_starts_anew(songs):
     _interrupted(songs, "stopped")
     _jukesep("clean", "--yes")
-    assert _jukesep("status", "--all").startswith("No training")
+    assert _jukesep("status", "--all").startswith("No unfinished trainings")
     steps = []
     _train(songs, "stopped", loss=lambda _, step: steps.append(step))
     assert steps == [0, 1, 2]

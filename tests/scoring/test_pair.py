@@ -464,7 +464,7 @@ def test_a_song_that_fails_late_is_named_after_the_others(project, capsys, part,
     code, out, err = _evaluate(capsys, "-o", "scores.csv")
     assert code == 1
     last = err[err.index("error: ") :]
-    assert last.startswith("error: 1 of 2 songs not scored:\n")
+    assert last.startswith("error: 1 of 2 songs could not be scored:\n")
     assert named in last
     assert _line(out, f"{FIRST}: not scored") == ["-"] * 6
     assert _line(out, SECOND) == _line(whole, SECOND)

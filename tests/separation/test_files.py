@@ -239,17 +239,17 @@ def test_standard_input_of_the_command(project):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--filename", "../{stem}.{ext}"), "outside of stems"),
-        (("--filename", "/{stem}.{ext}"), "outside of stems"),
+        (("--filename", "../{stem}.{ext}"), "outside stems"),
+        (("--filename", "/{stem}.{ext}"), "outside stems"),
         (("--filename", "{track}.{ext}"), "needs {stem} to tell stems apart"),
-        (("--filename", "{artist}/{stem}"), "{artist} is none of {track}, {stem}, {ext}"),
-        (("--filename", "{stem"), "may hold {track}, {stem}, {ext} ("),
-        (("--filename", "{stem.x}"), "{stem.x} is none of"),
-        (("--filename", "{}"), "{} is none of"),
-        (("--filename", "{track:{x}}/{stem}"), "may hold {track}, {stem}, {ext} ("),
-        (("--filename", "{track:{}}/{stem}"), "may hold {track}, {stem}, {ext} ("),
-        (("--stems", "piano"), "'piano' is none of drums, bass, other, vocals"),
-        (("--stems", ""), "'' is none of"),
+        (("--filename", "{artist}/{stem}"), "{artist} is not one of {track}, {stem}, {ext}"),
+        (("--filename", "{stem"), "may only contain {track}, {stem}, {ext} ("),
+        (("--filename", "{stem.x}"), "{stem.x} is not one of"),
+        (("--filename", "{}"), "{} is not one of"),
+        (("--filename", "{track:{x}}/{stem}"), "may only contain {track}, {stem}, {ext} ("),
+        (("--filename", "{track:{}}/{stem}"), "may only contain {track}, {stem}, {ext} ("),
+        (("--stems", "piano"), "'piano' is not one of drums, bass, other, vocals"),
+        (("--stems", ""), "'' is not one of"),
         (("--models", "nowhere"), "nowhere"),
         (("",), "the name of a song is empty"),
     ],
@@ -267,7 +267,7 @@ def test_the_folder_of_songs_is_not_that_of_stems(project, capsys):
         assert run_jukesep("separate", "in", "-o", "in/stems", "--stems", "bass") == 0
         assert _names("in") == ["song.wav", "stems/song/bass.wav"]
     assert run_jukesep("separate", "in", "-o", "in/../in") == 1
-    assert "in: is the output folder too" in capsys.readouterr().err
+    assert "in: is also the output folder" in capsys.readouterr().err
     assert run_jukesep("separate", "in/stems", "-o", "again", "--stems", "bass") == 0
     assert _names("again") == ["song/bass/bass.wav"]
 
@@ -302,7 +302,7 @@ def test_a_link_out_of_the_output_is_not_followed(project, capsys):
     Path("stems").mkdir()
     Path("stems/song").symlink_to(Path("elsewhere").resolve())
     assert run_jukesep("separate", "song.wav", "-o", "stems") == 1
-    assert "outside of stems" in capsys.readouterr().err
+    assert "outside stems" in capsys.readouterr().err
     assert files_below("elsewhere") == []
 
 
@@ -414,7 +414,7 @@ def test_a_name_that_no_system_holds_and_one_that_is_no_text(project):
         pytest.skip("this system has no such names")
     options = files.Options(Path("stems"))
     jobs = files.plan(files.find([name], options.output), STEMS, options)
-    with pytest.raises(UserError, match="a name that is not UTF-8"):
+    with pytest.raises(UserError, match="its name is not valid UTF-8"):
         files.separate(lambda: Separator({}, RATE), jobs, options, lambda _: None)
 
 

@@ -310,7 +310,7 @@ def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
     assert "1 models at 8,000 Hz" in capsys.readouterr().out
     assert run_jukesep(*words, "--stem", "drums") == 0
     assert run_jukesep(*words, "--stem", "drums") == 1
-    assert "has a model of drums. Pass --overwrite" in capsys.readouterr().err
+    assert "already has a model for drums. Pass --overwrite" in capsys.readouterr().err
     assert run_jukesep(*words, "--stem", "drums", "--sample-rate", "16000", "--overwrite") == 1
     assert "its sample rate is 8000 Hz, not 16000 Hz" in capsys.readouterr().err
     assert run_jukesep("info", "mine", "--json") == 0
@@ -323,7 +323,7 @@ def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
     Path("other").mkdir()
     Path("other/file").write_text("mine")
     assert run_jukesep(*words[:-1], "other", "--stem", "bass") == 1
-    assert "other: is no folder of models, and not empty" in capsys.readouterr().err
+    assert "other: already exists and is not a folder of models." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
