@@ -479,7 +479,7 @@ def _check_fault(message, term, value, songs, parts):
     path = _folder() / "fault.json"
     assert f"{path} lists the segments of that step" in message
     assert "lower stage1.learning_rate or stage1.clip" in message
-    assert "The save of step 4 is kept; unchanged, the same command would stop here " in message
+    assert "The save of step 4 is kept; without a change, the same command stops here " in message
     report = json.loads(path.read_text())
     batch = report.pop("batch")
     rate = learning_rate(RECIPE, 4)
@@ -536,12 +536,12 @@ def _collapsed():
 def test_a_codebook_that_is_being_lost_is_told_once_with_its_numbers(songs, capsys):
     _train(_collapsed, songs)
     warning = (
-        "warning: test run: the codebook is being lost: at step 3 the batch's codes have a "
+        "warning: test run: the codebook is collapsing: at step 3 the batch's codes have a "
         "perplexity of 1.0 of 16 (usage 16)."
     )
     assert capsys.readouterr().err.count(warning) == 1
     log = (_folder() / "training.log").read_text()
-    assert log.count("warning: the codebook is being lost") == 1
+    assert log.count("warning: the codebook is collapsing") == 1
 
 
 def test_nothing_is_said_of_a_codebook_in_use(songs, capsys):
@@ -853,7 +853,7 @@ def test_a_reading_process_that_dies_ends_the_training_in_words(songs, uninterru
         _train(matching, songs, recipe=recipe, kind=_Deadly)
     assert time.monotonic() - began < 30
     message = str(error.value)
-    assert "test run: a process that reads songs has died at step" in message
+    assert "test run: a process that reads songs died at step" in message
     assert "lower stage1.workers or stage1.segment." in message
     assert "Traceback" not in message
     assert len(saves) <= 4
