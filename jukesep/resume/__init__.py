@@ -1,1 +1,1 @@
-"""The folder of a training in progress: saves, logs, status. Nothing here changes a result."""
+"""The folder of a training in progress: saves, logs and status. Nothing here affects a result."""

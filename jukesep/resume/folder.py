@@ -1,19 +1,19 @@
-"""The folder of a training in progress: what it resumes from, and what people watch it by.
+"""The folder of a training in progress: the saves to resume from, and files to monitor it.
 
     trainings/stage1-vocals_pretrained-<key>/
-      state-00000120.state  the last two saves: `saves` says what is in them
+      state-00000120.state  the last two saves; `saves` describes their content
       log.csv checkpoints/  the results so far; at the end they are copied to where DVC expects them
-      progress.json         step, rate, time left: `jukesep status`
-      training.log          what happened, and when
-      timing.csv            seconds and steps a second
-      samples/              what validation songs sound like, now and then
-      identity.json         what the key stands for: everything that determines the result
+      progress.json         step, speed and time left, for `jukesep status`
+      training.log          events with their time
+      timing.csv            seconds, and steps per second
+      samples/              validation songs as the model reproduces them, every `sample_minutes`
+      identity.json         everything that determines the result; <key> is its digest
       lock                  held while a process trains
 
-DVC deletes a stage's outputs before it runs the stage, and runs experiments in folders of their
-own. So this folder lies in the project, whatever folder the training runs in. When a training has
-finished, training.log, timing.csv, progress.json, identity.json and samples/ stay. Nothing here
-changes what a training computes.
+DVC deletes a stage's outputs before it runs the stage, and runs experiments in temporary folders.
+So this folder is in the project, whatever folder the training runs in. At the end of a training,
+training.log, timing.csv, progress.json, identity.json and samples/ stay. Nothing here affects what
+a training computes.
 """
 
 from __future__ import annotations
@@ -49,36 +49,36 @@ from . import identity
 from .layout import held, read_progress
 from .saves import Save, Saves, State, fingerprint
 
-PATIENCE = 20.0  # seconds that a process waits for one that may be just about to end
+PATIENCE = 20.0  # seconds to wait for another process, which may be about to end
 TICK = 2.0  # seconds between two versions of progress.json
 TIMING = ("step", "seconds", "steps_per_second")
 
 
 @dataclass(frozen=True)
 class About:
-    """What a training is: for messages, files and the key of its folder."""
+    """The description of a training, for messages, files and the key of its folder."""
 
     title: str
-    """stage1 vocals pretrained"""
+    """Such as "stage1 vocals pretrained"."""
     section: str
-    """The section of the parameters with its recipe."""
+    """The section of params.yaml with its recipe."""
     out: Path
-    """Where its results go: log.csv and checkpoints/."""
+    """The folder of its results: log.csv and checkpoints/."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """What a result is called there, if not as here."""
+    """Other names of results in `out`: {name here: name there}."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """As `identity.identity` returns it."""
+    """What `identity.identity` returns."""
     save_minutes: float = 5.0
     sample_minutes: float = 0.0
-    """0: no samples."""
+    """Minutes between samples; 0: no samples."""
     sample_rate: int = 0
-    """Hz, of the samples."""
+    """Sample rate of the samples in Hz."""
 
 
 class Training:
-    """One training: its folder, its device and its precision.
+    """A training: its folder, its device and its precision.
 
-    Each process that trains enters it; only the `main` one writes.
+    A context manager that each process of the training enters. Only the `main` process writes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Training:
         self.precision = precision
         self.main = main
         self.step = 0
-        """The last step that was taken."""
+        """The last completed step."""
         name = about.title.replace(" ", "-", 1).replace(" ", "_")
         self.folder = paths.trainings() / f"{name}-{identity.key(about.identity)}"
         described = json.dumps(about.identity, indent=1, ensure_ascii=False)
@@ -106,11 +106,11 @@ class Training:
         commit = git("rev-parse", "HEAD") or "unknown"
         self._facts = {"pid": os.getpid(), "host": socket.gethostname(), "commit": commit}
 
-    # --- from the beginning to the end ---------------------------------------------------------
+    # --- start and end -------------------------------------------------------------------------
 
     def __enter__(self) -> Training:
         if self.main:
-            # Who holds the lock, beside what is known from before.
+            # Add who holds the lock to what an earlier run wrote.
             with self._disk(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._acquire()
@@ -122,7 +122,7 @@ class Training:
         now = time.monotonic()
         self._start = self._began = self._last_save = self._last_sample = now
         self._last_tick = -TICK
-        self._before = 0.0  # seconds of earlier processes
+        self._before = 0.0  # seconds that earlier processes trained
         self._row = (0, now)
         self._signals.__enter__()
         return self
@@ -143,8 +143,8 @@ class Training:
         except Timeout:
             who = read_progress(self.folder)
             print(
-                f"{self.about.title}: process {who.get('pid')} on {who.get('host')} is training "
-                f"this already; waiting {PATIENCE:.0f} s in case it is about to end.",
+                f"{self.about.title}: process {who.get('pid')} on {who.get('host')} is already "
+                f"training this. Waiting {PATIENCE:.0f} s in case it is about to end.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -152,13 +152,13 @@ class Training:
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise UserError(
-                f"{self.about.title}: it is being trained already, by process {who.get('pid')} on "
+                f"{self.about.title}: is already being trained, by process {who.get('pid')} on "
                 f"{who.get('host')} (step {who.get('step')} of {who.get('steps')}). Wait for it "
-                "(`jukesep status`), or stop it first."
+                "(`jukesep status`), or stop it."
             ) from None
 
     def begin(self, step: int, steps: int, processes: int) -> None:
-        """Announce the training: it starts after `step`, the step of the save that was loaded."""
+        """Announce the training. `step` is the step of the loaded save, or 0."""
         self._first = self.step = step
         self._steps = steps
         if not self.main:
@@ -184,7 +184,7 @@ class Training:
         self._progress("running")
 
     def _tell_of_others(self) -> None:
-        """Say why interrupted trainings of the same name are not resumed."""
+        """Print why interrupted trainings of the same name are not resumed."""
         name = self.folder.name.rpartition("-")[0]
         for folder in self.folder.parent.glob(f"{name}-*"):
             if folder == self.folder or held(folder) or not any(folder.glob("state-*.state")):
@@ -202,7 +202,7 @@ class Training:
             )
 
     def finish(self) -> None:
-        """Copy the results to where DVC expects them, then delete the saves."""
+        """Copy the results to where DVC expects them, and delete the saves."""
         if not self.main:
             return
         checkpoints = self._saves.checkpoints()
@@ -211,7 +211,7 @@ class Training:
             target = self.about.out / self.about.names.get(name, name)
             with self._disk(target), atomic(target, durable=True) as unfinished:
                 shutil.copyfile(path, unfinished)
-        if self.stopping:  # DVC will not take the results; the saves give them again at once
+        if self.stopping:  # DVC has ended and ignores the results; the last save gives them again
             raise self.interrupted()
         self._note("finished")
         self._progress("finished")
@@ -220,20 +220,20 @@ class Training:
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
-    # --- what the next step depends on ---------------------------------------------------------
+    # --- saves and checkpoints -----------------------------------------------------------------
 
     def newest(self, accept: Callable[[State], None]) -> None:
-        """Hand the newest save that is whole to `accept`, if there is one: see `Saves.newest`."""
+        """Pass the newest intact save to `accept`, if there is one. See `Saves.newest`."""
         save = self._saves.newest(accept)
         if save:
             self._log, self._timing, self._before = save.log, save.timing, save.seconds
 
     def loaded(self, step: int) -> None:
-        """Tell a process that writes nothing which save was loaded."""
+        """Record the step of the loaded save, in a process that does not write."""
         self._saves.step = step
 
     def save(self, step: int, training: State) -> None:
-        """Write what the next step depends on; it is on the disk when this returns."""
+        """Write a save: the state after `step`. It is on the disk when this returns."""
         if not self.main:
             return
         save = Save(step, training, self._log, self._timing, self._seconds())
@@ -243,11 +243,11 @@ class Training:
         self._note(f"saved step {step}: {fingerprint(training)}")
 
     def save_due(self) -> bool:
-        """Whether the last save is old enough for the next one."""
+        """Whether `save_minutes` have passed since the last save."""
         return self.main and time.monotonic() - self._last_save >= 60 * self.about.save_minutes
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Have `write` make a checkpoint in the training's folder."""
+        """Call `write` with the path of a checkpoint in the training's folder."""
         if not self.main:
             return
         path = self.folder / "checkpoints" / f"{step}.pt"
@@ -256,10 +256,10 @@ class Training:
             sync(path)
             sync(path.parent)
 
-    # --- what people watch it by ---------------------------------------------------------------
+    # --- logs and messages ---------------------------------------------------------------------
 
     def columns(self, names: Sequence[str]) -> None:
-        """Head the log, unless a save brought one."""
+        """Start the log with its header, unless it comes from a save."""
         if not self._log:
             self._log = [_line(names)]
 
@@ -274,18 +274,18 @@ class Training:
         self._add("timing.csv", self._timing, [step, f"{self._seconds():.2f}", f"{speed:.3f}"])
 
     def tick(self, step: int) -> None:
-        """Say that a step was taken; progress.json has it within TICK seconds."""
+        """Record a completed step. progress.json shows it within TICK seconds."""
         self.step = step
         if self.main and time.monotonic() - self._last_tick >= TICK:
             self._progress("running")
 
     def sample_due(self) -> bool:
-        """Whether it is time for samples."""
+        """Whether `sample_minutes` have passed since the last samples."""
         minutes = self.about.sample_minutes
         return self.main and minutes > 0 and time.monotonic() - self._last_sample >= 60 * minutes
 
     def sample(self, step: int, sounds: Mapping[str, np.ndarray]) -> None:
-        """Write sounds to listen to, {name: (channels, samples)}: samples/<step>-<name>.wav."""
+        """Write samples/<step>-<name>.wav for sounds {name: (channels, samples)}."""
         folder = self.folder / "samples"
         with self._disk(folder):
             for name, sound in sounds.items():
@@ -294,13 +294,13 @@ class Training:
         self._last_sample = time.monotonic()
 
     def warn(self, message: str) -> None:
-        """Show a warning, and keep it in training.log."""
+        """Print a warning and write it to training.log."""
         if self.main:
             print(f"warning: {self.about.title}: {message}", file=sys.stderr)
             self._note(f"warning: {message}")
 
     def fault(self, report: Mapping[str, object]) -> Path:
-        """Write what is known of a step that failed; returns the file."""
+        """Write a report of a failed step to fault.json and return its path."""
         path = self.folder / "fault.json"
         if self.main:
             with self._disk(path):
@@ -309,11 +309,11 @@ class Training:
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal asked for the end, or the process that started this one has ended."""
+        """Whether to stop: a signal came, or the process that started this one has ended."""
         return self._signals.received is not None
 
     def interrupted(self) -> Interrupted:
-        """What to raise once an interrupted training has been saved."""
+        """Return the exception to raise once an interrupted training is saved."""
         number = self._signals.received or signal.SIGTERM
         why = self._signals.why or signal.Signals(number).name
         said = (
@@ -324,14 +324,14 @@ class Training:
 
     @property
     def kept(self) -> str:
-        """What was saved, in words."""
+        """Which save is kept, as a sentence without a full stop."""
         if self._saves.step is None:
             return "Nothing was saved yet"
         return f"The save of step {self._saves.step} is kept"
 
     @property
     def cost(self) -> str:
-        """What a failure costs, in words: where the same command resumes."""
+        """Where the same command resumes after a failure, as a sentence."""
         resumes = "" if self._saves.step is None else ", and the same command resumes from there"
         return f"{self.kept}{resumes}."
 
@@ -361,7 +361,7 @@ class Training:
         try:
             write_json(self.folder / "progress.json", content)
         except OSError:
-            return  # nothing depends on it
+            return  # it is only for information
 
     def _note(self, message: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -369,18 +369,18 @@ class Training:
             with (self.folder / "training.log").open("a", encoding="utf-8") as file:
                 file.write(f"{stamp} {message}\n")
         except OSError:
-            return  # what matters is shown as well
+            return  # everything important is also printed
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._start
 
     @contextmanager
     def _disk(self, path: Path | None = None) -> Iterator[None]:
-        """Say in words what a disk that cannot be written to does to a training."""
+        """Raise UserError if the disk cannot be written to, and say where the training resumes."""
         try:
             yield
         except (OSError, RuntimeError) as error:
-            # torch hides the disk's error behind one of its own, libsndfile replaces it.
+            # torch raises an error of its own from that of the disk; libsndfile replaces it.
             hidden = error.__context__ if isinstance(error, RuntimeError) else None
             cause = hidden if isinstance(hidden, OSError) else error
             if not isinstance(cause, (OSError, soundfile.LibsndfileError)):
@@ -389,8 +389,8 @@ class Training:
             path = path or getattr(cause, "filename", None) or self.folder
             raise UserError(
                 f"{self.about.title}: {path} cannot be written: "
-                f"{why or str(cause).rstrip('.')}. {self.cost} Make room or change the "
-                f"permissions; {paths.VARIABLE} puts the folder of trainings elsewhere."
+                f"{why or str(cause).rstrip('.')}. {self.cost} Free some space, "
+                f"change the permissions, or set {paths.VARIABLE} to another folder."
             ) from cause
 
 

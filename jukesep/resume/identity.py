@@ -1,7 +1,7 @@
-"""What determines a training's result: parameters, inputs, code, libraries.
+"""The identity of a training: everything that determines its result.
 
-A training has the parameters and inputs that dvc.yaml names for its stage: a save of it is resumed
-exactly as long as DVC would take the stage for the same.
+That is parameters, inputs, code and libraries. dvc.yaml lists the parameters and inputs of a stage,
+so a save can be resumed as long as DVC considers the stage unchanged.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from ..base.errors import UserError
 from ..base.progress import bar
 from ..base.unchanged import Known, digest, file_digest, marks
 
-# Whose numbers a training's numbers come from.
+# The libraries that compute a training's numbers.
 LIBRARIES = ("llvmlite", "numba", "numpy", "scipy", "soundfile", "torch", "torchaudio")
-_ROOTS = (Path(), Path(__file__).parents[2])  # the project, and where this code lies
+_ROOTS = (Path(), Path(__file__).parents[2])  # the project, and the repository of this code
 
 
 def identity(
     stage: str, item: Mapping[str, str], params: Mapping[str, Any], **more: str
 ) -> dict[str, Any]:
-    """Everything that determines the result of a stage of dvc.yaml, as {kind: {name: value}}.
+    """Return everything that determines the result of a stage, as {kind: {name: value}}.
 
-    `item` is what the stage's matrix chose, {"stem": "vocals", "init": "scratch"}; `params` all
-    parameters; `more` what else there is, the device. UserError if there is no dvc.yaml.
+    `item` is the entry of the stage's matrix, such as {"stem": "vocals", "init": "scratch"};
+    `params` are all parameters; `more` are other values, such as the device. UserError if dvc.yaml
+    or an input is missing.
     """
     file = _find(str(paths.PIPELINE))
     if file is None:
@@ -52,13 +53,13 @@ def identity(
 
 
 def key(what: Mapping[str, Any]) -> str:
-    """A name for an identity, the same for the same."""
+    """Return a short digest of an identity, equal for equal identities."""
     text = json.dumps(what, sort_keys=True, ensure_ascii=False)
     return digest(text.encode())[:12]
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names under which two identities have other values."""
+    """Return the names whose values differ between two identities."""
     found = []
     for kind in {**one, **other}:
         ours, theirs = one.get(kind, {}), other.get(kind, {})
@@ -67,9 +68,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _digests(names: Iterable[str]) -> dict[str, str]:
-    """The digest of each file's content, or of a folder's files, by name.
+    """Return the digest of each file, or of all files in a folder, by name.
 
-    Songs can be gigabytes: they are read once, and again only if they have changed since.
+    Songs can have gigabytes: they are read once, and again only after a change.
     """
     files = {name: list(_files(_found(name))) for name in names}
     songs = [path for there in files.values() for path in there if path.suffix == ".wav"]
@@ -100,18 +101,18 @@ def _files(path: Path) -> Iterator[Path]:
 def _found(name: str) -> Path:
     path = _find(name)
     if path is None:
-        raise UserError(f"{name}: no such file or folder. Run `dvc repro` to make it.")
+        raise UserError(f"{name}: no such file or folder. Run `dvc repro` to create it.")
     return path
 
 
 def _filled(names: Iterable[str], values: Mapping[str, Any]) -> Iterator[str]:
-    """Names of dvc.yaml, with the values put in that they name: ${item.stem}."""
+    """Replace variables in names from dvc.yaml by their values, such as ${item.stem}."""
     for name in names:
         yield re.sub(r"\$\{(.+?)\}", lambda found: str(_value(values, found[1])), name)
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:
-    """Of a parameter by its name, dots in it."""
+    """Return the value of a parameter by its dotted name."""
     return reduce(lambda section, part: section[part], name.split("."), values)
 
 
@@ -120,7 +121,7 @@ def _find(name: str) -> Path | None:
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
-    """{"stage1": {"steps": 3}} as {"stage1.steps": 3}."""
+    """Flatten {"stage1": {"steps": 3}} to {"stage1.steps": 3}."""
     if not isinstance(value, dict):
         return {name: value}
     return {key: v for part in value for key, v in _flat(f"{name}.{part}", value[part]).items()}

@@ -1,4 +1,4 @@
-"""A training in several processes: JUKESEP_NPROC, or torchrun by hand.
+"""Run a training in several processes, by JUKESEP_NPROC or by torchrun.
 
     JUKESEP_NPROC=2 uv run dvc repro
     uv run torchrun --nproc-per-node 2 -m stages.stage1 vocals pretrained
@@ -7,8 +7,8 @@
     uv run torchrun --nnodes 2 --node-rank 1 --nproc-per-node 2 --master-addr HOST \\
         --master-port 29400 -m stages.stage1 vocals pretrained     # on the other
 
-The number of processes is an environment variable, not a parameter: it changes results by rounding
-only, and DVC runs no stage again for it.
+The number of processes is an environment variable, not a parameter, because it changes results only
+by rounding: DVC does not run a stage again for it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ PROCESSES = "JUKESEP_NPROC"
 
 
 def asked() -> int:
-    """The number of processes in the environment. UserError if it is not a number of at least 1."""
+    """Return the number of processes that JUKESEP_NPROC asks for. UserError if it is below 1."""
     value = os.environ.get(PROCESSES, "1")
     if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"{PROCESSES} is {value!r}: it takes a number of processes, 1 or more.")
+        raise UserError(f"{PROCESSES} is {value!r}. Set it to a number of processes, 1 or more.")
     return int(value)
 
 
 def launch(batch: int, section: str) -> bool:
     """Run this script in several processes if the environment asks for it; return whether it did.
 
-    The processes share a batch of `batch` segments, which limits their number. UserError if one of
-    them fails: it has said why, and the others were stopped. Interrupted after a signal.
+    The processes share a batch of `batch` segments, so their number must divide it. `section` names
+    the parameter in messages. UserError if a process fails; it prints the reason itself, and the
+    others are stopped. Interrupted after a signal.
     """
     wanted = asked()
     if wanted == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -45,8 +46,8 @@ def launch(batch: int, section: str) -> bool:
     processes = max(n for n in range(1, wanted + 1) if batch % n == 0)
     if processes < wanted:
         print(
-            f"{section}.batch is {batch}: {processes} of the {wanted} processes of {PROCESSES} "
-            "share it.",
+            f"{section}.batch={batch} cannot be shared by {wanted} processes ({PROCESSES}): "
+            f"using {processes}.",
             file=sys.stderr,
         )
     if processes == 1:
@@ -62,7 +63,7 @@ def _run(processes: int) -> None:
 
     # Each process reports its own errors.
     logging.disable(logging.CRITICAL)
-    if "DVC_STAGE" in os.environ:  # nobody takes the results once DVC has ended
+    if "DVC_STAGE" in os.environ:  # nothing collects the results once DVC has ended
         when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
@@ -75,7 +76,7 @@ def _run(processes: int) -> None:
         run_id=str(os.getpid()),
     )
     main: Any = sys.modules["__main__"]
-    # As `python -m` runs it: its name finds no other code.
+    # Run it with `python -m`, as this process was: then it imports the same code.
     command = ["-u", "-m", main.__spec__.name, *sys.argv[1:]]
     try:
         elastic_launch(config, sys.executable)(*command)

@@ -1,4 +1,4 @@
-"""Read the folder of a training from outside. `folder` writes it, and lists what it contains.
+"""Read the folder of a training from another process. `folder` writes it and describes it.
 
 This module does not import torch.
 """
@@ -24,7 +24,7 @@ def held(folder: Path) -> bool:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """progress.json of a training's folder; empty if there is none that can be read."""
+    """Return the content of progress.json in a training's folder; empty if it cannot be read."""
     try:
         content = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""The saves of a training: all that its next step depends on, in files that prove they are whole.
+"""The saves of a training: everything that its next step depends on, in files with a checksum.
 
-    state-00000120.state    MAGIC, the sha256 of what follows and a line feed, then a `torch.save`
+    state-00000120.state    MAGIC, the sha256 of the rest, a line feed, and the rest: a `torch.save`
 
-A save also names the checkpoints that were written before it, with their digests.
+A save also lists the checkpoints that were written before it, with their digests.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from ..kernels.devices import out_of_memory
 
 MAGIC = b"jukesep state 1\n"
 START = len(MAGIC) + 65  # bytes before the content
-KEPT = 2  # saves
+KEPT = 2  # the number of saves to keep
 
 State = dict[str, Any]
-"""What the training loop hands over and takes back: tensors, numbers, texts."""
+"""The state of the training loop: tensors, numbers and text."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """What is known of a training after a step."""
+    """The state of a training after a step, and its logs so far."""
 
     step: int
     training: State
     log: list[str]
     timing: list[str]
     seconds: float
-    """That the training took so far."""
+    """The time that the training took so far."""
 
 
 class Saves:
     """The saves in the folder of a training, and its checkpoints.
 
-    `title` is what messages call the training, `identity` describes what determines its result,
-    `warn` shows a message.
+    `title` names the training in messages, `identity` describes what determines its result, and
+    `warn` prints a warning.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class Saves:
         self._identity = identity
         self._warn = warn
         self.step: int | None = None
-        """Of the last save that was written or loaded."""
+        """The step of the last save that was written or loaded."""
 
     def newest(self, accept: Callable[[State], None]) -> Save | None:
-        """Hand the newest save that is whole to `accept`, and return it; None if there is none.
+        """Pass the newest intact save to `accept` and return it; None if there is none.
 
-        Saves are passed over, with a message, that are damaged, that `accept` refuses (by any
-        exception), or whose checkpoints are missing. Checkpoints of later steps are deleted.
-        UserError for a save that cannot be read: it may be whole all the same.
+        A save is skipped, with a warning, if it is damaged, if one of its checkpoints is missing,
+        or if `accept` raises an exception. Checkpoints of later steps are deleted. UserError if a
+        save cannot be read, because it may still be intact.
         """
         for path in reversed(self.files()):
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise UserError(
-                    f"{self._title}: {path} cannot be read: {error.strerror or error}. Repair "
-                    "that, and the same command resumes from it; or delete it."
+                    f"{self._title}: {path} cannot be read: {error.strerror or error}. Make it "
+                    "readable, and the same command resumes from it; or delete it."
                 ) from error
             try:
                 found = self._read(content)
@@ -83,10 +83,10 @@ class Saves:
                     found["seconds"],
                 )
                 accept(save.training)
-            except Exception as error:  # A damaged file can fail anywhere in what reads it.
+            except Exception as error:  # a damaged file can raise anything
                 if out_of_memory(error):
                     raise
-                self._warn(f"{path} is no whole save ({error}); looking for the one before it.")
+                self._warn(f"{path} is not an intact save ({error}). Trying the one before it.")
                 path.replace(path.with_suffix(".damaged"))
                 continue
             self.step = save.step
@@ -96,9 +96,10 @@ class Saves:
         return None
 
     def write(self, save: Save, commit: str) -> None:
-        """Write a save, atomically; it is on the disk when this returns. Only KEPT saves stay.
+        """Write a save atomically, and delete all but the last KEPT saves.
 
-        `commit` is the code's, for people who look for the origin of a save.
+        The save is on the disk when this returns. It records `commit`, the git commit of the code,
+        for information only.
         """
         content = {
             **vars(save),
@@ -117,36 +118,36 @@ class Saves:
         self.step = save.step
 
     def path(self, step: int) -> Path:
-        """The file of the save of a step."""
+        """The file for the save of a step."""
         return self._folder / f"state-{step:08d}.state"
 
     def files(self) -> list[Path]:
-        """The files of the saves, the newest last."""
+        """The files of all saves, the newest last."""
         return sorted(self._folder.glob("state-*.state"))
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints of the training so far."""
+        """The files of the checkpoints so far."""
         return sorted((self._folder / "checkpoints").glob("[!.]*"))
 
     def delete(self) -> None:
-        """Delete all saves, the newest last."""
+        """Delete all saves, damaged ones first and the newest last."""
         for path in (*self._folder.glob("state-*.damaged"), *self.files()):
             path.unlink()
 
     def _read(self, data: bytes) -> State:
-        """The content of a save's file, checked. UserError says what is wrong with it."""
+        """Return the content of a save. UserError if it is damaged or does not belong here."""
         if not data.startswith(MAGIC) or len(data) < START:
             raise UserError("not a save of this version")
         if digest(data[START:]).encode() != data[len(MAGIC) : START - 1]:
-            raise UserError("its content is not what was written")
+            raise UserError("its checksum is wrong")
         try:
             content: State = torch.load(
                 io.BytesIO(data[START:]), map_location="cpu", weights_only=True
             )
-        except pickle.UnpicklingError:  # whose advice is to trust the file
-            raise UserError("it holds more than tensors, numbers and text") from None
+        except pickle.UnpicklingError:  # its message suggests to trust the file
+            raise UserError("it contains more than tensors, numbers and text") from None
         if content["identity"] != self._identity:
-            raise UserError("it is of another training")
+            raise UserError("it belongs to another training")
         for name, sha256 in content["checkpoints"].items():
             checkpoint = self._folder / "checkpoints" / name
             if not checkpoint.is_file() or file_digest(checkpoint) != sha256:
@@ -160,7 +161,7 @@ class Saves:
 
 
 def fingerprint(training: State) -> str:
-    """A digest of all numbers that a training resumes from: it shows whether two runs are equal."""
+    """Return a digest of the state that a training resumes from, to compare runs by."""
 
     def contents() -> Iterator[bytes]:
         for name, value in sorted(training.items()):

@@ -1,4 +1,4 @@
-"""Trainings in progress: list them, say how far each is, delete them.
+"""List and delete trainings, with the progress of each.
 
 This module does not import torch.
 """
@@ -26,14 +26,14 @@ Condition = Literal["running", "interrupted", "failed", "finished"]
 
 @dataclass(frozen=True)
 class Status:
-    """A training's folder, as it is now."""
+    """The current state of a training's folder."""
 
     folder: Path
     condition: Condition
     progress: dict[str, Any]
-    """progress.json; empty if it cannot be read."""
+    """The content of progress.json; empty if it cannot be read."""
     size: int
-    """Bytes of the folder."""
+    """The size of the folder in bytes."""
 
     @property
     def can_resume(self) -> bool:
@@ -42,7 +42,7 @@ class Status:
 
     @cached_property
     def outdated(self) -> list[str]:
-        """What differs from the project as it is now, which would not resume the training."""
+        """What has changed in the project since then, so that the training would not resume."""
         try:
             theirs = json.loads((self.folder / "identity.json").read_text(encoding="utf-8"))
             stage, *_ = theirs["stage"].values()
@@ -53,13 +53,13 @@ class Status:
         return identity.differences({**theirs, "runs on": {}}, {**ours, "runs on": {}})
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the status as a dictionary for JSON."""
         own = {"folder": str(self.folder), "condition": self.condition, "bytes": self.size}
         return {**own, "can_resume": self.can_resume, "outdated": self.outdated, **self.progress}
 
 
 def trainings(folder: Path | None = None) -> list[Status]:
-    """The trainings below `folder` (by default the project's), the most recent last."""
+    """Return the trainings in `folder` (default: the project's), the most recent last."""
     folder = paths.trainings() if folder is None else folder
     there = folder.iterdir() if folder.is_dir() else ()
     found = [_status(path) for path in there if path.is_dir()]
@@ -84,22 +84,22 @@ def _size(path: Path) -> int:
 
 
 def clean(found: list[Status]) -> list[Status]:
-    """Delete the folders of trainings that are not running; return those that were deleted."""
+    """Delete the folders of trainings that are not running; return the deleted ones."""
     deleted = []
     for one in found:
         lock = FileLock(one.folder / "lock")
         try:
             lock.acquire(timeout=0)
-        except Timeout:  # it was resumed since it was found
+        except Timeout:  # it has been resumed in the meantime
             continue
-        remove(one.folder)  # held meanwhile; a training that starts now makes a folder of its own
+        remove(one.folder)  # under the lock; a training that starts now creates a new folder
         lock.release()
         deleted.append(one)
     return deleted
 
 
 def table(found: list[Status]) -> str:
-    """A table with one line for each training."""
+    """Return a table with one line for each training."""
     rows = [("training", "", "step", "steps/s", "left", "saved", "device", "last news")]
     for one in found:
         p = one.progress
@@ -125,14 +125,14 @@ def table(found: list[Status]) -> str:
         if one.condition in ("interrupted", "failed") and one.can_resume and one.outdated:
             names, more = one.outdated[:5], len(one.outdated) - 5
             others = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-            lines.append(f"{one.folder}: stale, the project now has other {others}.")
+            lines.append(f"{one.folder}: stale, since these have changed: {others}.")
         if one.condition == "failed" and one.progress.get("message"):
             lines.append(f"{one.progress['title']}: {one.progress['message']}")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def duration(seconds: float | None) -> str:
-    """43 s, 12 min, 3 h 05 min, 2 d 04 h."""
+    """Format a time: 43 s, 12 min, 3 h 05 min, 2 d 04 h."""
     if seconds is None:
         return "?"
     if seconds < 60:
@@ -145,5 +145,5 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: int) -> str:
-    """A number of bytes as text: 1.5 MB."""
+    """Format a number of bytes: 1.5 MB."""
     return f"{number / 1e6:.1f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

@@ -1,1 +1,1 @@
-"""The one training loop, and what it optimises. All here decides a training's result."""
+"""The training loop and what it optimises. Everything here determines a training's result."""

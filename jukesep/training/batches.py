@@ -1,4 +1,4 @@
-"""The batches of a training: read from songs and prepared, in other processes where that helps."""
+"""Read batches from songs and prepare them, in other processes where that is faster."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def training_batches(
     run: Training,
     start: int,
 ) -> Generator[Prepared]:
-    """Yield what each step from `start` on trains on, prepared: this process's share of it.
+    """Yield the prepared batch of each step from `start` on: this process's share of it.
 
     UserError if a song cannot be read.
     """
     device = run.device
     on_cpu = device.type == "cpu"
-    # On a CPU, another process prepares the next batch meanwhile. A model on a GPU must not go to
-    # another process.
+    # On a CPU, another process prepares the next batch during a step. A model on a GPU cannot be
+    # used by another process.
     ahead = on_cpu and recipe.workers > 0
     share = distributed.share(recipe.batch, run.about.section)
     loader = DataLoader(
         _Steps(segments, recipe.batch, share, task.prepare if ahead else None),
         batch_size=None,
         sampler=range(start, recipe.steps),
-        # A loader draws a number when it starts: not from the state that is saved.
+        # A loader draws a number when it starts; this keeps it off the state that is saved.
         generator=torch.Generator(),
-        # On a CPU one process keeps ahead of the training; more would only take memory.
+        # On a CPU one process is fast enough; more would only take memory.
         num_workers=min(recipe.workers, 1) if on_cpu else recipe.workers,
         collate_fn=_as_it_is,
         worker_init_fn=begin_reading,
@@ -59,17 +59,17 @@ def training_batches(
 def validation_batches(
     task: Task, validation: Segments, recipe: Recipe, device: torch.device
 ) -> list[Prepared]:
-    """The batches that the model is validated on, prepared: this process's share of them."""
+    """Return the prepared batches for validation: this process's share of them."""
     items = torch.stack([validation[index] for index in range(recipe.valid_segments)])
     batches = items.split(recipe.batch)[distributed.rank() :: distributed.world_size()]
     return [task.prepare(batch.to(device)) for batch in batches]
 
 
 class _Steps(Dataset[Any]):
-    """Item `step` is what that step trains on: this process's share of its batch.
+    """Item `step` is this process's share of the batch of that step.
 
-    The segments are 0, 1, 2, ... in order, whatever the number of processes. A song that cannot be
-    read is an item too: its error, which would lose its type on the way from another process.
+    The steps use the segments 0, 1, 2, ... in order, for any number of processes. If a song cannot
+    be read, the item is the error: raised in another process, it would lose its type.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class _Steps(Dataset[Any]):
             return error
         if self.prepare is None:
             return items
-        # Arrays, since each tensor would need an open file on its way to the other process.
+        # Arrays, since each tensor sent to another process would need an open file.
         given, target = self.prepare(items)
         return given.numpy(), target.numpy()
 
 
 def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The items of a loader, whose processes end also after an error in one of them."""
+    """Yield the items of a loader, and end its processes also after an error in one of them."""
     items = iter(loader)
     while True:
         try:
@@ -105,8 +105,8 @@ def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
         except Exception as error:
             if not loader.num_workers:
                 raise
-            # Its text has the traceback. The frames that it came by would hold the loader, whose
-            # processes ignore signals, and this process would wait for them forever at its end.
+            # The text of the error has its traceback. Its frames would keep the loader alive, whose
+            # processes ignore signals: this process would then wait for them forever at its end.
             del items
             raise error.with_traceback(None)  # noqa: B904
         if item is None:

@@ -1,4 +1,4 @@
-"""Faults of a training that a user can repair, in words."""
+"""Explain faults of a training that a user can correct."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..kernels import devices
 from ..resume.folder import Training
 from .segments import Segments
 
-COLLAPSED = 0.01  # perplexity, as a share of the codes: below, the codebook is lost
+COLLAPSED = 0.01  # warn if the perplexity is below this share of the number of codes
 
 
 @contextmanager
 def explained(run: Training) -> Iterator[None]:
-    """Raise a UserError for memory that ran out, and for a process that died reading songs."""
+    """Raise a UserError if memory runs out, or if a process that reads songs dies."""
     title, section = run.about.title, run.about.section
     try:
         yield
@@ -29,18 +29,18 @@ def explained(run: Training) -> Iterator[None]:
         if devices.out_of_memory(error):
             raise UserError(
                 f"{title}: out of memory on {run.device} at step {run.step}. Lower "
-                f"{section}.batch or {section}.segment; more processes (JUKESEP_NPROC) share a "
-                f"batch, each on a GPU of its own. {run.cost}"
+                f"{section}.batch or {section}.segment, or share the batch among several GPUs "
+                f"(JUKESEP_NPROC). {run.cost}"
             ) from error
-        if "DataLoader worker (pid" in text:  # and not an error that was raised in one
+        if "DataLoader worker (pid" in text:  # not an error that was raised in a worker
             said = text.splitlines()[0].strip(" .")
             raise UserError(
-                f"{title}: a process that reads songs has died at step {run.step} "
-                f"({said}). If memory was short, lower {section}.workers or "
+                f"{title}: a process that reads songs died at step {run.step} "
+                f"({said}). If memory ran out, lower {section}.workers or "
                 f"{section}.segment. {run.cost}"
             ) from error
         if distributed.lost(error):
-            raise Interrupted("", 1) from error  # the process that ended says why
+            raise Interrupted("", 1) from error  # the process that ended reports the reason
         raise
 
 
@@ -52,12 +52,15 @@ def check_finite(
     segments: Segments,
     recipe: Recipe,
 ) -> None:
-    """UserError if a number of a step is NaN or infinite; a file then lists its segments."""
+    """Raise UserError if a value of a step is NaN or infinite, and write its segments to a file.
+
+    `terms` are the values by name, `rate` is the learning rate of the step.
+    """
     for name, found in terms.items():
         if math.isfinite(found):
             continue
         if not run.main:
-            distributed.wait()  # for the first process, which says so, to end all
+            distributed.wait()  # the main process reports it and ends all processes
         section = run.about.section
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         batch = [{"index": index, **segments.describe(index)} for index in indices]
@@ -67,20 +70,20 @@ def check_finite(
             f"{run.about.title}: '{name}' is {found} at step {step}. The training cannot continue. "
             f"{path} lists the segments of that step: look for damaged songs among them, or lower "
             f"{section}.learning_rate or {section}.clip, which starts from the beginning. "
-            f"{run.kept}; unchanged, the same command would stop here again."
+            f"{run.kept}; without a change, the same command stops here again."
         )
 
 
 def warn_of_collapse(run: Training, codes: int, row: Mapping[str, float | None]) -> bool:
-    """Warn if few of the codes do all the work; returns whether it did.
+    """Warn if the batch hardly uses more than a few codes; return whether it did.
 
-    Usage would not tell: revival keeps it high.
+    The perplexity shows that. The usage does not, because revival keeps it high.
     """
     perplexity = row["perplexity"] or 0.0
     if perplexity >= max(2.0, COLLAPSED * codes):
         return False
     run.warn(
-        f"the codebook is being lost: at step {row['step']} the batch's codes have a perplexity of "
+        f"the codebook is collapsing: at step {row['step']} the batch's codes have a perplexity of "
         f"{perplexity:.1f} of {codes} (usage {row['usage']:.0f}). More steps, a lower "
         "learning rate or other initial weights may help."
     )

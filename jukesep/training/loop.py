@@ -1,10 +1,10 @@
 """The one training loop: pretraining, stage 1 and stage 2.
 
-The recipe is the paper's (section 3): Adam with a warm-up of the learning rate from zero, the norm
-of the gradient clipped, an exponential average of the weights for the checkpoints, the codebook
-trained along. The trainings differ in their task: what a batch consists of, and its loss. Several
-processes (`jukesep.resume.launch` shows how to start them) share a batch, and compute what one
-process computes.
+The recipe is the paper's (section 3): Adam, a warm-up of the learning rate from zero, a clipped
+gradient norm, an exponential moving average of the weights for the checkpoints, and a codebook that
+is trained along with the model. The trainings differ in their task: what a batch consists of, and
+its loss. Several processes can share a batch (`jukesep.resume.launch` shows how to start them); the
+result is that of one process, up to rounding.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def train(
     checkpoints: Sequence[int],
     run: Training,
 ) -> None:
-    """Train a task for `recipe.steps` steps; `run` says where checkpoints and log.csv go.
+    """Train a task for `recipe.steps` steps; `run` writes the checkpoints and log.csv.
 
-    Resumes from the last save of `run`, to the bit. Every `log_every` steps the log gets a row: the
-    means over the block of the loss, its terms and the norm of the gradient, and the other columns
-    at that step.
+    Resumes from the last save of `run`, exact to the bit. `checkpoints` are the steps to write
+    checkpoints at. Every `log_every` steps the log gets a row: the loss, its terms and the gradient
+    norm as means since the last row, and the other columns as of that step.
 
-    UserError for what a user can repair: a loss that is not finite, a song that cannot be read, too
-    little memory. Interrupted after SIGINT and SIGTERM, when the step is saved.
+    UserError if the loss is not finite, a song cannot be read or memory runs out. Interrupted after
+    SIGINT or SIGTERM, once the step is saved.
     """
     device = run.device
     columns = ["step", "loss", *task.columns, "grad_norm", "lr", "valid_loss"]
@@ -108,9 +108,9 @@ def train(
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of a step (from 0): linear warm-up from zero, then a cosine to `final_rate`.
+    """The learning rate of a step (from 0): linear warm-up from zero, and a cosine decay.
 
-    final_rate = 1 is the paper's constant rate.
+    It ends at `final_rate` times `learning_rate`; final_rate = 1 is the paper's constant rate.
     """
     warm = min(1.0, step / recipe.warmup) if recipe.warmup else 1.0
     cosine = (1 + math.cos(math.pi * step / recipe.steps)) / 2
@@ -119,7 +119,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 class _Loss(nn.Module):
-    """A task's loss as the output of a module, which several processes can share."""
+    """A task's loss as a module, which DistributedDataParallel can wrap."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Loss(nn.Module):
 
 
 def _resume(run: Training, state: State) -> None:
-    """Load the newest save, in every process."""
+    """Load the newest save in all processes, if there is one."""
     saved: dict[str, Any] = {}
 
     def accept(found: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ def _resume(run: Training, state: State) -> None:
 
 
 def _next(batches: Iterator[Prepared], run: Training, state: State) -> Prepared:
-    """The next batch. If it cannot be read, save what was trained so far."""
+    """Return the next batch. If it cannot be read, save the state first."""
     try:
         return next(batches)
     except UserError:
@@ -164,7 +164,7 @@ def _take_step(
     segments: Segments,
     run: Training,
 ) -> None:
-    """Change the model, its average and the codebook by one batch."""
+    """Train the model, its average and the codebook on one batch."""
     rate = learning_rate(recipe, state.step)
     with devices.autocast(run.precision, run.device)():
         loss, terms = forward(batch, state.step)
@@ -183,7 +183,7 @@ def _take_step(
 
 @torch.no_grad()
 def _validate(task: Task, averaged: nn.Module, batches: list[Prepared]) -> float:
-    """The mean over the segments of all processes."""
+    """Return the mean validation loss over the segments of all processes."""
     total = sum(task.validation_loss(averaged, batch) * len(batch[0]) for batch in batches)
     count = sum(len(batch[0]) for batch in batches)
     if distributed.world_size() == 1:
@@ -198,10 +198,10 @@ def _validate(task: Task, averaged: nn.Module, batches: list[Prepared]) -> float
 def _sample(
     task: Task, averaged: nn.Module, validation: Segments, run: Training
 ) -> dict[str, np.ndarray]:
-    """Sounds of the averaged model to listen to: {name: (channels, samples)}."""
+    """Return sounds of the averaged model to listen to, {name: (channels, samples)}."""
     try:
         excerpt = validation.excerpt(SAMPLE_SECONDS * run.about.sample_rate)
-    except UserError as error:  # the training itself does not need it
+    except UserError as error:  # the training does not need it
         run.warn(f"no sample: {error}")
         return {}
     sounds = task.sample(averaged, excerpt[None].to(run.device))
@@ -215,7 +215,7 @@ def _show(line: Any, row: Row, task: Task) -> None:
 
 
 def _numbers(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """The values in one transfer from the device: each transfer waits for all work there."""
+    """Copy the values in a single transfer, since each transfer waits for the device."""
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))
 

@@ -1,8 +1,8 @@
-"""What the two trainings minimise.
+"""The losses of the trainings.
 
-Stage 1 (and the pretraining): l2 + 0.02 linf + 1.0 multispectral + 0.02 commit, after Jukebox.
-Stage 2: the distance between the latents of the mixture and those of the stem. Audio is (B, 1, T),
-latents are (B, D, N); every loss is a scalar in float32.
+Pretraining and stage 1: l2 + 0.02 linf + 1.0 multispectral + 0.02 commit, as in Jukebox. Stage 2:
+the distance between the latents of the mixture and of the stem. Audio is (B, 1, T), latents are
+(B, D, N); every loss is a scalar in float32.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from .. import kernels
 from ..base.errors import UserError
 
-# (n_fft, hop, window) in samples, at 44.1 kHz in Jukebox.
+# (n_fft, hop, window) in samples; Jukebox uses them at 44.1 kHz.
 MULTISPECTRAL_STFTS = ((2048, 240, 1200), (1024, 120, 600), (512, 50, 240))
 BANDWIDTH_STFT = (2048, 256, 1536)
 
 
 @dataclass(frozen=True)
 class Bandwidths:
-    """How strong the training audio is; the losses are divided by it. See `measure_bandwidths`."""
+    """The strength of the training audio, which divides the losses. See `measure_bandwidths`."""
 
     l2: float
     """Variance of the samples."""
@@ -38,7 +38,8 @@ class Bandwidths:
 def stft_magnitude(audio: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
     """|STFT| of (B, T) -> (B, n_fft // 2 + 1, 1 + T // hop), one-sided, unnormalised.
 
-    Periodic Hann of length `window` centred in n_fft, frames centred with reflect padding.
+    The window is a periodic Hann of length `window`, centred in n_fft. Frames are centred, with
+    reflect padding. UserError if T is n_fft // 2 or less.
     """
     _check_length(audio, n_fft)
     hann = torch.hann_window(window, dtype=audio.dtype, device=audio.device)
@@ -48,17 +49,17 @@ def stft_magnitude(audio: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
 def _check_length(audio: Tensor, n_fft: int) -> None:
     if audio.shape[-1] <= n_fft // 2:
         raise UserError(
-            f"segments of {audio.shape[-1]} samples are too short for an STFT of {n_fft}; "
-            f"use segments of more than {n_fft // 2} samples."
+            f"segments of {audio.shape[-1]} samples are too short for an STFT of {n_fft}. "
+            f"Use segments of more than {n_fft // 2} samples."
         )
 
 
 def multispectral_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
-    """Frobenius norm of the difference of spectrograms, the mean of three resolutions.
+    """Frobenius norm of the difference of spectrograms, the mean over three resolutions.
 
-    (B, 1, T) twice -> (B,). Neither squared nor averaged over bins. No gradient reaches the target.
-    `spectral_distance` defines it; `kernels` computes the same, up to rounding, faster on a CPU.
-    UserError for signals of 1024 samples and fewer, which the longest STFT cannot reflect.
+    (B, 1, T), (B, 1, T) -> (B,). Neither squared nor averaged over bins. The target gets no
+    gradient. `spectral_distance` defines it; `kernels` computes the same faster on a CPU, up to
+    rounding. UserError for signals of 1024 samples or fewer, which the longest STFT cannot reflect.
     """
     target, reconstruction = target.detach().squeeze(1), reconstruction.squeeze(1)
     _check_length(reconstruction, max(n_fft for n_fft, _, _ in MULTISPECTRAL_STFTS))
@@ -70,7 +71,7 @@ def multispectral_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
 def spectral_distance(
     target: Tensor, other: Tensor, stfts: Sequence[tuple[int, int, int]]
 ) -> Tensor:
-    """The mean over `stfts` of the distance of spectrograms: (B, T), (B, T) -> (B,)."""
+    """Mean over `stfts` of the distance between spectrograms: (B, T), (B, T) -> (B,)."""
     norms = []
     for stft in stfts:
         with torch.no_grad():
@@ -81,7 +82,7 @@ def spectral_distance(
 
 
 def linf_loss(target: Tensor, other: Tensor, k: int = 2048) -> Tensor:
-    """Mean of each item's k largest squared errors (of all, if fewer): (B, ...) twice -> (B,)."""
+    """Mean of the k largest squared errors of each item, or of all: (B, ...), (B, ...) -> (B,)."""
     errors = (other - target).square().flatten(1)
     return errors.topk(min(k, errors.shape[1]), dim=1, sorted=False).values.mean(1)
 
@@ -89,9 +90,10 @@ def linf_loss(target: Tensor, other: Tensor, k: int = 2048) -> Tensor:
 def reconstruction_losses(
     target: Tensor, reconstruction: Tensor, bandwidths: Bandwidths, linf_k: int = 2048
 ) -> dict[str, Tensor]:
-    """l2, linf and multispectral of audio (B, 1, T) and its reconstruction, over the bandwidths.
+    """l2, linf and multispectral of audio and its reconstruction, both (B, 1, T), as scalars.
 
-    Raises UserError for segments of 1024 samples and fewer, which the longest STFT cannot reflect.
+    They are divided by the bandwidths. UserError for segments of 1024 samples or fewer, which the
+    longest STFT cannot reflect.
     """
     weights = {"l2": 1.0, "linf": 1.0, "multispectral": 1.0}
     return _audio_terms(target, reconstruction, bandwidths, linf_k, weights)
@@ -104,7 +106,7 @@ def _audio_terms(
     linf_k: int,
     weights: dict[str, float],
 ) -> dict[str, Tensor]:
-    """The terms with a weight other than 0, in float32 also under autocast."""
+    """The terms whose weight is not 0, in float32 even under autocast."""
     target, reconstruction = target.detach().float(), reconstruction.float()
     terms = {}
     if weights["l2"]:
@@ -117,7 +119,7 @@ def _audio_terms(
 
 
 def commit_loss(latents: Tensor, quantised: Tensor) -> Tensor:
-    """Mean squared distance of the latents to their codes; moves the latents only."""
+    """Mean squared distance of the latents to their codes. Only the latents get a gradient."""
     return F.mse_loss(latents.float(), quantised.detach().float())
 
 
@@ -134,17 +136,18 @@ def stage1_loss(
     commit: float = 0.02,
     linf_k: int = 2048,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of l2, linf, multispectral and commit, and the terms without their weights.
+    """Return the weighted sum of l2, linf, multispectral and commit, and the unweighted terms.
 
-    target, reconstruction (B, 1, T); latents, quantised (B, D, N); the keyword arguments are the
-    weights. A term of weight 0 is neither computed nor listed. The listed terms are detached.
+    target, reconstruction (B, 1, T); latents, quantised (B, D, N). `l2`, `linf`, `multispectral`
+    and `commit` are weights: a term of weight 0 is neither computed nor returned. The returned
+    terms are detached. UserError if all weights are 0.
     """
     weights = {"l2": l2, "linf": linf, "multispectral": multispectral, "commit": commit}
     terms = _audio_terms(target, reconstruction, bandwidths, linf_k, weights)
     if commit:
         terms["commit"] = commit_loss(latents, quantised)
     if not terms:
-        raise UserError("stage 1: every loss weight is 0; set at least one.")
+        raise UserError("stage 1: every loss weight is 0. Set at least one.")
     return _weighted(terms, weights), {name: term.detach() for name, term in terms.items()}
 
 
@@ -155,13 +158,14 @@ def stage2_loss(
     linf: float = 0.02,
     linf_k: int = 2048,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The distance of the mixture's latents from the stem's, and its terms without their weights.
+    """Return the distance between the latents of mixture and stem, and the unweighted terms.
 
-    Both (B, D, N), before quantising; no bandwidths. kind "mse" is the paper's text; "mse_linf",
-    its published code, adds `linf` times the mean of each item's `linf_k` largest squared errors.
+    Both latents are (B, D, N), before quantisation. No bandwidths are used. `kind` "mse" is the
+    paper's text. "mse_linf" is its published code: it adds `linf` times the mean of each item's
+    `linf_k` largest squared errors. UserError for another kind.
     """
     if kind not in ("mse", "mse_linf"):
-        raise UserError(f"stage 2: loss is {kind!r}; choose mse or mse_linf.")
+        raise UserError(f"stage 2: loss is {kind!r}. Choose mse or mse_linf.")
     target_latents, latents = target_latents.detach().float(), latents.float()
     terms = {"l2": F.mse_loss(latents, target_latents)}
     if kind == "mse_linf" and linf:
@@ -177,11 +181,12 @@ def _weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 def measure_bandwidths(
     audio: Iterable[np.ndarray], sample_rate: int, seconds: float = 600.0
 ) -> Bandwidths:
-    """The bandwidths of training segments (channels, samples), of the first `seconds` of them.
+    """Measure the bandwidths of training segments (channels, samples) over the first `seconds`.
 
     l2 = E[s^2] - E[s]^2 and l1 = E|s| over the samples of all channels; spec is the mean over
-    segments of ||STFT(2048, 256, 1536) of the channels' mean||_F. A spectrogram's norm grows with
-    its length: pass segments as long as those of the training.
+    segments of ||STFT(2048, 256, 1536) of the channels' mean||_F. The norm of a spectrogram grows
+    with its length, so pass segments as long as those of the training. UserError if there is no
+    audio, or if it is silent or not finite.
     """
     samples = values = 0
     total = squares = absolutes = 0.0
@@ -198,12 +203,12 @@ def measure_bandwidths(
         mono = torch.from_numpy(signal.mean(0, keepdims=True))
         spectrogram_norms.append(float(stft_magnitude(mono, *BANDWIDTH_STFT).norm()))
     if not values:
-        raise UserError("no audio to measure the loss bandwidths on; is the training folder empty?")
+        raise UserError("no audio to measure the loss bandwidths on. Is the training folder empty?")
     l2 = squares / values - (total / values) ** 2
     spec = float(np.mean(spectrogram_norms))
     if not (l2 > 0 and spec > 0 and np.isfinite(l2) and np.isfinite(spec)):
         raise UserError(
-            f"the training audio has variance {l2} and spectral norm {spec}: silent or broken; "
-            "check the stem's files."
+            f"the training audio has variance {l2} and spectral norm {spec}: silent or broken. "
+            "Check the stem's files."
         )
     return Bandwidths(l2=l2, spec=spec, l1=absolutes / values)

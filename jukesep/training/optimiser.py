@@ -1,7 +1,8 @@
-"""Adam as Jukebox computes it, on all parameters at once.
+"""Adam as in Jukebox, on all parameters at once.
 
-torch.optim.Adam adds eps after the second moment's bias correction, Jukebox before: the same but
-for parameters with vanishing gradients. (torch's also imports its compiler, seconds a process.)
+Jukebox adds eps before the bias correction of the second moment, torch.optim.Adam after it: they
+only differ for parameters with vanishing gradients. torch.optim.Adam also imports PyTorch's
+compiler, which takes seconds in each process.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch import Tensor
 
 
 def as_one(parameters: Iterable[Tensor]) -> Tensor:
-    """Move parameters into one vector, of which each is a view from then on; returns it.
+    """Move parameters into one vector and return it; each parameter becomes a view of it.
 
-    A hundred small tensors cost a step of the optimiser more time than their numbers do.
+    One operation on the vector is faster than one on each of a hundred small tensors.
     """
     parameters = list(parameters)
     values = torch.cat([parameter.detach().flatten() for parameter in parameters])
@@ -28,11 +29,11 @@ class Adam:
     """m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= rate sqrt(1-b2^t)/(1-b1^t) m/(sqrt(v)+eps).
 
     Kingma and Ba, "Adam", section 2, last paragraph: the efficient order of the computation.
-    `values` and `gradients` are those of all parameters, in their order; a parameter that gets no
-    gradient has one of zero, and stays.
+    `values` and `gradients` are vectors of all parameters, in their order. A parameter without a
+    gradient counts as one with gradient zero.
 
-    A hundred gradients are put together at once: to add each to one kept from before costs a GPU
-    more time than their numbers do.
+    The gradients are concatenated after each backward pass: on a GPU that is faster than to
+    accumulate each of a hundred gradients into a vector.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Adam:
 
     @property
     def gradients(self) -> Tensor:
-        """Those that the parameters have at the first use after `zero_grad`, then theirs too."""
+        """All gradients as one vector. After its first use, the parameters' are views of it."""
         if self._gradients is None:
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
             self._gradients = torch.cat([grad.flatten() for grad in grads])
@@ -66,7 +67,7 @@ class Adam:
             parameter.grad = None
 
     def clip(self, largest: float) -> Tensor:
-        """Scale the gradients down to a norm of `largest`, if theirs is more; returns what it was.
+        """Scale the gradients down to a norm of at most `largest`; return their norm before.
 
         As torch.nn.utils.clip_grad_norm_.
         """
@@ -76,7 +77,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One step at a learning rate."""
+        """Take one step with learning rate `rate`."""
         self.steps += 1
         first, second = self.betas
         self.means.lerp_(self.gradients, 1 - first)
@@ -87,7 +88,7 @@ class Adam:
 
 
 def _parts(parameters: list[Tensor], vector: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Each parameter with its stretch of a vector, in the parameter's shape."""
+    """Pair each parameter with its part of a vector, in the parameter's shape."""
     sizes = [parameter.numel() for parameter in parameters]
     parts = vector.split(sizes)
     return ((p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True))

@@ -1,4 +1,4 @@
-"""Training segments, drawn from (seed, index) alone."""
+"""Training segments, which depend on the seed and their index only."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..songs.manifest import Song
 
 
 class Segments(Dataset[torch.Tensor]):
-    """Segments of songs, mono, several parts (mixture, stems) of a song cut at the same place.
+    """Mono segments of songs: `parts` (mixture, stems) of a song, cut at the same place.
 
-    An epoch visits every song in steps of `segment` samples, in random order, each visit
-    shifted at random within the song. Segment `index` depends on (seed, purpose, index) only:
-    workers, batches and restarts do not change it. All parts of an item share one blend m of
-    the channels, m L + (1 - m) R with m uniform in [0, 1); with `augment` off m is 0.5. With
-    blend "independent" each part draws its own, as the paper's published code does, so that mixture
-    and stem disagree.
+    An epoch visits every song in steps of `segment` samples, in random order; each visit is shifted
+    at random within the song. Segment `index` depends on (seed, purpose, index) only: workers,
+    batches and restarts do not change it. The channels are mixed down as m L + (1 - m) R, with m
+    uniform in [0, 1), or 0.5 if `augment` is False. With blend "shared" all parts of a segment have
+    the same m. With blend "independent", as in the paper's published code, each part has its own,
+    so that mixture and stem do not match. UserError if a song is shorter than a segment.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class Segments(Dataset[torch.Tensor]):
             if song.samples < segment:
                 raise UserError(
                     f"{song.folder}: {song.samples} samples long, shorter than a segment "
-                    f"({segment}). Take the song out or lower the segment."
+                    f"({segment}). Remove the song or lower the segment."
                 )
             self.places += [(song, start) for start in range(0, song.samples, segment)]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
     def __len__(self) -> int:
-        """Segments of one epoch; higher indices go on with the next."""
+        """The number of segments in an epoch. Higher indices continue with the next epoch."""
         return len(self.places)
 
     def stereo(self, index: int) -> list[audio.Audio]:
-        """Segment `index` with the channels of its files: (channels, segment) a part."""
+        """Return segment `index` without mixing it down: (channels, segment) for each part."""
         song, start = self._place(index)
         return [audio.read(song.file(part), start, self.segment) for part in self.parts]
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Segment `index`: (parts, segment)."""
+        """Return segment `index`: (parts, segment)."""
         song, start = self._place(index)
         mono = np.empty((len(self.parts), self.segment), np.float32)
         for row, part, blend in zip(mono, self.parts, self._blends(index), strict=True):
@@ -74,9 +74,9 @@ class Segments(Dataset[torch.Tensor]):
         return torch.from_numpy(mono)
 
     def excerpt(self, samples: int) -> torch.Tensor:
-        """The middle of the first song, not augmented, to listen to: (parts, samples).
+        """Return the middle of the first song to listen to, not augmented: (parts, samples).
 
-        About so many samples: whole segments, at least one.
+        The length is a whole number of segments, at least one, and about `samples`.
         """
         song = self.places[0][0]
         whole = min(max(samples // self.segment, 1), song.samples // self.segment)
@@ -86,13 +86,13 @@ class Segments(Dataset[torch.Tensor]):
         return torch.from_numpy(np.stack(mono))
 
     def describe(self, index: int) -> dict[str, object]:
-        """Where segment `index` comes from: files, first sample and samples."""
+        """Return where segment `index` comes from: files, first sample and number of samples."""
         song, start = self._place(index)
         files = [str(song.file(part)) for part in self.parts]
         return {"files": files, "start": start, "samples": self.segment}
 
     def _blends(self, index: int) -> list[float]:
-        """The share m of the left channel, for each part."""
+        """Return the share m of the left channel for each part."""
         if not self.augment:
             return [0.5] * len(self.parts)
         generator = numpy_generator(self.seed, self.purpose + "/blend", index)

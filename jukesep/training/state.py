@@ -1,4 +1,4 @@
-"""All that the next step of a training depends on."""
+"""The state of a training: everything that its next step depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .optimiser import Adam, as_one
 
 
 class Block:
-    """Means over the steps between two rows of the log."""
+    """Means over the steps since the last row of the log."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -32,7 +32,7 @@ class Block:
 
 @dataclass
 class State:
-    """The model and its optimiser, its average (also as one vector), the block of the log."""
+    """The model, its optimiser, its averaged weights (also as one vector) and the log's block."""
 
     model: nn.Module
     averaged: nn.Module
@@ -43,12 +43,12 @@ class State:
 
     @classmethod
     def initial(cls, model: nn.Module) -> State:
-        """The state before the first step: the average starts from the initial weights."""
+        """Return the state before the first step. The average starts at the initial weights."""
         averaged = copy.deepcopy(model).requires_grad_(False)
         return cls(model, averaged, as_one(averaged.parameters()), Adam(model.parameters()))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those that a step changes, the codebook's sums and counts among the model's."""
+        """Return the tensors that a step changes, including the codebook's sums and counts."""
         return {
             **{f"model.{name}": value for name, value in self.model.state_dict().items()},
             "average": self.average,
@@ -57,25 +57,25 @@ class State:
         }
 
     def save(self) -> dict[str, Any]:
-        """The state as `load` takes it, on the CPU."""
+        """Return the state in the form that `load` takes, on the CPU."""
         return {
             "step": self.step,
             "tensors": {name: value.cpu() for name, value in self.tensors().items()},
             "optimiser_steps": self.optimiser.steps,
             "block": {"sums": self.block.sums, "count": self.block.count},
-            # Nothing draws from it: every draw is of (seed, purpose, index).
+            # Nothing uses it: every random number depends on (seed, purpose, index) only.
             "random": torch.get_rng_state(),
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Resume from what `save` returned. UserError, and nothing changed, if it does not fit."""
+        """Resume from what `save` returned. If it does not fit, UserError and no change."""
         ours, theirs = self.tensors(), saved["tensors"]
         forms = [
             {name: (value.shape, value.dtype) for name, value in tensors.items()}
             for tensors in (ours, theirs)
         ]
         if forms[0] != forms[1]:
-            raise UserError("it is of another model")
+            raise UserError("it belongs to another model")
         step, steps, block = saved["step"], saved["optimiser_steps"], saved["block"]
         torch.set_rng_state(saved["random"])
         self.block.sums, self.block.count = dict(block["sums"]), block["count"]

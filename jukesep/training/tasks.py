@@ -1,4 +1,4 @@
-"""What the trainings optimise: pretraining and stage 1 reconstruct, stage 2 matches latents."""
+"""The tasks of the trainings: pretraining and stage 1 reconstruct, stage 2 matches latents."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ Prepared = tuple[torch.Tensor, torch.Tensor]  # input and target
 
 
 class Task(Protocol):
-    """What one training optimises."""
+    """What a training optimises: its model, its loss and its checkpoints."""
 
     @property
     def model(self) -> nn.Module:
-        """Its parameters are trained and averaged."""
+        """The model whose parameters are trained and averaged."""
         ...
 
     @property
     def columns(self) -> Sequence[str]:
-        """Columns of the log, beside those every training has."""
+        """The columns of the log that only this task has."""
         ...
 
     @property
     def codes(self) -> int:
-        """Of the codebook."""
+        """The number of codes in the codebook."""
         ...
 
     def to(self, device: torch.device) -> None:
-        """Move all that it computes with."""
+        """Move all models and tensors to a device."""
         ...
 
     def prepare(self, batch: torch.Tensor) -> Prepared:
-        """Input and target of a batch (batch, parts, segment): what needs no training step.
+        """Return input and target for a batch (batch, parts, segment).
 
-        Runs ahead of the training step, on a CPU in another process: it must not touch what the
-        step changes.
+        Runs ahead of the training step, on a CPU in another process, so it must not use anything
+        that a step changes.
         """
         ...
 
     def loss(self, batch: Prepared, step: int) -> tuple[torch.Tensor, Terms]:
-        """The loss of a prepared training batch, and its terms by name."""
+        """Return the loss of a prepared batch and its terms by name."""
         ...
 
     def state(self) -> Mapping[str, float]:
-        """The columns that describe the model rather than the loss, after a step."""
+        """Return the columns that describe the model after a step, not the loss."""
         ...
 
     def validation_loss(self, averaged: nn.Module, batch: Prepared) -> float:
-        """The loss of the averaged model, nothing changed."""
+        """Return the loss of the averaged model. Changes nothing."""
         ...
 
     def save(self, averaged: nn.Module, path: Path, step: int) -> None:
@@ -69,12 +69,12 @@ class Task(Protocol):
         ...
 
     def sample(self, averaged: nn.Module, excerpt: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What one listens to, (1, 1, samples) by name, of an excerpt (1, parts, samples)."""
+        """Return sounds, {name: (1, 1, samples)}, of an excerpt (1, parts, samples)."""
         ...
 
 
 class Reconstruction:
-    """Pretraining and stage 1: y = D(Q(E(x))) against x, and the codebook that follows E."""
+    """Pretraining and stage 1: reconstruct x as D(Q(E(x))); the codebook follows E."""
 
     columns = ("l2", "linf", "multispectral", "commit", "usage", "perplexity", "revived")
 
@@ -119,7 +119,7 @@ class Reconstruction:
             self.bandwidths,
             **self.weights,
         )
-        # The batch is quantised with the codebook as it was; only then does the codebook learn.
+        # The codebook is updated after it has quantised the batch.
         stats = codebook.update(latents.detach(), codes, generator)
         self._stats = {
             "usage": float(stats.usage),
@@ -149,14 +149,14 @@ class Reconstruction:
         return {"target": target, "reconstruction": self._with_codebook(averaged)(target)}
 
     def _with_codebook(self, averaged: nn.Module) -> VQVAE:
-        """The averaged weights beside the live codebook."""
+        """The averaged weights with the current codebook."""
         assert isinstance(averaged, VQVAE)
         averaged.codebook.load_state_dict(self.model.codebook.state_dict())
         return averaged
 
 
 class LatentMatching:
-    """Stage 2: E2(mixture) against E1(stem) before quantisation, E1 frozen."""
+    """Stage 2: match E2(mixture) to E1(stem) before quantisation. E1 is frozen."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class LatentMatching:
         self._loss = partial(
             losses.stage2_loss, kind=loss, linf=weights.linf, linf_k=weights.linf_k
         )
-        # The plain error is the loss itself and needs no column.
+        # With "mse" the only term is the loss itself, which needs no column.
         self.terms = ("l2", "linf") if loss == "mse_linf" else ()
         self.columns = (*self.terms, "usage", "perplexity")
         self.hps = hps

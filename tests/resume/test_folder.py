@@ -338,7 +338,7 @@ def test_a_damaged_save_is_passed_over_for_the_one_before_it(
     damage(newest)
     _train(reconstruction, songs)
     said = capsys.readouterr().err
-    assert f"warning: test run: {newest} is no whole save" in said
+    assert f"warning: test run: {newest} is not an intact save" in said
     assert "resumes after step 3 of 7" in said
     assert [step for step, _ in saves] == [4, 5, 6, 7]
     _check_the_end(reconstruction, uninterrupted, saves)
@@ -355,7 +355,7 @@ def test_a_training_whose_saves_are_all_damaged_starts_anew(
     _change(before, change)
     _train(reconstruction, songs)
     said = capsys.readouterr().err
-    assert all(f"{path} is no whole save" in said for path in (newest, before))
+    assert all(f"{path} is not an intact save" in said for path in (newest, before))
     assert "resumes" not in said
     assert [step for step, _ in saves] == list(range(1, 8))
     _check_the_end(reconstruction, uninterrupted, saves)
@@ -479,7 +479,7 @@ def _check_fault(message, term, value, songs, parts):
     path = _folder() / "fault.json"
     assert f"{path} lists the segments of that step" in message
     assert "lower stage1.learning_rate or stage1.clip" in message
-    assert "The save of step 4 is kept; unchanged, the same command would stop here " in message
+    assert "The save of step 4 is kept; without a change, the same command stops here " in message
     report = json.loads(path.read_text())
     batch = report.pop("batch")
     rate = learning_rate(RECIPE, 4)
@@ -536,12 +536,12 @@ def _collapsed():
 def test_a_codebook_that_is_being_lost_is_told_once_with_its_numbers(songs, capsys):
     _train(_collapsed, songs)
     warning = (
-        "warning: test run: the codebook is being lost: at step 3 the batch's codes have a "
+        "warning: test run: the codebook is collapsing: at step 3 the batch's codes have a "
         "perplexity of 1.0 of 16 (usage 16)."
     )
     assert capsys.readouterr().err.count(warning) == 1
     log = (_folder() / "training.log").read_text()
-    assert log.count("warning: the codebook is being lost") == 1
+    assert log.count("warning: the codebook is collapsing") == 1
 
 
 def test_nothing_is_said_of_a_codebook_in_use(songs, capsys):
@@ -605,8 +605,8 @@ def test_a_full_disk_ends_a_training_in_words_and_leaves_the_save_before(
     file = f"state-0000000{saved + 1}.state" if name == "state" else name
     assert str(error.value) == (
         f"test run: {_folder() / file} cannot be written: No space left on device. The save of "
-        f"step {saved} is kept, and the same command resumes from there. Make room or change the "
-        "permissions; JUKESEP_TRAININGS puts the folder of trainings elsewhere."
+        f"step {saved} is kept, and the same command resumes from there. Free some space, change "
+        "the permissions, or set JUKESEP_TRAININGS to another folder."
     )
     _no_leftovers()
     assert max(_states()) == f"state-0000000{saved}.state"
@@ -715,7 +715,7 @@ def test_a_folder_of_trainings_that_cannot_be_made_is_named(songs, monkeypatch):
     monkeypatch.setenv(paths.VARIABLE, "file/trainings")
     with pytest.raises(UserError, match=r"file/trainings/test-run-\w+ cannot be written") as error:
         _train(matching, songs)
-    assert "JUKESEP_TRAININGS puts the folder of trainings elsewhere" in str(error.value)
+    assert "or set JUKESEP_TRAININGS to another folder." in str(error.value)
     assert "Nothing was saved yet" in str(error.value)
 
 
@@ -853,7 +853,7 @@ def test_a_reading_process_that_dies_ends_the_training_in_words(songs, uninterru
         _train(matching, songs, recipe=recipe, kind=_Deadly)
     assert time.monotonic() - began < 30
     message = str(error.value)
-    assert "test run: a process that reads songs has died at step" in message
+    assert "test run: a process that reads songs died at step" in message
     assert "lower stage1.workers or stage1.segment." in message
     assert "Traceback" not in message
     assert len(saves) <= 4
@@ -905,7 +905,7 @@ def test_a_second_training_of_the_same_is_refused_and_the_first_goes_on(
     with _when(matching(), 4, look):
         _train(matching, songs, run=first)
     (message,) = refused
-    assert "test run: it is being trained already, by process 4242 on " in message
+    assert "test run: is already being trained, by process 4242 on " in message
     assert "`jukesep status`" in message
     assert "process 4242" in capsys.readouterr().err
     _check_the_end(matching, uninterrupted, saves)

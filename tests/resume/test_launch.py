@@ -22,7 +22,7 @@ def test_what_is_no_number_of_processes_is_named(monkeypatch, started, value):
     with pytest.raises(UserError) as error:
         launch.launch(4, "stage1")
     assert str(error.value) == (
-        f"JUKESEP_NPROC is {value!r}: it takes a number of processes, 1 or more."
+        f"JUKESEP_NPROC is {value!r}. Set it to a number of processes, 1 or more."
     )
     assert started == []
 
@@ -52,7 +52,8 @@ def test_one_that_does_not_is_shared_by_fewer(monkeypatch, started, capsys, batc
     assert launch.launch(batch, "pretrain")
     assert started == [number]
     assert capsys.readouterr().err == (
-        f"pretrain.batch is {batch}: {number} of the {asked} processes of JUKESEP_NPROC share it.\n"
+        f"pretrain.batch={batch} cannot be shared by {asked} processes (JUKESEP_NPROC): "
+        f"using {number}.\n"
     )
 
 

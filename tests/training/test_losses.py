@@ -118,7 +118,7 @@ def test_stage_2_reaches_the_student_only() -> None:
 
 
 def test_stage_2_names_the_kinds() -> None:
-    with pytest.raises(UserError, match="'l1'; choose mse or mse_linf"):
+    with pytest.raises(UserError, match=r"'l1'\. Choose mse or mse_linf"):
         losses.stage2_loss(noise(1, 3, 9), noise(1, 3, 9), kind="l1")
 
 

@@ -96,7 +96,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bits(
 def test_two_processes_compute_what_one_does(alone, project, stage):
     kills.clear(project, stage)
     said = kills.run(project, stage, STEM, INIT, JUKESEP_NPROC="3")
-    assert f"{stage}.batch is 4: 2 of the 3 processes of JUKESEP_NPROC share it." in said
+    assert f"{stage}.batch=4 cannot be shared by 3 processes (JUKESEP_NPROC): using 2." in said
     assert said.count("100%") == 1  # one progress line, not one a process
     (run,) = (one for one in trainings(project / "trainings") if stage in one.folder.name)
     assert run.progress["processes"] == 2
