@@ -804,7 +804,7 @@ def test_a_song_that_is_lost_meanwhile_is_named_and_its_return_is_enough(
 )
 def test_too_little_memory_is_told_with_the_settings_that_help(songs, uninterrupted, saves, error):
     message = _fails(matching, songs, 3, "test run: out of memory on cpu at step 3", _fail(error))
-    assert "Lower stage1.batch or stage1.segment;" in message
+    assert "Lower stage1.batch or stage1.segment, or share " in message
     assert "The save of step 3 is kept" in message
     _train(matching, songs)
     _check_the_end(matching, uninterrupted, saves)

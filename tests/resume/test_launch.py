@@ -62,7 +62,7 @@ def test_one_that_splits_in_no_way_is_trained_on_here(monkeypatch, started, caps
     monkeypatch.setenv("JUKESEP_NPROC", str(asked))
     assert not launch.launch(batch, "stage2")
     assert started == []
-    assert f"stage2.batch is {batch}: 1 of the {asked} processes" in capsys.readouterr().err
+    assert f"stage2.batch={batch} cannot be shared by {asked} processes" in capsys.readouterr().err
 
 
 def test_a_process_that_torchrun_has_started_starts_no_others(monkeypatch, started):
