@@ -188,11 +188,13 @@ def test_the_same_bytes_again_are_no_headway(site: Site, target: Path) -> None:
 
 
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from jukesep.base.download import download
 from jukesep.base.errors import reported
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 with reported():
     download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], title="The file")
 """
