@@ -1,15 +1,19 @@
 """Functions compiled by numba, kept on disk and shared by all copies of this folder.
 
 By default numba keeps what it compiles beside the source, so that every clone, and every copy that
-DVC makes for an experiment, compiles for half a minute again. Here it is kept in the user's cache
-under a digest of the source.
+DVC makes for an experiment, compiles for half a minute again. It raises on import if it finds no
+writable folder, and a damaged file makes LLVM abort the process. Here compiled code is kept in the
+user's cache under a digest of the source, each file with a digest of its content. What is missing
+or damaged is compiled again; what cannot be kept is compiled in each process, with a word.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import pickle
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,13 @@ from typing import Any
 import numba
 from numba import njit
 from numba.core import caching, event
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from ...base import distributed, progress
+from ...base import files, progress
 from ...base.unchanged import digest
 
 Array = NDArray[Any]
@@ -35,32 +41,75 @@ inlined = njit(inline="always")
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """The function compiled by numba on its first call, or loaded if it was compiled before.
+    """The function, of this folder, compiled by numba on its first call or loaded from disk.
 
-    It runs without Python's lock. NUMBA_CACHE_DIR and NUMBA_CACHE_LOCATOR_CLASSES, if set, decide
-    where compiled code is kept.
+    It runs without Python's lock.
     """
     made: Any = njit(nogil=True, error_model="numpy", fastmath=_FAST)(function)
-    config: Any = numba.config
-    chosen = config.CACHE_LOCATOR_CLASSES
-    config.CACHE_LOCATOR_CLASSES = chosen or _LOCATORS
-    try:
-        made.enable_caching()
-    finally:
-        config.CACHE_LOCATOR_CLASSES = chosen
+    made._cache = _Kept(function)
     _functions.add(function)
     return made
 
 
-class ByContent(caching.InTreeCacheLocator):
-    """A cache locator of numba: a folder of the user's cache, named by a digest of the source."""
+class _Kept(caching.NullCache):
+    """A cache of numba: what a function was compiled to, in a file for each signature."""
 
-    def __init__(self, function: Any, file: str) -> None:
-        super().__init__(function, file)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was compiled for the signature and this processor, if it is kept whole; or None."""
+        target_context.refresh()
+        name, key = self._file(sig, target_context.codegen())
+        for folder in folders():
+            content = _read(folder / name, key)
+            if content is not None:
+                return CompileResult._rebuild(target_context, *pickle.loads(content))
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled in the first folder that can be written to."""
+        if data.library.has_dynamic_globals:  # addresses of this process
+            return
+        name, key = self._file(sig, data.codegen)
+        content = dumps(data._reduce())
+        sealed = digest([key, content]).encode() + content
+        failed = []
+        for folder in folders():
+            try:
+                with files.temporary(folder / name) as unfinished:
+                    unfinished.write_bytes(sealed)
+                    unfinished.chmod(0o644)
+                    os.replace(unfinished, folder / name)
+                return
+            except OSError as error:
+                failed.append(f"{folder.parent}: {error.strerror or error}")
+        progress.note(
+            f"compiled code cannot be kept ({failed[0]}). Each process compiles again. Set "
+            "NUMBA_CACHE_DIR to a writable folder."
+        )
+
+    def _file(self, sig: Any, codegen: Any) -> tuple[str, bytes]:
+        """The name of the file, and all that its content depends on besides the source."""
+        function = self._function
+        python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")
         # The module's name too: what is kept refers to it, and fails in a module that has moved.
-        source = _source() + function.__module__.encode()
-        name = f"{digest(source)[:16]}-numba-{numba.__version__}"
-        self._cache_path = str(user_cache_path("jukesep") / "compiled" / name)
+        where = function.__module__, function.__qualname__, function.__code__.co_firstlineno
+        key = repr((where, sig, codegen.magic_tuple(), python)).encode()
+        return f"{function.__name__.strip('_<>')}-{digest(key)[:32]}.nbc", key
+
+
+def folders() -> list[Path]:
+    """Where compiled code is looked for and kept, the best place first.
+
+    NUMBA_CACHE_DIR if it is set, then the user's cache, then the folder of the source.
+    """
+    chosen: str = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    parents = [Path(chosen)] if chosen else []
+    with suppress(RuntimeError):  # a user without a home folder
+        parents.append(user_cache_path("jukesep") / "compiled")
+    parents.append(Path(__file__).parent / "__pycache__")
+    return [parent / f"{digest(_source())[:16]}-numba-{numba.__version__}" for parent in parents]
 
 
 @cache
@@ -69,8 +118,31 @@ def _source() -> bytes:
     return b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
 
 
-# The first of these with a writable folder; NUMBA_CACHE_DIR comes first if it is set.
-_LOCATORS = f"UserProvidedCacheLocator,{__name__}.ByContent,InTreeCacheLocator,UserWideCacheLocator"
+def _read(path: Path, key: bytes) -> bytes | None:
+    """The content of a file that `save_overload` wrote for `key`; None if it is not whole.
+
+    Loading it runs it. So a file is not used if users could have written it who cannot write this
+    source.
+    """
+    try:
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            sealed = file.read()
+    except OSError:
+        return None
+    if os.name != "nt":
+        trusted = {os.geteuid(), 0, Path(__file__).stat().st_uid}
+        if about.st_uid not in trusted or about.st_mode & 0o022:
+            progress.note(
+                f"compiled code in {path.parent} is not used: other users can write to it. Set "
+                "NUMBA_CACHE_DIR to a folder that is yours."
+            )
+            return None
+    content = sealed[_DIGITS:]
+    return content if sealed[:_DIGITS] == digest([key, content]).encode() else None
+
+
+_DIGITS = len(digest(b""))
 
 _functions: set[Callable[..., Any]] = set()
 
@@ -84,7 +156,6 @@ class _Announcement(event.Listener):
 
     def __init__(self) -> None:
         self._depth = 0
-        self._announced = False
         self._bar: tqdm | None = None
 
     def on_start(self, started: Any) -> None:
@@ -92,11 +163,8 @@ class _Announcement(event.Listener):
         if not self._depth and function not in _functions:
             return
         self._depth += 1  # numba compiles what a function calls while it compiles the function
-        if self._depth == 1 and not multiprocessing.parent_process() and not distributed.rank():
-            if not self._announced:
-                message = "jukesep: compiling the CPU kernels for this machine (once, about 30 s)"
-                tqdm.write(message, file=sys.stderr)
-                self._announced = True
+        if self._depth == 1 and progress.speaks():
+            progress.note("compiling the CPU kernels for this machine (once, about 30 s)")
             name = function.__name__.strip("_")
             self._bar = progress.bar(
                 desc=f"compiling {name}", unit=" functions", leave=False, disable=None
