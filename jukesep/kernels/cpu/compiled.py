@@ -119,27 +119,29 @@ def _source() -> bytes:
 
 
 def _read(path: Path, key: bytes) -> bytes | None:
-    """The content of a file that `save_overload` wrote for `key`; None if it is not whole.
-
-    Loading it runs it. So a file is not used if users could have written it who cannot write this
-    source.
-    """
+    """The content of a file that `save_overload` wrote for `key`; None if it is not whole."""
     try:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
             sealed = file.read()
     except OSError:
         return None
-    if os.name != "nt":
-        trusted = {os.geteuid(), 0, Path(__file__).stat().st_uid}
-        if about.st_uid not in trusted or about.st_mode & 0o022:
-            progress.note(
-                f"compiled code in {path.parent} is not used: other users can write to it. Set "
-                "NUMBA_CACHE_DIR to a folder that is yours."
-            )
-            return None
+    if not _trusted(about):
+        progress.note(
+            f"compiled code in {path.parent} is not used: other users can write to it. Set "
+            "NUMBA_CACHE_DIR to a folder of your own."
+        )
+        return None
     content = sealed[_DIGITS:]
     return content if sealed[:_DIGITS] == digest([key, content]).encode() else None
+
+
+def _trusted(about: os.stat_result) -> bool:
+    """Whether only those can have written a file who can change this source: loading runs it."""
+    if os.name == "nt":
+        return True
+    owners = {os.geteuid(), 0, Path(__file__).stat().st_uid}
+    return about.st_uid in owners and not about.st_mode & 0o022
 
 
 _DIGITS = len(digest(b""))
