@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -9,8 +11,9 @@ from typing import Literal
 
 import torch
 
+from ..base import progress
 from ..base.errors import UserError
-from . import prepare
+from . import enabled, prepare
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -27,11 +30,13 @@ def choose(name: str, threads: int = 0) -> torch.device:
     """The device called `name`, set to float32 precision, with its kernels ready.
 
     "auto" chooses CUDA, else MPS, else the CPU. `threads` is the number of threads of an operation
-    on a CPU; 0 leaves it to PyTorch. UserError if the device is not available, or if
-    JUKESEP_KERNELS has an unknown value.
+    on a CPU; 0 leaves it to PyTorch. A line tells the user if that is more than there are cores.
+    UserError if the device is not available, or if JUKESEP_KERNELS has an unknown value.
     """
     if threads:
         torch.set_num_threads(threads)
+        if threads > (cores := _cores()):
+            progress.note(f"threads={threads} gains nothing on {cores} cores. Use at most {cores}.")
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -51,7 +56,8 @@ def choose(name: str, threads: int = 0) -> torch.device:
 def set_precision(precision: Precision, device: torch.device) -> None:
     """With tf32 a GPU rounds the factors of products to 10 bits; otherwise products are float32.
 
-    UserError for tf32 on a device other than an NVIDIA GPU.
+    A line tells the user if the precision is not faster than fp32 on the device. UserError for tf32
+    on a device other than an NVIDIA GPU.
     """
     if precision == "tf32" and device.type != "cuda":
         raise UserError(
@@ -63,6 +69,8 @@ def set_precision(precision: Precision, device: torch.device) -> None:
         products = "tf32" if precision == "tf32" else "ieee"
         torch.backends.cuda.matmul.fp32_precision = products
         torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
+    if precision != "fp32" and (why := _no_gain(device)):
+        progress.note(f"precision={precision} is not faster than fp32 here: {why}. Use fp32.")
 
 
 def autocast(
@@ -77,3 +85,29 @@ def autocast(
     if precision != "bf16":
         return nullcontext
     return partial(torch.autocast, device.type, torch.bfloat16)
+
+
+def _no_gain(device: torch.device) -> str | None:
+    """Why tf32 or bf16 is not faster than fp32 on the device; None if it is, or if that is unknown.
+
+    docs/performance.md and docs/gpu.md have the measurements.
+    """
+    if device.type == "cuda" and not torch.version.hip:
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return f"{torch.cuda.get_device_name(device)} is older than NVIDIA's Ampere"
+    elif device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        if enabled() and able.get("amx_bf16"):
+            return "on a processor with AMX the kernels are slower in bf16"
+        # What PyTorch gains by bf16 on other processors is not measured.
+        known = enabled() or platform.machine().lower() in ("x86_64", "amd64")
+        if known and not (able.get("avx512_bf16") or able.get("amx_bf16")):
+            return "this processor has no AVX-512 BF16"
+    return None
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

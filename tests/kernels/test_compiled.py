@@ -231,10 +231,8 @@ def test_a_full_disk_keeps_nothing_and_is_named_once(kept, tmp_path, monkeypatch
     monkeypatch.setattr(Path, "write_bytes", half)
     assert kept(2)
     assert kept(2.0)
-    assert capsys.readouterr().err == (
-        f"{LINE}jukesep: compiled code cannot be kept ({tmp_path}/chosen: No space left on device). "
-        "Each process compiles again. Set NUMBA_CACHE_DIR to a writable folder.\n"
-    )
+    said = f"compiled code cannot be kept ({tmp_path}/chosen: No space left on device)."
+    assert capsys.readouterr().err.startswith(f"{LINE}jukesep: {said} Each process ")
     assert not list(tmp_path.rglob("*"))
 
 

@@ -28,6 +28,7 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from ...base import files, progress
+from ...base.errors import UserError
 from ...base.unchanged import digest
 
 Array = NDArray[Any]
@@ -43,8 +44,13 @@ inlined = njit(inline="always")
 def compiled(function: Callable[..., Any]) -> Any:
     """The function, of this folder, compiled by numba on its first call or loaded from disk.
 
-    It runs without Python's lock.
+    It runs without Python's lock. UserError if numba is told not to compile.
     """
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise UserError(
+            "NUMBA_DISABLE_JIT is set, but the kernels for CPUs must be compiled. Unset it, or set "
+            "JUKESEP_KERNELS=off."
+        )
     made: Any = njit(nogil=True, error_model="numpy", fastmath=_FAST)(function)
     made._cache = _Kept(function)
     _functions.add(function)
