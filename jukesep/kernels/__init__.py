@@ -15,6 +15,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from ..base import progress
 from ..base.errors import UserError
 from .network import Network
 
@@ -44,9 +45,12 @@ def enabled() -> bool:
 def prepare(device: torch.device) -> None:
     """Import a CPU's kernels now, so that processes forked later need not import them again.
 
-    Raises UserError for an unknown value of JUKESEP_KERNELS.
+    A line tells the user if the kernels are off. UserError for an unknown value of JUKESEP_KERNELS.
     """
-    if enabled() and device.type == "cpu":
+    if not enabled():
+        if device.type != "mps":  # which has none
+            progress.note(f"{VARIABLE}=off: plain PyTorch computes, slower than the kernels.")
+    elif device.type == "cpu":
         import_module(f"{__name__}.cpu.networks")
 
 

@@ -15,6 +15,7 @@ import numba
 import pytest
 
 from jukesep.base import progress
+from jukesep.base.errors import UserError
 from jukesep.kernels.cpu import compiled
 
 ROOT = Path(__file__).parents[2]
@@ -266,3 +267,9 @@ def test_what_is_kept_is_named_by_function_module_signature_and_processor():
     names = {name(), name(moved), name(sig=(numba.int32,)), name(processor="another"), name(only)}
     assert len(names) == 5
     assert name() in names
+
+
+def test_numba_told_not_to_compile_ends_in_one_line(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(UserError, match="NUMBA_DISABLE_JIT is set"):
+        compiled.compiled(double)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny import make_recipe, make_run, matching, reconstruction, run_training
 
+from jukesep.base import progress
 from jukesep.base.errors import UserError
 from jukesep.kernels import devices
 from jukesep.model import jukebox
@@ -153,3 +154,105 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="device=cuda is not available here"):
         devices.choose("cuda")
+
+
+@pytest.fixture
+def said(capsys, monkeypatch):
+    """What the user was told since the last call. What is set comes back."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    threads = torch.get_num_threads()
+    progress.note.cache_clear()
+    yield lambda: capsys.readouterr().err
+    progress.note.cache_clear()
+    torch.set_num_threads(threads)
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value
+
+
+AMX = "on a processor with AMX the kernels are slower in bf16"
+NO_BF16 = "this processor has no AVX-512 BF16"
+
+
+@pytest.mark.parametrize(
+    ("able", "kernels", "machine", "why"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "auto", "x86_64", None),
+        ({"avx512_bf16": True, "amx_bf16": True}, "auto", "x86_64", AMX),
+        ({"avx512_bf16": False, "amx_bf16": False}, "auto", "x86_64", NO_BF16),
+        ({}, "auto", "aarch64", NO_BF16),
+        ({"avx512_bf16": True, "amx_bf16": False}, "off", "x86_64", None),
+        ({"avx512_bf16": True, "amx_bf16": True}, "off", "x86_64", None),
+        ({"avx512_bf16": False, "amx_bf16": False}, "off", "AMD64", NO_BF16),
+        ({}, "off", "aarch64", None),  # not known
+    ],
+)
+def test_bf16_on_a_cpu_that_gains_nothing_is_told_once(
+    able, kernels, machine, why, said, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(devices.platform, "machine", lambda: machine)
+    monkeypatch.setenv("JUKESEP_KERNELS", kernels)
+    devices.set_precision("fp32", torch.device("cpu"))
+    assert said() == ""
+    for _ in range(2):
+        devices.set_precision("bf16", torch.device("cpu"))
+    line = f"jukesep: precision=bf16 is not faster than fp32 here: {why}. Use fp32.\n"
+    assert said() == (line if why else "")
+
+
+def test_pytorch_names_what_a_processor_can_do():
+    """`get_capabilities` has the names that are looked for, and numba's compiler agrees."""
+    llvm = pytest.importorskip("llvmlite.binding").get_host_cpu_features()
+    able = torch.cpu.get_capabilities()
+    if able["architecture"] == "x86_64":
+        for ours, theirs in (("avx512_bf16", "avx512bf16"), ("amx_bf16", "amx-bf16")):
+            assert able[ours] == llvm.get(theirs, False)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_a_gpu_that_gains_nothing_is_told(precision, capability, said, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    devices.set_precision(precision, torch.device("cuda"))
+    line = (
+        f"jukesep: precision={precision} is not faster than fp32 here: Tesla T4 is older than "
+        "NVIDIA's Ampere. Use fp32.\n"
+    )
+    assert said() == (line if capability < (8, 0) else "")
+
+
+def test_more_threads_than_cores_are_told(said, monkeypatch):
+    monkeypatch.setattr(devices, "_cores", lambda: 2)
+    devices.choose("cpu", 2)
+    assert said() == ""
+    devices.choose("cpu", 3)
+    assert said() == "jukesep: threads=3 gains nothing on 2 cores. Use at most 2.\n"
+    assert torch.get_num_threads() == 3
+
+
+def test_kernels_that_are_off_are_told(said, monkeypatch):
+    devices.choose("cpu")
+    assert said() == ""
+    monkeypatch.setenv("JUKESEP_KERNELS", "off")
+    devices.choose("cpu")
+    line = "jukesep: JUKESEP_KERNELS=off: plain PyTorch computes, slower than the kernels.\n"
+    assert said() == line
+
+
+@pytest.mark.parametrize("env", [{}, {"TORCHELASTIC_RUN_ID": "1", "RANK": "0"}, {"RANK": "1"}])
+def test_the_first_process_speaks(env, monkeypatch):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert progress.speaks()
+
+
+def test_other_ranks_and_child_processes_stay_quiet(monkeypatch):
+    monkeypatch.setattr(progress.multiprocessing, "parent_process", lambda: "parent")
+    assert not progress.speaks()
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "1")
+    assert not progress.speaks()

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jukesep.base import progress
 from jukesep.kernels.gpu import launch
 from jukesep.model.codebook import Codebook
 from jukesep.model.vqvae import VQVAE, Architecture
@@ -183,6 +184,65 @@ def test_a_network_on_cuda_is_computed_here(monkeypatch):
         asked.clear()
 
 
+@pytest.fixture
+def told(capsys):
+    """What the user was told; what was found before is asked again."""
+    for each in (launch.usable, progress.note):
+        each.cache_clear()
+    yield lambda: capsys.readouterr().err
+    launch.usable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "why"),
+    [
+        (True, (8, 0), None),
+        (True, (7, 5), "Tesla T4 is older than NVIDIA's Ampere"),
+        (False, (9, 0), "Triton is not installed"),
+    ],
+)
+def test_where_triton_does_not_run_pytorch_computes_and_a_line_says_so(
+    installed, capability, why, told, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(launch, "find_spec", lambda _: "found" if installed else None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    for _ in range(2):
+        assert launch.usable(torch.device("cuda")) == (why is None)
+    line = f"jukesep: the kernels for GPUs are not used: {why}. Plain PyTorch computes instead.\n"
+    assert told() == (line if why else "")
+
+
+def test_triton_keeps_its_code_in_a_temporary_folder_if_its_own_is_read_only(
+    told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(launch, "find_spec", lambda _: "found")
+    monkeypatch.setattr(launch, "_temporary", [])
+    (tmp_path / "file").touch()
+    wanted = str(tmp_path / "file" / "cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", wanted)
+    assert launch.usable(torch.device("cpu"))
+    assert Path(os.environ["TRITON_CACHE_DIR"]).is_dir()
+    assert told().startswith(f"jukesep: compiled code cannot be kept ({wanted}: Not a directory). ")
+
+    def full(*_, **__):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", wanted)
+    monkeypatch.setattr(launch.tempfile, "TemporaryDirectory", full)
+    launch.usable.cache_clear()
+    assert not launch.usable(torch.device("cpu"))
+    assert "Triton has no folder to write to; set TRITON_CACHE_DIR to one." in told()
+
+
+def test_triton_asks_for_its_folder_when_it_compiles(monkeypatch):
+    knobs = pytest.importorskip("triton.knobs", reason="triton is not made for this system")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
+    assert knobs.cache.dir == "elsewhere"
+
+
 @pytest.mark.parametrize(
     ("width", "latent_dim", "taken"),
     [(64, 64, True), (16, 32, True), (24, 64, 0), (64, 1, 0)],
@@ -190,7 +250,7 @@ def test_a_network_on_cuda_is_computed_here(monkeypatch):
 def test_networks_whose_widths_the_kernels_do_not_take_are_refused(
     width, latent_dim, taken, monkeypatch
 ):
-    monkeypatch.setattr(launch, "_installed", lambda: True)
+    monkeypatch.setattr(launch, "usable", lambda _: True)
     vqvae = VQVAE(Architecture(width=width, depth=1, latent_dim=latent_dim, codes=32))
     for network in (vqvae.encoder._network, vqvae.decoder._network):
         assert launch.fits(torch.zeros(1), network.widths) == taken

@@ -6,14 +6,19 @@ compute on an NVIDIA GPU, or in a test with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ...base import progress
 
 WIDTHS = (16, 32, 64)
 """Numbers of channels: powers of two that tensor cores take, whose gradients fit the registers."""
@@ -35,12 +40,54 @@ class Launch:
 def fits(x: Tensor, widths: set[int]) -> bool:
     """Whether the kernels compute layers of these widths for x, a tensor on a GPU."""
     numbers = (torch.float32, torch.bfloat16)
-    return widths <= set(WIDTHS) and _installed() and number_of(x) in numbers
+    return widths <= set(WIDTHS) and usable(x.device) and number_of(x) in numbers
 
 
 @cache
-def _installed() -> bool:
-    return find_spec("triton") is not None
+def usable(device: torch.device) -> bool:
+    """Whether Triton runs on the device. If not, a line tells the user that PyTorch computes.
+
+    Triton is made for NVIDIA GPUs from Ampere on. It keeps what it compiles in the user's home; if
+    that cannot be written to, in a temporary folder.
+    """
+    if find_spec("triton") is None:
+        why = "Triton is not installed"
+    elif (
+        device.type == "cuda"
+        and not torch.version.hip
+        and torch.cuda.get_device_capability(device) < (8, 0)
+    ):
+        why = f"{torch.cuda.get_device_name(device)} is older than NVIDIA's Ampere"
+    elif not _can_keep():
+        why = "Triton has no folder to write to; set TRITON_CACHE_DIR to one"
+    else:
+        return True
+    progress.note(f"the kernels for GPUs are not used: {why}. Plain PyTorch computes instead.")
+    return False
+
+
+def _can_keep() -> bool:
+    """Whether Triton has a folder for compiled code; a temporary one if its own is read-only."""
+    home = os.environ.get("TRITON_HOME", "~")
+    kept = os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache")
+    folder = Path(os.path.expanduser(kept))
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            _temporary.append(tempfile.TemporaryDirectory(prefix="jukesep-triton-"))
+            os.environ["TRITON_CACHE_DIR"] = _temporary[-1].name
+            progress.note(
+                f"compiled code cannot be kept ({folder}: {error.strerror or error}). Each process "
+                "compiles again. Set TRITON_CACHE_DIR to a writable folder."
+            )
+    except OSError:
+        return False
+    return True
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the process ends
 
 
 def number_of(x: Tensor) -> torch.dtype:
