@@ -103,11 +103,14 @@ def separate(
     precision: Annotated[
         Literal["fp32", "tf32", "bf16"],
         typer.Option(
-            help="fp32 is the most exact. bf16 is faster on GPUs, and on CPUs that support it. "
-            "tf32 is faster on NVIDIA GPUs."
+            help="fp32 is the most exact. bf16 is faster on GPUs, and on CPUs with AVX-512 BF16 "
+            "but without AMX. tf32 is faster on NVIDIA GPUs. A line says so where they are not "
+            "faster."
         ),
     ] = "fp32",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads. 0: all cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads, at most one for each core. 0: all cores.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace existing stems.")] = False,
 ) -> None:
     """Separate songs into their stems: OUTPUT/<song>/<stem>.wav.

@@ -51,9 +51,18 @@ def find(weights: Weights) -> Path:
 
 
 def cached() -> Path:
-    """Path of Jukebox's file in the user's cache, shared by all experiments."""
+    """Path of Jukebox's file in the user's cache, shared by all experiments.
+
+    UserError if neither JUKESEP_CACHE nor a home folder says where that is.
+    """
     folder = os.environ.get(CACHE)
-    return (Path(folder).expanduser() if folder else user_cache_path("jukesep")) / PATH
+    try:
+        return (Path(folder).expanduser() if folder else user_cache_path("jukesep")) / PATH
+    except RuntimeError:
+        raise UserError(
+            f"{TITLE}: this user has no home folder to keep them in. Set {CACHE} to a writable "
+            "folder."
+        ) from None
 
 
 def _fetched(weights: Weights) -> Path:

@@ -119,6 +119,16 @@ def test_the_cache_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert pretrained.cached() == tmp_path / "elsewhere/jukebox/models/5b/vqvae.pth.tar"
 
 
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: str) -> None:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("JUKESEP_CACHE", raising=False)
+    monkeypatch.setattr(pretrained, "user_cache_path", none)
+    with pytest.raises(UserError, match=r"no home folder .* Set JUKESEP_CACHE"):
+        pretrained.cached()
+
+
 def test_fetched_once_then_from_the_cache(
     site: Site, cache: Path, checkpoint: bytes, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
