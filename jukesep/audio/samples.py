@@ -174,46 +174,83 @@ def resample(audio: Audio, source: int, target: int) -> Audio:
     if source == target or not audio.size:
         return audio
     import torch
+    from torch.nn import functional as F
 
-    return _sinc(source, target)(torch.from_numpy(audio)).numpy()
+    sinc, (step, new) = _sinc(source, target), _periods(source, target)
+    padded = F.pad(torch.from_numpy(audio), (sinc.width, sinc.width + step))
+    found = F.conv1d(padded[:, None], sinc.kernel, stride=step)  # (channels, new, periods)
+    # torchaudio's own `forward` rounds the length in float32: wrong beyond 2^24 samples.
+    wanted = -(-audio.shape[1] * new // step)
+    return found.transpose(1, 2).flatten(1)[:, :wanted].numpy()
 
 
 class Resampler:
-    """`resample` for audio that comes in blocks: the same samples to the bit, in little memory."""
+    """`resample` for audio that comes in blocks: the same samples to the bit, in little memory.
+
+    Filters a batch of samples at a time, so that its time does not depend on how long the blocks
+    are. Keeps no reference to a block, and what it returns does not share memory with it.
+    """
 
     def __init__(self, source: int, target: int) -> None:
         self.source, self.target = source, target
-        common = math.gcd(source, target)
-        # Every `step` samples (a period) become `new` samples.
-        self._step, self._new = source // common, target // common
-        self._held: Audio | None = None
-        self._done = 0  # periods of the held samples that have been returned
+        self._step, self._new = _periods(source, target)
+        self._held: Audio | None = None  # the batch before, then what has come since
+        self._count = 0  # samples in it
+        # Below, samples are whole periods. `done`: those held whose results have been returned;
+        # `context`: what a result depends on, on either side.
+        self._done = self._context = self._batch = 0
         if source != target:
-            # Periods on either side that a sample depends on; more are held.
-            self._context = -(-_sinc(source, target).width // self._step)
-            self._before = max(self._context, -(-STEADY // self._step))
+            self._context = -(-_sinc(source, target).width // self._step) * self._step
+            self._batch = -(-max(STEADY, 8 * self._context) // self._step) * self._step
+
+    @property
+    def latency(self) -> int:
+        """Most samples at `source` Hz by which the output lags behind the input, until `end`."""
+        return self._batch
 
     def feed(self, block: Audio) -> Audio:
-        """Take the next samples (channels, any number); return those that are final, or none."""
+        """Take the next samples (channels, any number); return those that are final, or none.
+
+        ValueError if the number of channels is another than before.
+        """
+        if self._held is None:
+            self._held = np.empty((len(block), 2 * self._batch), np.float32)
+        if len(block) != len(self._held):
+            raise ValueError(f"{len(block)} channels after {len(self._held)}")
         if self.source == self.target:
-            self._held = block[:, :0]
-            return block
-        held = block if self._held is None else np.concatenate([self._held, block], axis=1)
-        ready = held.shape[1] // self._step - self._context
-        if ready <= self._done or held.shape[1] < STEADY:
-            self._held = held
-            return held[:, :0]
-        found = resample(held, self.source, self.target)
-        found = found[:, self._done * self._new : ready * self._new]
-        first = max(ready - self._before, 0)
-        self._held, self._done = held[:, first * self._step :], ready - first
-        return found
+            return block.copy()
+        found, taken = [block[:, :0]], 0
+        while taken < block.shape[1]:
+            first = max(self._done - self._context, 0)
+            piece = block[:, taken : taken + first + self._batch - self._count]
+            self._held[:, self._count : self._count + piece.shape[1]] = piece
+            self._count += piece.shape[1]
+            taken += piece.shape[1]
+            if self._count == first + self._batch:
+                final = resample(self._held[:, first : self._count], self.source, self.target)
+                ready = self._count - self._context
+                found.append(final[:, self._after(self._done - first) : self._after(ready - first)])
+                # A whole batch is kept, for `end` to filter as many samples at least.
+                self._held[:, : self._batch] = self._held[:, self._count - self._batch : self._count]
+                self._count, self._done = self._batch, self._batch - self._context
+        return np.concatenate(found, axis=1)
 
     def end(self) -> Audio:
         """Return the remaining samples, after the last block. ValueError without any block."""
         if self._held is None:
             raise ValueError("a resampler was given no audio")
-        return resample(self._held, self.source, self.target)[:, self._done * self._new :]
+        found = resample(self._held[:, : self._count], self.source, self.target)
+        return found[:, self._after(self._done) :].copy()
+
+    def _after(self, samples: int) -> int:
+        """What becomes of a number of samples, which is whole periods."""
+        return samples // self._step * self._new
+
+
+def _periods(source: int, target: int) -> tuple[int, int]:
+    """The smallest (a, b) of which a samples at `source` Hz last as long as b at `target` Hz."""
+    common = math.gcd(source, target)
+    return source // common, target // common
 
 
 @cache

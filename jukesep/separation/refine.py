@@ -52,9 +52,11 @@ class Refinement(ABC):
         self.hop = self.n_fft // OVERLAP
         self.power = self.power if power is None else power
         self._names: tuple[str, ...] = ()
-        # Mixture and stems from the start of the next frame on; the output that earlier frames
-        # have added to so far, from the same place on.
-        self._held = self._tail = torch.empty(0)
+        # Mixture and stems from the start of the next frame on, in blocks; how many samples that
+        # is; the output that earlier frames have added to so far, from the same place on.
+        self._held: list[Tensor] = []
+        self._count = 0
+        self._tail = torch.empty(0)
         self._samples = 0  # received so far
         self._made = 0  # finished so far, counting from the silence before the song
 
@@ -76,8 +78,8 @@ class Refinement(ABC):
             self._names = tuple(stems)
             # Silence before the song, so that its first sample lies in as many frames as any.
             before = self.n_fft - self.hop
-            self._held = block.new_zeros(*block.shape[:2], before)
-            self._tail = self._held[1:].clone()
+            self._held, self._count = [block.new_zeros(*block.shape[:2], before)], before
+            self._tail = block.new_zeros(len(stems), block.shape[1], before)
             self._made = -before
         elif tuple(stems) != self._names:
             raise ValueError(f"stems {tuple(stems)} after {self._names}")
@@ -88,7 +90,7 @@ class Refinement(ABC):
         """Return the remaining samples, after the last `feed`. ValueError without any audio."""
         if not self._names:
             raise ValueError("a refinement was given no audio")
-        silence = self._held.new_zeros(*self._held.shape[:2], self.n_fft)
+        silence = self._held[0].new_zeros(*self._held[0].shape[:2], self.n_fft)
         return self._finish(silence, 1)
 
     def __call__(self, mixture: Tensor, stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,20 +100,29 @@ class Refinement(ABC):
 
     def _finish(self, block: Tensor, least: int) -> dict[str, Tensor]:
         """The samples that `block` finishes, in runs of at least `least` frames."""
-        held, finished = torch.cat([self._held, block], dim=-1), [self._tail[..., :0]]
+        self._held.append(block)
+        self._count += block.shape[-1]
+        if self._frames(self._count) < least:
+            return dict(zip(self._names, self._tail[..., :0], strict=True))
+        held, finished = torch.cat(self._held, dim=-1), [self._tail[..., :0]]
         window = torch.hann_window(self.n_fft, device=held.device)
-        while (count := (held.shape[-1] - self.n_fft) // self.hop + 1) >= least:
+        while (count := self._frames(held.shape[-1])) >= least:
             count = min(count, self.run)
             frames = held[..., : (count - 1) * self.hop + self.n_fft]
             spectra = torch.fft.rfft(frames.unfold(-1, self.n_fft, self.hop) * window)
             shares = torch.fft.irfft(self._share(spectra[0], spectra[1:]), n=self.n_fft)
             finished.append(self._add(shares * window))
             held = held[..., count * self.hop :]
-        self._held = held.clone()  # a copy, to free what is finished
+        # A copy, to free what is finished.
+        self._held, self._count = [held.clone()], held.shape[-1]
         output = torch.cat(finished, dim=-1)
         first, self._made = max(-self._made, 0), self._made + output.shape[-1]
         last = output.shape[-1] - max(self._made - self._samples, 0)
         return dict(zip(self._names, output[..., first : max(first, last)], strict=True))
+
+    def _frames(self, samples: int) -> int:
+        """How many frames lie in `samples`; 0 or less if there are fewer than a frame has."""
+        return (samples - self.n_fft) // self.hop + 1
 
     def _add(self, frames: Tensor) -> Tensor:
         """Overlap-add frames (stems, channels, frames, n_fft); return the finished samples.

@@ -27,6 +27,7 @@ from .chunked import apply, windows
 
 INIT = "pretrained"  # the default init in a folder of trainings
 TAPS = 2**27  # most taps of a resampling filter: half a GB
+PIECE = 1 << 17  # samples resampled at a time
 SECONDS = 18.0  # of a chunk: twice the authors', so that context is a smaller share
 
 
@@ -71,13 +72,13 @@ class Separator:
 
     def latency(self, sample_rate: int, chunk: int | None = None) -> float:
         """Most seconds of audio at `sample_rate` Hz by which the output of `stream` lags."""
+        _check_rate(sample_rate, self.sample_rate)
         size, context = self._chunking(self.models, chunk, 1)
         refinement = refine.choose(self.refinement, self.stems, self.sample_rate)
         held = size + context + (refinement.latency if refinement else 0)
-        seconds = held / self.sample_rate
-        if sample_rate != self.sample_rate:  # resampled on the way in and on the way out
-            seconds += 2 * audio.STEADY / min(sample_rate, self.sample_rate)
-        return seconds
+        there = audio.Resampler(sample_rate, self.sample_rate).latency
+        back = audio.Resampler(self.sample_rate, sample_rate).latency
+        return there / sample_rate + (held + back) / self.sample_rate
 
     def __call__(
         self,
@@ -96,8 +97,15 @@ class Separator:
         and speed, not the result. `progress` is called with the seconds finished by each chunk.
         ValueError for an array that is not audio, UserError for a stem without a model.
         """
-        parts = list(self.stream([mixture], sample_rate, chunk, progress, stems=stems))
-        return {stem: np.concatenate([part[stem] for part in parts], axis=1) for stem in parts[0]}
+        whole: dict[str, Audio] = {}
+        done = 0
+        for part in self.stream([mixture], sample_rate, chunk, progress, stems=stems):
+            for stem, found in part.items():
+                if stem not in whole:
+                    whole[stem] = np.empty((len(found), np.shape(mixture)[1]), np.float32)
+                whole[stem][:, done : done + found.shape[1]] = found
+            done += found.shape[1]
+        return whole
 
     @torch.inference_mode()
     def stream(
@@ -113,7 +121,9 @@ class Separator:
 
         Yields the next samples of all stems, as a dict of arrays of one shape, once they are
         final: at most `latency` seconds later. Concatenated they equal the result of a call with
-        the whole song. Memory does not depend on the song's length. Yields at least one dict.
+        the whole song. Memory does not depend on the song's length: an array keeps nothing in
+        memory but its own samples, and a block may be overwritten once the next one is asked for.
+        Yields at least one dict.
 
         Where the models' whole receptive field is digital silence, the stems are silent too.
         """
@@ -215,7 +225,10 @@ class _Source:
     def __iter__(self) -> Iterator[torch.Tensor]:
         for block in self._checked_blocks():
             self.samples += block.shape[1]
-            yield torch.from_numpy(self._resampler.feed(block))
+            # A whole song may come as one block.
+            for start in range(0, block.shape[1], PIECE):
+                piece = block[:, start : start + PIECE]
+                yield torch.from_numpy(self._resampler.feed(piece))
         if self.samples:
             yield torch.from_numpy(self._resampler.end())
 
