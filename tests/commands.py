@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from jukesep import cli
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
+from jukesep.songs.manifest import STEMS
 
 RATE = 8000  # Hz
 STEM = "vocals"
@@ -23,8 +24,8 @@ def noise(samples=4000, channels=2):
 
 
 def save_models(folder, init="pretrained", stem=STEM, **changes):
-    """A stem's two checkpoints as the pipeline leaves them; their paths."""
-    torch.manual_seed(0)
+    """A stem's two checkpoints as the pipeline leaves them, of its own weights; their paths."""
+    torch.manual_seed(STEMS.index(stem))
     vqvae = VQVAE(ARCHITECTURE)
     vqvae.codebook.restore(torch.randn(8, 4), 1.0)
     encoder = VQVAE(Architecture(**{**vars(ARCHITECTURE), **changes})).encoder

@@ -194,11 +194,12 @@ class Resampler:
     def __init__(self, source: int, target: int) -> None:
         self.source, self.target = source, target
         self._step, self._new = _periods(source, target)
-        self._held: Audio | None = None  # the batch before, then what has come since
+        self._held: Audio | None = None  # the last batch, then what has come since
         self._count = 0  # samples in it
-        # Below, samples are whole periods. `done`: those held whose results have been returned;
-        # `context`: what a result depends on, on either side.
-        self._done = self._context = self._batch = 0
+        self._done = 0  # of these, samples whose results have been returned
+        # Samples that a result depends on, on either side; samples filtered at a time. These two
+        # and `_done` are whole periods.
+        self._context = self._batch = 0
         if source != target:
             self._context = -(-_sinc(source, target).width // self._step) * self._step
             self._batch = -(-max(STEADY, 8 * self._context) // self._step) * self._step
@@ -227,11 +228,11 @@ class Resampler:
             self._count += piece.shape[1]
             taken += piece.shape[1]
             if self._count == first + self._batch:
-                final = resample(self._held[:, first : self._count], self.source, self.target)
-                ready = self._count - self._context
-                found.append(final[:, self._after(self._done - first) : self._after(ready - first)])
+                result = resample(self._held[:, first : self._count], self.source, self.target)
+                final = self._after(self._batch - self._context)
+                found.append(result[:, self._after(self._done - first) : final])
                 # A whole batch is kept, for `end` to filter as many samples at least.
-                self._held[:, : self._batch] = self._held[:, self._count - self._batch : self._count]
+                self._held[:, : self._batch] = self._held[:, first : self._count]
                 self._count, self._done = self._batch, self._batch - self._context
         return np.concatenate(found, axis=1)
 

@@ -71,9 +71,8 @@ def separate(
         int,
         typer.Option(
             min=1,
-            max=32,
-            help="Average over this many slightly shifted copies of the song. Takes as many times "
-            "longer.",
+            help="Average over this many slightly shifted copies of the song, at most the models' "
+            "hop (8 in the paper's). Takes as many times longer.",
         ),
     ] = 1,
     form: Annotated[
@@ -144,11 +143,8 @@ def separate(
 
     def load() -> Separator:
         from ..kernels import devices
-        from ..separation.refine import choose
 
-        separator = load_separator(models, init and init.value)
-        choose(refine, separator.stems, separator.sample_rate)
-        separator.refinement, separator.shifts = refine, shifts
+        separator = load_separator(models, init and init.value, refine, shifts, stems=wanted)
         return separator.to(devices.choose(device, threads), precision)
 
     # As bytes, since the name of a file may be invalid as text.

@@ -255,15 +255,19 @@ def import_checkpoints(
     )
 
 
-def stems_of_trainings(folder: str | Path, init: str) -> dict[str, tuple[Path, Path]]:
-    """Stem -> its last checkpoints of stages 1 and 2 in a folder of trainings; may be empty."""
-    found = {}
-    for stem in STEMS:
-        run = f"{stem}_{init}/checkpoints"
-        if os.path.isdir(Path(folder) / "stage2" / run):
-            stages = (Path(folder) / stage / run for stage in ("stage1", "stage2"))
-            found[stem] = tuple(latest(path) for path in stages)
-    return found  # type: ignore[return-value]
+def stems_of_trainings(folder: str | Path, init: str) -> tuple[str, ...]:
+    """The stems that have checkpoints of stage 2 in a folder of trainings; may be none."""
+    return tuple(s for s in STEMS if os.path.isdir(_checkpoints(folder, "stage2", s, init)))
+
+
+def last_checkpoints(folder: str | Path, stem: str, init: str) -> tuple[Path, Path]:
+    """A stem's last checkpoints of stages 1 and 2 in a folder of trainings. UserError if none."""
+    first, second = (_checkpoints(folder, stage, stem, init) for stage in ("stage1", "stage2"))
+    return latest(first), latest(second)
+
+
+def _checkpoints(folder: str | Path, stage: str, stem: str, init: str) -> Path:
+    return Path(folder) / stage / f"{stem}_{init}/checkpoints"
 
 
 def describe(card: Card, folder: str | Path) -> str:

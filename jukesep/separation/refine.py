@@ -206,9 +206,15 @@ REFINEMENTS: dict[str, type[Refinement]] = {
 
 
 def choose(name: str | None, stems: Iterable[str], sample_rate: int) -> Refinement | None:
-    """The refinement for one song at `sample_rate` Hz: DEFAULT if `name` is None, none if "none".
+    """The refinement for one song at `sample_rate` Hz, as `chosen` names it."""
+    name = chosen(name, stems)
+    return REFINEMENTS[name](sample_rate) if name else None
 
-    Every refinement needs estimates of all stems. If `stems` lacks some, None means no refinement
+
+def chosen(name: str | None, stems: Iterable[str]) -> str | None:
+    """The name of the refinement: DEFAULT if `name` is None, None if it is "none".
+
+    Every refinement needs models of all stems. If `stems` lacks some, None means no refinement
     and a name is a UserError, as is an unknown name.
     """
     missing = [stem for stem in STEMS if stem not in set(stems)]
@@ -221,15 +227,15 @@ def choose(name: str | None, stems: Iterable[str], sample_rate: int) -> Refineme
             f"refinement '{name}': needs models for {', '.join(STEMS)}; missing: "
             f"{', '.join(missing)}. Choose none, or train the missing stems."
         )
-    return REFINEMENTS[name or DEFAULT](sample_rate)
+    return name or DEFAULT
 
 
 def shifted(apply: Callable[[Tensor], Tensor], rows: Tensor, shifts: int, hop: int) -> Tensor:
     """The mean of `apply` over `shifts` delays within a hop: (rows, samples) to the same shape.
 
     A codec's errors change when its input is delayed by part of a hop, so that they partly cancel
-    in the mean. Takes `shifts` times as long. Chunks need one hop more of context than the model
-    has.
+    in the mean. The delays differ if `shifts` is at most `hop`. Takes `shifts` times as long.
+    Chunks need one hop more of context than the model has.
     """
     total = torch.zeros_like(rows)
     for shift in range(shifts):

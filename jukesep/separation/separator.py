@@ -38,6 +38,7 @@ class Separator:
     `refine.REFINEMENTS`, or "none" for the models' own output, as in the paper. None means
     `refine.DEFAULT` if there are models for all four stems, else "none". With `shifts` > 1 each
     model runs that many times on slightly delayed songs, and the mean is taken (`refine.shifted`).
+    UserError for more shifts than a model's hop has samples.
     """
 
     def __init__(
@@ -69,6 +70,21 @@ class Separator:
     def stems(self) -> tuple[str, ...]:
         """The stems that have a model."""
         return tuple(self.models)
+
+    @property
+    def shifts(self) -> int:
+        """How many times each model runs."""
+        return self._shifts
+
+    @shifts.setter
+    def shifts(self, shifts: int) -> None:
+        most = min((model.architecture.hop for model in self.models.values()), default=1)
+        if not 1 <= shifts <= most:
+            raise UserError(
+                f"{shifts} shifts: choose 1 to {most}. The models work in hops of {most} samples, "
+                "so that more shifts would repeat the same ones."
+            )
+        self._shifts = shifts
 
     def latency(self, sample_rate: int, chunk: int | None = None) -> float:
         """Most seconds of audio at `sample_rate` Hz by which the output of `stream` lags."""
@@ -127,7 +143,7 @@ class Separator:
 
         Where the models' whole receptive field is digital silence, the stems are silent too.
         """
-        wanted = self._wanted(stems)
+        wanted = _wanted(stems, self.stems)
         _check_rate(sample_rate, self.sample_rate)
         refinement = refine.choose(self.refinement, self.stems, self.sample_rate)
         models = {s: m for s, m in self.models.items() if refinement or s in wanted}
@@ -173,18 +189,6 @@ class Separator:
             return apply(model, window)
         run = partial(apply, model)
         return refine.shifted(run, window, self.shifts, model.architecture.hop)
-
-    def _wanted(self, stems: Sequence[str] | None) -> tuple[str, ...]:
-        wanted = self.stems if stems is None else tuple(dict.fromkeys(stems))
-        for stem in wanted:
-            if stem not in self.models:
-                raise UserError(
-                    f"stem '{stem}': no model for it. Choose from the stems "
-                    f"{', '.join(self.models)}."
-                )
-        if not wanted:
-            raise UserError(f"no stems given. Choose from {', '.join(self.models)}.")
-        return wanted
 
     def _chunking(
         self, models: Mapping[str, VQVAE], chunk: int | None, channels: int
@@ -250,6 +254,19 @@ class _Source:
         return samples
 
 
+def _wanted(stems: Sequence[str] | None, there: Sequence[str]) -> tuple[str, ...]:
+    """`stems` without repetitions, or all that are `there`. UserError for others, and for none."""
+    wanted = tuple(there) if stems is None else tuple(dict.fromkeys(stems))
+    for stem in wanted:
+        if stem not in there:
+            raise UserError(
+                f"stem '{stem}': no model for it. Choose from the stems {', '.join(there)}."
+            )
+    if not wanted:
+        raise UserError(f"no stems given. Choose from {', '.join(there)}.")
+    return wanted
+
+
 def _heard(window: torch.Tensor, context: int) -> torch.Tensor:
     """For each sample 1 if any sample within `context` of it is not zero, else 0."""
     counts = F.pad((window != 0).any(0).cumsum(0), (context + 1, 0))
@@ -287,7 +304,7 @@ def available(folder: str | Path = paths.SEPARATOR, init: str | None = None) -> 
             )
         return tuple(stems)
     init = init or INIT
-    trained = tuple(models.stems_of_trainings(folder, init))
+    trained = models.stems_of_trainings(folder, init)
     if not trained:
         raise UserError(
             f"{folder}: no models: neither {models.CARD} nor trainings with init '{init}'. Run "
@@ -302,23 +319,48 @@ def _packed(folder: str | Path) -> bool:
 
 
 def load_separator(
-    folder: str | Path = paths.SEPARATOR, init: str | None = None, refinement: str | None = None
+    folder: str | Path = paths.SEPARATOR,
+    init: str | None = None,
+    refinement: str | None = None,
+    shifts: int = 1,
+    *,
+    stems: Sequence[str] | None = None,
 ) -> Separator:
     """Load a separator from a folder of models, as `dvc repro` and `jukesep import` write it.
 
     Or from a folder of trainings such as runs/: the last checkpoints with this init, pretrained
-    by default. UserError if there are no models, or if they do not fit together.
+    by default. `stems` are those to separate, all by default: without a refinement, which needs
+    every stem, only their models are loaded. UserError if models are missing or damaged, or do not
+    fit together.
     """
-    stems = available(folder, init)
-    if _packed(folder):
-        card = models.read_card(folder)
-        found = {stem: models.load(folder, stem, card) for stem in stems}
-        return Separator(found, card.sample_rate, refinement)
-    paths = models.stems_of_trainings(folder, init or INIT)
-    rates = {
-        s: jukebox.read_hps(stage1).get("sample_rate", 44100) for s, (stage1, _) in paths.items()
-    }
+    there = available(folder, init)
+    wanted = _wanted(stems, there)
+    refined = refine.chosen(refinement, there)
+    load = _loader(folder, init)
+    found, rates = dict[str, VQVAE](), dict[str, int]()
+    for stem in there if refined else wanted:
+        try:
+            found[stem], rates[stem] = load(stem)
+        except UserError as error:
+            if stem in wanted:
+                raise
+            raise UserError(
+                f"{error} The refinement '{refined}' needs the model of {stem}: choose `--refine "
+                "none` to separate without it."
+            ) from error
     if len(set(rates.values())) > 1:
         raise UserError(f"{folder}: the models differ in sample rate: {rates}. Train them again.")
-    found = {stem: load_model(*both) for stem, both in paths.items()}
-    return Separator(found, rates[stems[0]], refinement)
+    return Separator(found, rates[wanted[0]], refinement, shifts)
+
+
+def _loader(folder: str | Path, init: str | None) -> Callable[[str], tuple[VQVAE, int]]:
+    """A function that loads a stem's model and its sample rate in Hz."""
+    if _packed(folder):
+        card = models.read_card(folder)
+        return lambda stem: (models.load(folder, stem, card), card.sample_rate)
+
+    def load(stem: str) -> tuple[VQVAE, int]:
+        stage1, stage2 = models.last_checkpoints(folder, stem, init or INIT)
+        return load_model(stage1, stage2), jukebox.read_hps(stage1).get("sample_rate", 44100)
+
+    return load

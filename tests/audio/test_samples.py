@@ -3,10 +3,6 @@
 import numpy as np
 import pytest
 import soundfile
-import torch
-import torchaudio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.io import wavfile
 
 from jukesep import audio
@@ -94,29 +90,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    samples=st.integers(1, 3000),
-    rates=st.tuples(*[st.sampled_from([8000, 11025, 22050, 44100, 48000])] * 2),
-)
-def test_resampling_gives_the_length_of_the_ratio(samples, rates):
-    source, target = rates
-    found = audio.resample(np.ones((2, samples), np.float32), source, target)
-    assert found.shape == (2, -(-samples * target // source))
-
-
-def test_resampling_keeps_a_tone_and_the_sum_of_parts():
-    time = np.arange(44100) / 44100
-    tone = np.sin(2 * np.pi * 1000 * time, dtype=np.float32)[None]
-    found = audio.resample(tone, 44100, 11025)
-    expected = np.sin(2 * np.pi * 1000 * np.arange(11025) / 11025)
-    np.testing.assert_allclose(found[0, 200:-200], expected[200:-200], atol=2e-3)
-    parts = RNG.uniform(-0.2, 0.2, (4, 2, 4410)).astype(np.float32)
-    whole = audio.resample(parts.sum(0), 44100, 11025)
-    pieces = sum(audio.resample(part, 44100, 11025) for part in parts)
-    np.testing.assert_allclose(whole, pieces, atol=1e-6)
-
-
 def test_mono_blends_the_channels():
     stereo = np.array([[1.0, 2.0], [3.0, 6.0]], np.float32)
     np.testing.assert_array_equal(audio.to_mono(stereo), [[2, 4]])
@@ -140,29 +113,6 @@ def test_blocks_are_what_libsndfile_reads(tmp_path, monkeypatch, subtype):
 
 
 # --- piece by piece ---------------------------------------------------------------------------
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    pieces=st.lists(st.integers(0, 30_000), min_size=1, max_size=6),
-    channels=st.integers(1, 2),
-    rates=st.tuples(*[st.sampled_from([8000, 11025, 22050, 44100, 48000])] * 2),
-)
-def test_resampling_block_by_block_is_resampling_the_whole(pieces, channels, rates):
-    whole = np.random.default_rng(0).normal(size=(channels, sum(pieces))).astype(np.float32)
-    resampler = audio.Resampler(*rates)
-    blocks = np.split(whole, np.cumsum(pieces)[:-1], axis=1)
-    found = [resampler.feed(block) for block in blocks] + [resampler.end()]
-    expected = audio.resample(whole, *rates)
-    np.testing.assert_array_equal(np.concatenate(found, axis=1), expected)
-
-
-def test_resampling_is_torchaudio_s():
-    noise = RNG.normal(size=(2, 3000)).astype(np.float32)
-    expected = torchaudio.functional.resample(
-        torch.from_numpy(noise), 44100, 11025, lowpass_filter_width=32
-    )
-    np.testing.assert_array_equal(audio.resample(noise, 44100, 11025), expected.numpy())
 
 
 @pytest.mark.parametrize("pieces", [[], [1001], [1, 0, 700, 300]])

@@ -1,18 +1,21 @@
 """Chunked separation equals whole-song separation."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jukesep.audio import Resampler
 from jukesep.base.errors import UserError
 from jukesep.model.checkpoints import load_model
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.separation import chunked as separation
 from jukesep.separation.chunked import apply_chunked, windows
-from jukesep.separation.separator import Separator, load_separator
+from jukesep.separation.separator import PIECE, Separator, load_separator
 from jukesep.songs.manifest import STEMS
 
 
@@ -150,7 +153,7 @@ def test_a_song_in_blocks_becomes_what_the_whole_becomes(
 
 
 @settings(max_examples=20, deadline=None)
-@given(samples=st.integers(1, 3000), chunk=st.integers(1, 4000), shifts=st.integers(2, 5))
+@given(samples=st.integers(1, 3000), chunk=st.integers(1, 4000), shifts=st.integers(2, 4))
 def test_shifts_are_the_mean_over_delays_whatever_the_chunks(samples, chunk, shifts):
     mixture = np.random.default_rng(samples).uniform(-1, 1, (2, samples)).astype(np.float32)
     found = Separator({"drums": MODEL}, 8000, shifts=shifts)(mixture, 8000, chunk)["drums"]
@@ -161,6 +164,73 @@ def test_shifts_are_the_mean_over_delays_whatever_the_chunks(samples, chunk, shi
             late = torch.nn.functional.pad(rows, (delay, 0))
             runs.append(separation.apply(MODEL, late)[:, delay:])
     np.testing.assert_allclose(found, torch.stack(runs).mean(0).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shifts", [0, -1, 5])
+def test_shifts_beyond_a_hop_are_refused(shifts):
+    """More would repeat some; none would divide by zero."""
+    with pytest.raises(UserError, match=f"{shifts} shifts: choose 1 to 4"):
+        Separator({"drums": MODEL}, 8000, shifts=shifts)
+    separator = Separator({"drums": MODEL}, 8000)
+    with pytest.raises(UserError, match=f"{shifts} shifts: choose 1 to 4"):
+        separator.shifts = shifts
+
+
+@pytest.mark.parametrize("refinement", ["none", "wiener"])
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_parts_of_a_stream_keep_no_more_than_themselves_in_memory(rate, refinement):
+    separator, mixture = Separator(STEMS_MODELS, 8000, refinement), _noise(200_000)
+    parts = [part["bass"] for part in separator.stream([mixture], rate, 1024, stems=["bass"])]
+    assert len(parts) > 20
+    kept = sum(part.nbytes if part.flags.owndata else part.base.nbytes for part in parts)
+    assert kept <= mixture.nbytes + 100
+
+
+def test_a_call_holds_one_part_at_a_time(monkeypatch):
+    stream, held = Separator.stream, []
+
+    def watched(*given, **more):
+        for part in stream(*given, **more):
+            held.extend(weakref.ref(audio) for audio in part.values())
+            assert sum(ref() is not None for ref in held) <= 2 * len(part)
+            yield part
+
+    monkeypatch.setattr(Separator, "stream", watched)
+    mixture = _noise(100_000)
+    assert Separator(STEMS_MODELS, 8000)(mixture, 8000, 1024)["bass"].shape == mixture.shape
+    assert len(held) > 100
+
+
+def test_a_whole_song_is_resampled_piece_by_piece(monkeypatch):
+    fed, feed = [], Resampler.feed
+
+    def counting(resampler, block):
+        fed.append(block.shape[1])
+        return feed(resampler, block)
+
+    monkeypatch.setattr(Resampler, "feed", counting)
+    Separator({"drums": MODEL}, 8000)(_noise(300_000), 44100, 1000)
+    assert max(fed) <= PIECE < 300_000
+
+
+@pytest.mark.parametrize("rate", [8000, 11025])
+def test_a_block_may_be_overwritten_once_the_next_is_asked_for(rate):
+    separator, mixture = Separator(STEMS_MODELS, 8000), _noise(50_000)
+    block = np.empty((2, 1000), np.float32)
+
+    def refilled():
+        for start in range(0, 50_000, 1000):
+            block[:] = mixture[:, start : start + 1000]
+            yield block
+
+    parts = list(separator.stream(refilled(), rate, 8000))
+    for stem, whole in separator(mixture, rate, 8000).items():
+        found = np.concatenate([part[stem] for part in parts], axis=1)
+        np.testing.assert_array_equal(found, whole)
+
+
+def _noise(samples):
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (2, samples)).astype(np.float32)
 
 
 def test_tensors_are_taken_too():

@@ -20,8 +20,11 @@ from programs import needs
 from jukesep.audio import decode
 from jukesep.audio.encode import FORMATS, writing
 from jukesep.base.errors import UserError
+from jukesep.model.checkpoints import load_model
 from jukesep.model.vqvae import VQVAE
 from jukesep.separation import files, separator
+from jukesep.separation.chunked import apply
+from jukesep.separation.refine import Wiener
 from jukesep.separation.separator import Separator
 from jukesep.songs.manifest import STEMS
 
@@ -185,13 +188,75 @@ def test_some_stems_and_what_is_left_of_the_mixture(project):
     np.testing.assert_allclose(total, _read("song.wav"), atol=1e-6)
 
 
-def test_shifts_are_other_estimates(project):
-    for output, shifts in (("a", "1"), ("b", "4")):
-        words = ("song.wav", "-o", output, "--stems", "bass", "--refine", "none")
-        assert run_jukesep("separate", *words, "--shifts", shifts) == 0
-    one, two = (_read(f"{output}/song/bass.wav") for output in "ab")
-    assert one.shape == two.shape
-    assert np.abs(one - two).max() > 1e-3
+@pytest.mark.parametrize("refine", ["none", "wiener"])
+def test_each_file_is_the_stem_of_its_own_model(project, refine):
+    """The models of the stems differ, so that swapped files would show."""
+    soundfile.write("slow.wav", noise(6000), RATE, subtype="FLOAT")
+    assert run_jukesep("separate", "slow.wav", "-o", "stems", "--refine", refine) == 0
+    song = torch.from_numpy(_read("slow.wav").T).float()
+    with torch.inference_mode():
+        expected = {stem: apply(_model(stem), song) for stem in STEMS}
+    if refine == "wiener":
+        expected = Wiener(RATE)(song, expected)
+    for stem in STEMS:
+        found = _read(f"stems/slow/{stem}.wav").T
+        np.testing.assert_allclose(found, expected[stem].numpy(), atol=1e-5)
+        for other in set(STEMS) - {stem}:
+            assert np.abs(found - expected[other].numpy()).max() > 1e-2
+
+
+def _model(stem):
+    folders = (Path("runs") / stage / f"{stem}_pretrained" for stage in ("stage1", "stage2"))
+    return load_model(*(folder / "checkpoints/4.pt" for folder in folders))
+
+
+@pytest.mark.parametrize(
+    ("shifts", "delays"), [(2, [0, 4]), (3, [0, 2, 5]), (4, [0, 2, 4, 6]), (8, range(8))]
+)
+def test_shifts_are_the_mean_of_separations_of_delayed_songs(project, shifts, delays):
+    """The models' hop is 8 samples."""
+    words = ("--stems", "bass", "--refine", "none")
+    for delay in delays:
+        late = np.pad(noise(3000), ((delay, 0), (0, 0)))
+        soundfile.write(f"{delay}.wav", late, RATE, subtype="FLOAT")
+    songs = [f"{delay}.wav" for delay in delays]
+    assert run_jukesep("separate", *songs, "-o", "each", *words) == 0
+    each = [_read(f"each/{delay}/bass.wav")[delay:] for delay in delays]
+    assert run_jukesep("separate", "0.wav", "-o", "mean", *words, "--shifts", str(shifts)) == 0
+    found = _read("mean/0/bass.wav")
+    np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
+    for one in each:
+        assert np.abs(found - one).max() > 1e-3
+
+
+@pytest.mark.parametrize("shifts", ["9", "32"])
+def test_more_shifts_than_a_hop_has_samples_are_refused(project, capsys, shifts):
+    assert run_jukesep("separate", "song.wav", "-o", "stems", "--shifts", shifts) == 1
+    assert f"error: {shifts} shifts: choose 1 to 8." in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("stems").exists()
+
+
+def test_only_the_models_that_are_needed_are_loaded(project, capsys):
+    """Others may be missing or damaged: without a refinement, and where it is not possible."""
+    vocals = ("song.wav", "--stems", "vocals", "-o")
+    assert run_jukesep("separate", *vocals, "whole", "--refine", "none") == 0
+    Path("runs/stage2/bass_pretrained/checkpoints/4.pt").write_bytes(b"damaged")
+    Path("runs/stage1/drums_pretrained/checkpoints/4.pt").unlink()
+    assert run_jukesep("separate", *vocals, "some", "--refine", "none") == 0
+    np.testing.assert_array_equal(_read("some/song/vocals.wav"), _read("whole/song/vocals.wav"))
+    capsys.readouterr()
+    assert run_jukesep("separate", *vocals, "refined") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "stage1/drums_pretrained/checkpoints: no checkpoints found" in said
+    assert said.endswith(
+        "The refinement 'wiener' needs the model of drums: choose `--refine none` to separate "
+        "without it."
+    )
+    assert run_jukesep("separate", "song.wav", "-o", "all", "--refine", "none") == 1
+    assert "--refine none" not in capsys.readouterr().err
+    shutil.rmtree("runs/stage2/other_pretrained")
+    assert run_jukesep("separate", *vocals, "three") == 0
+    np.testing.assert_array_equal(_read("three/song/vocals.wav"), _read("whole/song/vocals.wav"))
 
 
 def test_chunks_do_not_show_in_what_is_left(project):

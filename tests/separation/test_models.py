@@ -102,6 +102,20 @@ def test_a_separator_is_loaded_from_models_and_from_trainings(folder, tmp_path):
     np.testing.assert_array_equal(runs(mixture, 8000)["vocals"], packed(mixture, 8000)["vocals"])
 
 
+def test_without_a_refinement_only_the_wanted_models_are_loaded(folder):
+    for stem in ("bass", "other"):
+        models.save(folder, stem, _vqvae(2), ABOUT)
+    (folder / "bass.safetensors").unlink()
+    assert jukesep.load_separator(folder, refinement="none", stems=["drums"]).stems == ("drums",)
+    for refinement in (None, "masks"):
+        with pytest.raises(UserError, match=r"bass.safetensors.* needs the model of bass: choose"):
+            jukesep.load_separator(folder, refinement=refinement, stems=["drums"])
+    with pytest.raises(UserError, match=r"bass.safetensors: .*again\.$"):
+        jukesep.load_separator(folder, refinement="none", stems=["drums", "bass"])
+    with pytest.raises(UserError, match="stem 'piano': no model for it"):
+        jukesep.load_separator(folder, refinement="none", stems=["piano"])
+
+
 def test_a_stem_keeps_its_own_licence_beside_others(folder, capsys):
     other = {**ABOUT, "licence": "non-commercial use only", "data": "theirs", "commit": None}
     models.save(folder, "bass", _vqvae(), other)

@@ -202,6 +202,28 @@ def test_memory_does_not_grow_with_the_song():
         assert max(kept) <= most
 
 
+@KINDS
+def test_small_blocks_are_not_joined_one_by_one(kind, monkeypatch):
+    """The samples that are copied do not depend on how long the blocks are."""
+    joined, cat = [], torch.cat
+
+    def counting(parts, dim=0):
+        joined.append(sum(part.numel() for part in parts))
+        return cat(parts, dim=dim)
+
+    mixture, _, stems = _song(20_000)
+    monkeypatch.setattr(torch, "cat", counting)
+    copied = []
+    for length in (10, 4000):
+        refinement = kind(RATE, n_fft=N_FFT)
+        for start in range(0, 20_000, length):
+            cut = slice(start, start + length)
+            refinement.feed(mixture[:, cut], {s: x[:, cut] for s, x in stems.items()})
+        copied.append(sum(joined))
+        joined.clear()
+    assert copied[0] <= 1.5 * copied[1]
+
+
 def test_windows_of_a_frame_suit_the_sample_rate():
     lengths = {rate: Masks(rate).n_fft for rate in (8000, 11025, 22050, 44100, 48000)}
     assert lengths == {8000: 2048, 11025: 2048, 22050: 4096, 44100: 8192, 48000: 8192}
