@@ -18,6 +18,7 @@ from jukesep.base.packages import package_folder
 TORCH_FREE = (
     "jukesep.audio.decode",
     "jukesep.audio.encode",
+    "jukesep.audio.lengths",
     "jukesep.audio.samples",
     "jukesep.base.download",
     "jukesep.base.files",

@@ -20,6 +20,7 @@ import soundfile
 
 from ..base.errors import UserError
 from ..base.files import atomic
+from . import lengths
 
 Audio = npt.NDArray[np.float32]
 
@@ -29,6 +30,15 @@ BLOCK = 1 << 15  # samples read at a time, so that they stay in the processor's 
 STEP = np.float32(2**-15)  # one step of 16-bit audio
 STEADY = 1 << 15  # samples; for fewer than 20,480 PyTorch sums in another order
 RIFF_LIMIT = 0xFFFFFFFF  # largest size in bytes that a wav file's header can hold
+# Vorbis' and Opus' channels in wav's order, by their number (Vorbis I specification, 4.3.9). All
+# other formats that libsndfile reads have wav's order. libsndfile keeps the order of the file.
+XIPH = {
+    3: [0, 2, 1],
+    5: [0, 2, 1, 3, 4],
+    6: [0, 2, 1, 5, 3, 4],
+    7: [0, 2, 1, 6, 5, 3, 4],
+    8: [0, 2, 1, 7, 5, 6, 3, 4],
+}
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,17 @@ class AudioInfo:
 
 
 def info(path: str | Path) -> AudioInfo:
-    """Read an audio file's header. UserError if libsndfile cannot read the file."""
+    """Read a file's sample rate, channels and number of samples.
+
+    UserError if libsndfile cannot read the file, or reads fewer samples than the file has or
+    promises.
+    """
     try:
-        found = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
+        with lengths.opened(path) as file:
+            samples = lengths.count(path, file)
+            return AudioInfo(file.samplerate, file.channels, samples, file.subtype)
+    except (OSError, RuntimeError, TypeError) as error:
         raise _unreadable(path, error) from error
-    return AudioInfo(found.samplerate, found.channels, found.frames, found.subtype)
 
 
 def read(path: str | Path, start: int = 0, samples: int | None = None) -> Audio:
@@ -56,13 +71,16 @@ def read(path: str | Path, start: int = 0, samples: int | None = None) -> Audio:
     Seeks to `start` and decodes no more than it returns. UserError if the file is missing or
     damaged, ends early, or holds NaN or infinity.
     """
-    header = info(path)
-    wanted = max(header.samples - start, 0) if samples is None else samples
-    audio = np.empty((header.channels, wanted), np.float32)
+    wanted = max(info(path).samples - start, 0) if samples is None else samples
+    audio: Audio | None = None
     done = 0
     for block in blocks(path, start, samples):
+        if audio is None:
+            audio = np.empty((len(block), wanted), np.float32)
         audio[:, done : done + block.shape[1]] = block
         done += block.shape[1]
+    if audio is None:
+        return np.empty((info(path).channels, 0), np.float32)
     return np.ascontiguousarray(audio[:, :done])
 
 
@@ -83,27 +101,32 @@ def raw_blocks(
 
     int16 for 16-bit files, in units of STEP; else float32. Raises the same errors as `read`.
     """
-    done, wanted = 0, samples
+    done, wanted, few, kind = 0, samples or 0, 0, ""
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with lengths.opened(path) as file:
+            mpeg, order = lengths.is_mpeg(file), _order(path, file)
+            if samples is None:
+                wanted = max(lengths.count(path, file) - start, 0)
+                few = lengths.TRIMMED if mpeg else 0  # what is removed at the ends is not known
             if start:
                 file.seek(start)
-            wanted = file.frames if samples is None else samples
             kind = "int16" if file.subtype == "PCM_16" else "float32"
-            while len(read := file.read(min(BLOCK, wanted - done), dtype=kind, always_2d=True)):
+            while done < wanted:
+                with lengths.quiet(mpeg):
+                    read = file.read(min(BLOCK, wanted - done), dtype=kind, always_2d=True)
+                if not len(read):
+                    break
                 done += len(read)
                 if kind == "float32" and not np.isfinite(read).all():
                     raise UserError(
                         f"{path}: holds NaN or infinite samples. Export the file again."
                     )
-                yield read
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
-    if samples is not None and done != samples:
-        raise UserError(
-            f"{path}: ends at sample {start + done}, expected {start + samples}. "
-            "The file is truncated; copy it again."
-        )
+                yield read if order is None else read[:, order]
+    except (OSError, RuntimeError, TypeError) as error:
+        if not kind or isinstance(error, OSError):
+            raise _unreadable(path, error) from error
+    if done + few < wanted:
+        raise lengths.incomplete(path, start + done, start + wanted)
 
 
 def write(
@@ -119,6 +142,8 @@ def write(
         with writing(path, sample_rate, *samples.shape) as put:
             put(samples)
         return
+    if Path(path).suffix == ".ogg" and len(samples) in XIPH:
+        samples = samples[np.argsort(XIPH[len(samples)])]
     with atomic(path) as temporary:
         soundfile.write(str(temporary), samples.T, sample_rate, subtype=subtype)
 
@@ -272,6 +297,16 @@ def to_mono(audio: npt.NDArray[np.floating], blend: float = 0.5) -> npt.NDArray[
     if len(audio) == 2:
         return (blend * audio[:1] + (1 - blend) * audio[1:]).astype(audio.dtype, copy=False)
     return audio.mean(axis=0, keepdims=True)
+
+
+def _order(path: str | Path, file: soundfile.SoundFile) -> list[int] | None:
+    """The file's channels in wav's order, or None if they have it."""
+    if file.format != "OGG":
+        return None
+    with Path(path).open("rb") as raw:
+        _, opus, head = raw.read(200).partition(b"OpusHead")
+    # Opus has other families of layouts, without an order (RFC 7845, 5.1.1).
+    return XIPH.get(file.channels) if not opus or head[10:11] == b"\1" else None
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:

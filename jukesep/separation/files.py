@@ -263,8 +263,7 @@ def _seconds(todo: Sequence[tuple[Job, object]]) -> dict[str, float]:
         if job.song != STDIN and os.path.isfile(path):
             with suppress(UserError, UnicodeError):
                 header = audio.info(path)
-                if header.samples < decode.UNKNOWN:
-                    found[job.song] = header.samples / header.sample_rate
+                found[job.song] = header.samples / header.sample_rate
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,7 @@ from ..base.unchanged import Known, code, marks
 
 SILENCE = 2.0**-15  # one step of 16-bit audio
 RESIDUAL = -50.0  # dB relative to the mixture; rounding to 16 bits stays far below it
-_CODE = code(__file__, audio.samples.__file__)
-UNKNOWN_LENGTH = 0xFFFFFFFF  # written by writers into pipes, and by RF64 for 64-bit lengths
+_CODE = code(__file__, audio.samples.__file__, audio.lengths.__file__)
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,8 @@ def read_headers(
                 continue
             header = audio.info(path)
         except UserError as error:
-            faults.append((part, f"{_without_path(error, path)} Copy it again."))
+            text = _without_path(error, path)
+            faults.append((part, text if "opy it again" in text else f"{text} Copy it again."))
             continue
         except OSError as error:
             faults.append((part, f"cannot be opened ({error.strerror}). Make it readable."))
@@ -277,30 +276,14 @@ def _compare(song: Checked, layout: Layout, rate: int) -> list[Finding]:
 
 
 def _wav_fault(path: Path) -> str | None:
-    """The faults that libsndfile accepts: a file of another format, and one that ends early."""
+    """The fault of a file of another format, which `audio` would read."""
     if not path.is_file():
         return None  # audio.info reports it
-    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
-        if size and (head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE"):
+        if head and (head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE"):
             return f"not a wav file (it begins with {head[:4]!r}). Convert it to wav."
-        long = UNKNOWN_LENGTH
-        while len(chunk := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", chunk)
-            start = file.tell()
-            if name == b"ds64":
-                long = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
-            if name == b"data":
-                promised, held = long if length == UNKNOWN_LENGTH else length, size - start
-                if promised != UNKNOWN_LENGTH and promised > held:
-                    return (
-                        f"truncated: its header promises {promised} bytes of samples, it has "
-                        f"{held}. Copy it again."
-                    )
-                return None
-            file.seek(start + length + length % 2)
-    return "truncated or corrupt: ends before any samples. Copy it again." if size else None
+    return None
 
 
 def _check_samples(song: Checked, known: Known | None) -> list[Finding]:

@@ -155,7 +155,10 @@ def decode(root: Path, target: Path, sample_rate: int, known: Known | None = Non
             f"{hint or wrong_root(root)}"
         )
 
-    how: dict[str, Any] = {"rate": sample_rate, "code": code(__file__, audio.samples.__file__)}
+    how: dict[str, Any] = {
+        "rate": sample_rate,
+        "code": code(__file__, audio.samples.__file__, audio.lengths.__file__),
+    }
     how |= {name: version(name) for name in ("stempeg", "torch", "torchaudio")}
 
     def one(path: Path) -> Finding | None:

@@ -174,7 +174,7 @@ def _resampled(
     """
     how: dict[str, Any] = {
         "rates": [rate, new_rate],
-        "code": code(__file__, audio.samples.__file__),
+        "code": code(__file__, audio.samples.__file__, audio.lengths.__file__),
     }
     how |= {name: version(name) for name in ("soundfile", "torch", "torchaudio")}
 
