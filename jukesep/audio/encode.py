@@ -115,8 +115,11 @@ def _one(
             with soundfile.SoundFile(
                 str(unfinished), "w", sample_rate, channels, form.subtype, format=container
             ) as file:
+                order = audio.samples.XIPH.get(channels) if container == "OGG" else None
 
                 def put(block: Audio) -> None:
+                    if order:
+                        block = block[np.argsort(order)]
                     for start in range(0, block.shape[1], audio.BLOCK):
                         file.write(block[:, start : start + audio.BLOCK].T)
 
