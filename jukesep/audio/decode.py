@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +17,7 @@ from typing import BinaryIO
 
 from .. import audio
 from ..base.errors import UserError
+from .lengths import Incomplete, Longer
 
 # Suffixes to search a folder for. A file given by name is tried whatever its suffix.
 READ = frozenset(
@@ -38,7 +43,10 @@ DECODED = frozenset(
     )
 )
 BLOCK = 1 << 20  # bytes
-UNKNOWN = 1 << 62  # samples; reported by libsndfile if the header lacks the length
+FIRST_ONLY = (
+    rb"....ftyp|\x1a\x45\xdf\xa3|\x30\x26\xb2\x75"  # how mp4, mkv, webm and wma files begin
+)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
 
 
 @contextmanager
@@ -46,17 +54,15 @@ def readable(song: str | Path) -> Iterator[Path]:
     """Yield a file with the song's audio that `audio` can read: the song itself, or a decoded copy.
 
     The copy is a temporary 32-bit float wav file. UserError if neither libsndfile nor ffmpeg can
-    read the song, or if it is not a file.
+    read the song, if samples of it are missing, or if it is not a file.
     """
     path = Path(song)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: not a regular file. Pass - to read standard input.")
     try:
-        if audio.info(path).samples >= UNKNOWN:
-            raise UserError(
-                f"{path}: its header lacks the length, as in streamed audio. Reading it needs "
-                "ffmpeg, which is not installed. Install ffmpeg, or convert the song."
-            )
+        audio.info(path)
+    except Incomplete:
+        raise
     except UserError as error:
         if not path.is_file() or path.stat().st_size == 0:
             raise
@@ -68,8 +74,8 @@ def readable(song: str | Path) -> Iterator[Path]:
                 f"{path}: reading {path.suffix} files needs ffmpeg, which is not installed. "
                 f"Install ffmpeg, or convert the song: {audio.READABLE} need no ffmpeg."
             ) from error
-        with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
-            decoded = Path(folder) / "song.wav"
+        with _temporary() as folder:
+            decoded = folder / "song.wav"
             _decode(program, path, decoded, error)
             yield decoded
         return
@@ -77,6 +83,13 @@ def readable(song: str | Path) -> Iterator[Path]:
 
 
 def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
+    with song.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        head = content[:12]
+        if re.match(FIRST_ONLY, head, re.DOTALL) and content.find(head, len(head)) >= 0:
+            raise Incomplete(
+                f"{song}: holds several files one after the other, of which only the first would "
+                "be read. Join the songs with an audio editor."
+            )
     # Keep ffmpeg from reading anything else that a playlist or address in the file names.
     source = ["-protocol_whitelist", "file", "-i", f"file:{song}"]
     form = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", "-f", "wav"]
@@ -90,21 +103,56 @@ def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
         )
     except OSError as failure:
         raise UserError(f"{program}: cannot be run ({failure}). Install ffmpeg.") from failure
+    said = [re.sub(" @ 0x[0-9a-f]+", "", line).strip() for line in done.stderr.splitlines()]
+    if any(os.strerror(number) in done.stderr for number in FULL):
+        raise _unusable(target.parent, "is full")
+    if "matches no streams" in done.stderr:
+        raise UserError(f"{song}: not readable as audio: it has no sound. Pass another file.")
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [str(error)]
-        raise UserError(f"{song}: not readable as audio, even by ffmpeg ({said[0].strip()}).")
+        raise UserError(
+            f"{song}: not readable as audio, even by ffmpeg ({said[0] if said else error})."
+        )
+    # ffmpeg leaves out what it cannot decode, such as the end of a truncated file, and succeeds.
+    # It also complains about the borders of joined files, which it reads in full.
+    if done.stderr and not isinstance(error, Longer):
+        raise Incomplete(
+            f"{song}: ffmpeg cannot decode all of it ({said[0]}). The file is truncated or "
+            "damaged; copy it again."
+        )
 
 
 @contextmanager
 def spooled(stream: BinaryIO | None = None) -> Iterator[Path]:
     """Yield a temporary file with the content of standard input or `stream`, since readers seek.
 
-    UserError if it is empty.
+    UserError if it is empty or cannot be read, or if the temporary folder is full.
     """
-    with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
-        path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            shutil.copyfileobj(stream or sys.stdin.buffer, file, BLOCK)
+    with _temporary() as folder:
+        path = folder / "stdin"
+        try:
+            with path.open("wb") as file:
+                shutil.copyfileobj(stream or sys.stdin.buffer, file, BLOCK)
+        except OSError as error:
+            if error.errno in FULL:
+                raise _unusable(folder, "is full") from error
+            raise UserError(f"standard input: cannot be read ({error.strerror}).") from error
         if not path.stat().st_size:
             raise UserError("standard input: is empty.")
         yield path
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """Yield a temporary folder; delete it afterwards. UserError if it cannot be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="jukesep-")
+    except OSError as error:
+        inside = Path(error.filename or "TMPDIR/")
+        raise _unusable(inside, f"cannot be used ({error.strerror})") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _unusable(inside: Path, why: str) -> UserError:
+    """The error for the folder of a temporary file or folder."""
+    return UserError(f"{inside.parent}: the temporary folder {why}. Set TMPDIR to another one.")
