@@ -1,6 +1,7 @@
 """Download MUSDB18-HQ's archive, which has gigabytes, and resume an interrupted download.
 
-The data is collected in `<target>.part`, which is renamed to the target once its sha256 is right.
+The data is collected in `.<target>.part`, hidden, which is renamed to the target once its sha256 is
+right. Programs of the user's, such as browsers, do not use this name.
 pooch downloads smaller files; it cannot resume. This module does not import torch.
 """
 
@@ -39,10 +40,10 @@ def download(
     Raises UserError if the file cannot be downloaded, has the wrong sha256, or does not fit on the
     disk.
     """
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target, title):
+        with alone(target, title):
             if target.exists():  # by another process
                 return
             resumed = _receive_all(url, part, title, timeout, tries)
@@ -57,6 +58,11 @@ def download(
                 raise UserError(
                     f"{title}: {url}: sha256 is {found}, expected {sha256}. Run again to download "
                     "it again."
+                )
+            if target.exists():
+                raise UserError(
+                    f"{target}: was put there during the download. Remove it, or run again to use "
+                    "it."
                 )
             os.replace(part, target)
     except KeyboardInterrupt:
@@ -144,9 +150,9 @@ def _receive(url: str, part: Path, title: str, timeout: float) -> None:
 
 
 @contextmanager
-def _alone(target: Path, title: str) -> Iterator[None]:
-    """Hold the lock of the target; wait if another process holds it."""
-    lock = FileLock(f"{target}.lock")
+def alone(target: Path, title: str) -> Iterator[None]:
+    """Hold the lock of the target, also once more; wait if another process or thread holds it."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..base.errors import Interrupted, UserError
 from ..base.signals import when_orphaned
+from ..songs.parallel import cores
 
 PROCESSES = "JUKESEP_NPROC"
 
@@ -65,7 +66,7 @@ def _run(processes: int) -> None:
     logging.disable(logging.CRITICAL)
     if "DVC_STAGE" in os.environ:  # nothing collects the results once DVC has ended
         when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,6 +24,9 @@ from ..audio import AudioInfo
 from ..base.errors import UserError
 from ..base.progress import bar
 from ..base.unchanged import Known, code, marks
+from .headers import compare_headers, entries, held, read_headers, usual, without_path
+from .manifest import MIXTURE, part_file
+from .parallel import cores
 
 SILENCE = 2.0**-15  # one step of 16-bit audio
 RESIDUAL = -50.0  # dB relative to the mixture; rounding to 16 bits stays far below it
@@ -46,9 +47,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Layout:
-    """The required content of a folder of songs: ROOT/<split>/<song>/<part>.wav.
+    """The required content of a folder of songs: ROOT/<split>/<song>/<part>.wav, or .flac.
 
     parts: files of a song by split: the mixture first, then its stems.
+    beside: other names that the folder may hold.
     optional: splits that may be missing.
     songs: number of songs by split; splits not named are not checked. names: required songs.
     sample_rate (Hz), channels: of every file; None takes what most files have.
@@ -62,6 +64,7 @@ class Layout:
     sample_rate: int | None = None
     channels: int | None = None
     shortest: float = 0.0
+    beside: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -73,6 +76,8 @@ class Checked:
     parts: tuple[str, ...]
     headers: dict[str, AudioInfo] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
+    """The parts that are silent in mono, which have no SDR."""
 
     @property
     def name(self) -> str:
@@ -80,16 +85,22 @@ class Checked:
 
     def file(self, part: str = "") -> str:
         """The song's folder, or a file in it, relative to the root."""
-        return f"{self.split}/{self.name}" + (f"/{part}.wav" if part else "")
+        return f"{self.split}/{self.name}" + (f"/{self.path(part).name}" if part else "")
+
+    def path(self, part: str) -> Path:
+        """Path of the mixture or of a stem."""
+        return part_file(self.folder, part)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Facts about a song's samples: digest and peak (full scale 1) of each part, and the residual:
-    the level of mixture minus stems, in dB relative to the mixture (None if zero or unknown)."""
+    """Facts about a song's samples: digest and peak (full scale 1) of each part, the parts whose
+    channels sum to zero at every sample, and the residual: the level of mixture minus stems, in dB
+    relative to the mixture (None if zero or unknown)."""
 
     digests: dict[str, str]
     peaks: dict[str, float]
+    silent: list[str]
     residual: float | None
 
 
@@ -105,11 +116,11 @@ def check_root(
     for song in songs:
         song.headers, faults = read_headers(song.folder, song.parts)
         findings += [Finding(song.file(part), text) for part, text in faults]
-    rate = layout.sample_rate or _usual(h.sample_rate for s in songs for h in s.headers.values())
+    rate = layout.sample_rate or usual(h.sample_rate for s in songs for h in s.headers.values())
     for song in songs:
         findings += _compare(song, layout, rate)
     # Threads are enough: reading, hashing and numpy release the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         reads = pool.map(partial(_check_samples, known=known), songs)
         for found in bar(reads, total=len(songs), desc="prepare: check", unit="song"):
             findings += found
@@ -126,67 +137,14 @@ def raise_errors(root: Path, findings: list[Finding]) -> None:
         raise UserError(f"{root}: {count}\n  " + "\n  ".join(sorted(errors) + sorted(warnings)))
 
 
-def read_headers(
-    folder: Path, parts: Iterable[str]
-) -> tuple[dict[str, AudioInfo], list[tuple[str, str]]]:
-    """The headers of a song's files, and (part, fault) for each file without a usable one."""
-    headers, faults = {}, []
-    for part in parts:
-        path = folder / f"{part}.wav"
-        try:
-            if fault := _wav_fault(path):
-                faults.append((part, fault))
-                continue
-            header = audio.info(path)
-        except UserError as error:
-            text = _without_path(error, path)
-            faults.append((part, text if "opy it again" in text else f"{text} Copy it again."))
-            continue
-        except OSError as error:
-            faults.append((part, f"cannot be opened ({error.strerror}). Make it readable."))
-            continue
-        if header.samples:
-            headers[part] = header
-        else:
-            faults.append((part, "holds no samples. Export it again."))
-    return headers, faults
-
-
-def compare_headers(
-    headers: Mapping[str, AudioInfo], channels: int | None = None, rate: int | None = None
-) -> list[tuple[str, str]]:
-    """(part, fault) for each file that differs from the others, or from `channels` and `rate`."""
-    channels = channels or _usual(header.channels for header in headers.values())
-    rate = rate or _usual(header.sample_rate for header in headers.values())
-    samples = _usual(header.samples for header in headers.values())
-    faults = []
-    for part, header in headers.items():
-        if header.channels != channels:
-            kind = {1: "mono", 2: "stereo"}.get(header.channels, f"{header.channels} channels")
-            wanted = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
-            faults.append((part, f"{kind}, but the song is {wanted}. Export it as {wanted}."))
-        if header.sample_rate != rate:
-            faults.append(
-                (part, f"sample rate {header.sample_rate} Hz, expected {rate} Hz. Resample it.")
-            )
-        elif header.samples != samples:
-            faults.append(
-                (
-                    part,
-                    f"{header.samples} samples long, but the song's other files have {samples}. "
-                    "Export all files of the song with the same start and end.",
-                )
-            )
-    return faults
-
-
 def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding]]:
     """The song folders of each split, and the faults that show without opening a file."""
     splits = [split for split in layout.parts if (root / split).is_dir()]
     needed = [split for split in layout.parts if split not in layout.optional]
     if not set(splits) & set(needed):
         raise UserError(
-            f"{root}: {wrong_root(root)} Songs are folders of wav files, {needed[0]}/<song>/*.wav."
+            f"{root}: {wrong_root(root)} Songs are folders of wav or flac files, "
+            f"{needed[0]}/<song>/*.wav."
         )
     findings = [
         Finding(f"{split}/", "no such folder. Copy the songs again, with all their folders.")
@@ -195,18 +153,22 @@ def _find_songs(root: Path, layout: Layout) -> tuple[list[Checked], list[Finding
     ]
     findings += [
         Finding(path.name, "not part of the layout; ignored.", warning=True)
-        for path in _entries(root)
-        if path.name not in splits
+        for path in entries(root)
+        if path.name not in {*splits, *layout.beside}
     ]
     songs = []
     for split in splits:
         parts = layout.parts[split]
-        for path in _entries(root / split):
+        for path in entries(root / split):
             if not path.is_dir():
                 text = "a file beside the song folders; ignored."
                 findings.append(Finding(f"{split}/{path.name}", text, warning=True))
-            elif not any((path / f"{part}.wav").exists() for part in parts):
-                text = f"a folder with none of {', '.join(parts)} as .wav. Move it elsewhere."
+            elif not any(part_file(path, part).exists() for part in parts):
+                text = (
+                    f"a folder with none of {', '.join(parts)} as .wav or .flac: it holds "
+                    f"{held(path.name for path in entries(path))}. Rename or convert its files, "
+                    "or move it elsewhere."
+                )
                 findings.append(Finding(f"{split}/{path.name}", text))
             else:
                 songs.append(Checked(split, path, parts))
@@ -226,17 +188,15 @@ def wrong_root(root: Path) -> str:
     """Explain why `root` may hold no songs where they are expected, in a sentence or two."""
     if not root.is_dir():
         return "no such folder."
-    if root.name in ("train", "test") or any(root.glob("*/mixture.wav")):
+    folders = [path for path in entries(root) if path.is_dir()]
+    if root.name in ("train", "test") or any(part_file(f, MIXTURE).exists() for f in folders):
         return f"contains songs, not train/ and test/. Give the folder above, {root.parent}."
-    for path in _entries(root):
+    for path in folders:
+        if path.name.lower() in ("train", "test"):
+            return f"contains {path.name}/. Rename it to {path.name.lower()}/."
         if (path / "train").is_dir() or (path / "test").is_dir():
             return f"contains no train/ and test/. Did you mean {path}?"
     return "contains neither train/ nor test/. Give the folder that holds them."
-
-
-def _entries(folder: Path) -> list[Path]:
-    """The entries of a folder sorted by name, without hidden ones."""
-    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
 
 
 def _count(split: str, found: set[str], layout: Layout) -> list[Finding]:
@@ -252,11 +212,6 @@ def _count(split: str, found: set[str], layout: Layout) -> list[Finding]:
         text = "missing, but on musdb's list of validation songs. Copy it again."
         findings.append(Finding(f"{split}/{name}", text))
     return findings
-
-
-def _usual(values: Iterable[int]) -> int:
-    """The most frequent value, the first on a tie; 0 if there are no values."""
-    return next((value for value, _ in Counter(values).most_common(1)), 0)
 
 
 def _compare(song: Checked, layout: Layout, rate: int) -> list[Finding]:
@@ -275,20 +230,9 @@ def _compare(song: Checked, layout: Layout, rate: int) -> list[Finding]:
     return findings
 
 
-def _wav_fault(path: Path) -> str | None:
-    """The fault of a file of another format, which `audio` would read."""
-    if not path.is_file():
-        return None  # audio.info reports it
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head and (head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE"):
-            return f"not a wav file (it begins with {head[:4]!r}). Convert it to wav."
-    return None
-
-
 def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
     """Set a song's digests; return the faults of its samples. Reads them unless `known`."""
-    files = [song.folder / f"{part}.wav" for part in song.headers]
+    files = [song.path(part) for part in song.headers]
     name, given = f"samples {song.folder}", [_CODE, song.parts]
     if known and (facts := known.get(name, files, given)):
         found, findings = Samples(**facts), list[Finding]()
@@ -297,8 +241,12 @@ def _check_samples(song: Checked, known: Known | None) -> list[Finding]:
         found, findings = _read_samples(song)
         if known and before and not findings:
             known.put(name, files, asdict(found), given, before)
-    song.digests = found.digests
-    findings += [_silent(song, part) for part, peak in found.peaks.items() if peak <= SILENCE]
+    song.digests, song.silent = found.digests, tuple(found.silent)
+    findings += [
+        _silent(song, part, peak)
+        for part, peak in found.peaks.items()
+        if peak <= SILENCE or part in found.silent
+    ]
     if found.residual is not None and found.residual > RESIDUAL:
         level = f"{found.residual:.1f} dB"
         text = (
@@ -316,9 +264,10 @@ def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
     summed = len(song.parts) > 1 and set(headers) == set(song.parts) and len(shapes) == 1
     hashes = {part: hashlib.blake2b(digest_size=16) for part in headers}
     peaks = dict.fromkeys(headers, 0.0)
+    sounding = set()
     energy = residual = 0.0
     reads = {
-        part: audio.raw_blocks(song.folder / f"{part}.wav", samples=header.samples)
+        part: audio.raw_blocks(song.path(part), samples=header.samples)
         for part, header in headers.items()
     }
     while reads:
@@ -327,8 +276,7 @@ def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
             try:
                 block = next(read, None)
             except UserError as error:
-                path = song.folder / f"{part}.wav"
-                findings.append(Finding(song.file(part), _without_path(error, path)))
+                findings.append(Finding(song.file(part), without_path(error, song.path(part))))
                 del hashes[part], peaks[part]
                 block, summed = None, False
             if block is None:
@@ -339,13 +287,15 @@ def _read_samples(song: Checked) -> tuple[Samples, list[Finding]]:
             hashes[part].update(np.multiply(block, step, dtype=np.float32).data)
             highest = max(float(block.max()), -float(block.min()))
             peaks[part] = max(peaks[part], highest * float(step))
+            if part not in sounding and block.sum(axis=1).any():
+                sounding.add(part)
         if summed and blocks:
             mixture, *stems = (blocks[part] for part in song.parts)
             of_mixture, of_rest = _energies(mixture, stems)
             energy, residual = energy + of_mixture, residual + of_rest
     digests = {part: found.hexdigest() for part, found in hashes.items()}
     level = 10 * math.log10(residual / energy) if summed and energy and residual else None
-    return Samples(digests, peaks, level), findings
+    return Samples(digests, peaks, sorted(set(peaks) - sounding), level), findings
 
 
 def _energies(mixture: NDArray[Any], stems: list[NDArray[Any]]) -> tuple[float, float]:
@@ -364,12 +314,16 @@ def _energies(mixture: NDArray[Any], stems: list[NDArray[Any]]) -> tuple[float, 
     return float(np.square(mixture, dtype=np.float64).sum()) * step**2, of_rest * step**2
 
 
-def _silent(song: Checked, part: str) -> Finding:
-    if part == song.parts[0]:
+def _silent(song: Checked, part: str, peak: float) -> Finding:
+    if part == song.parts[0] and peak <= SILENCE:
         return Finding(song.file(part), "silent throughout. Export it again.")
-    text = "silent throughout. Export it again, unless the song lacks this stem."
+    if peak > SILENCE:
+        text = "silent in mono: its channels cancel out. Export it again."
+    elif part in song.silent:
+        text = "silent throughout. Export it again, unless the song lacks this stem."
+    else:
+        text = (
+            "no sample is above one step of 16 bit, but it is not silent: its scores are far below "
+            "0 dB. Export it again, as digital silence if the song lacks this stem."
+        )
     return Finding(song.file(part), text, warning=True)
-
-
-def _without_path(error: UserError, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ")

@@ -3,6 +3,7 @@
     ROOT/test/<song>/{mixture,drums,bass,other,vocals}.wav      or ROOT/<song>/...
     ROOT/train/<song>/...                                       with musdb's validation songs
 
+The files may also be flac, and their names may have upper-case letters.
 This module does not import torch.
 """
 
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from .. import audio
 from ..base.errors import UserError
-from .checks import compare_headers, read_headers
-from .manifest import MIXTURE, STEMS, Song
+from .headers import compare_headers, entries, held, read_headers
+from .manifest import MIXTURE, STEMS, Song, part_file
 from .musdb import validation_songs
 
 
@@ -47,10 +48,10 @@ def find_songs(
     found, faults = [], []
     for name in chosen:
         folder = folders[name]
-        there = [part for part in STEMS if part == stem or (folder / f"{part}.wav").exists()]
+        there = [part for part in STEMS if part == stem or part_file(folder, part).exists()]
         headers, wrong = read_headers(folder, (MIXTURE, *there))
         wrong += compare_headers(headers)
-        faults += [f"{folder / part}.wav: {text}" for part, text in wrong]
+        faults += [f"{part_file(folder, part)}: {text}" for part, text in wrong]
         if not wrong:
             song = Song(name, split, split, folder, headers[MIXTURE].samples)
             found.append(Found(song, headers[MIXTURE]))
@@ -75,11 +76,12 @@ def _song_folders(root: Path, split: str) -> list[Path]:
     elif inside.is_dir():
         found = _folders(inside)
     else:
-        found = [path for path in _folders(root) if (path / f"{MIXTURE}.wav").is_file()]
+        found = [path for path in _folders(root) if part_file(path, MIXTURE).is_file()]
     if not found:
         raise UserError(
             f"{root}: no songs in split {split}. They are expected as "
-            f"{inside}/<song>/{MIXTURE}.wav or {root}/<song>/{MIXTURE}.wav."
+            f"{inside}/<song>/{MIXTURE}.wav (or .flac) or {root}/<song>/{MIXTURE}.wav. The folder "
+            f"holds {held(path.name for path in entries(root))}."
         )
     return found
 

@@ -1,6 +1,7 @@
 """MUSDB18-HQ and MUSDB18: the archive and its licence, the validation songs, `.stem.mp4` files.
 
     MUSDB18-HQ   ROOT/{train,test}/<song>/{mixture,drums,bass,other,vocals}.wav
+                 or ROOT/musdb18hq.zip, which holds the same, also in a folder of its own
     MUSDB18      ROOT/{train,test}/<song>.stem.mp4   five AAC streams in that order
 
 The files of the packages musdb and torchaudio are read, not imported: importing musdb needs
@@ -10,9 +11,14 @@ ffmpeg, importing torchaudio needs torch.
 from __future__ import annotations
 
 import ast
+import lzma
 import os
 import shutil
+import sys
 import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -23,20 +29,23 @@ import numpy as np
 import yaml
 
 from .. import audio
-from ..base.download import download
+from ..base.download import alone, download
 from ..base.errors import UserError
 from ..base.files import sweep, temporary
 from ..base.packages import package_folder
 from ..base.progress import bar
-from ..base.unchanged import Known, code, marks
+from ..base.unchanged import Known, code, file_digest, marks
 from .checks import Finding, Layout, raise_errors, wrong_root
-from .manifest import MIXTURE, STEMS
+from .headers import held
+from .manifest import MIXTURE, STEMS, is_part, part_file
+from .parallel import at_once
 
 PARTS = (MIXTURE, *STEMS)
 SPLITS = ("train", "test")
 SONGS = {"train": 100, "test": 50}
 ARCHIVE = "musdb18hq.zip"
 STEM_FILE = ".stem.mp4"
+DECODED = 20  # times the size of such a file: the memory that decoding it takes
 
 
 def layout(shortest: float) -> Layout:
@@ -48,6 +57,7 @@ def layout(shortest: float) -> Layout:
         sample_rate=44_100,
         channels=2,
         shortest=shortest,
+        beside=frozenset([ARCHIVE]),
     )
 
 
@@ -71,38 +81,67 @@ def archive_source() -> tuple[str, str]:
 
 
 def fetch(root: Path, accepted: bool) -> None:
-    """Download MUSDB18-HQ into an empty folder, or resume that; leave any other folder alone.
+    """Unpack MUSDB18-HQ's archive in `root`, or download it into an empty folder and unpack it.
 
-    An archive already in the folder is unpacked. UserError if the licence is not accepted, if
-    the download fails, or if the disk is too small.
+    Does nothing if both splits are there, or if there is no archive but something else. Only an
+    archive that this call downloaded is deleted afterwards. UserError if the licence of a download
+    is not accepted, if the download fails, if the archive is not MUSDB18-HQ's, or if the disk is
+    too small.
     """
-    path = root / ARCHIVE
-    visible = [entry.name for entry in root.iterdir() if entry.name[0] != "."]
-    if all((root / split).exists() for split in SPLITS):
-        return
-    if set(visible) - {ARCHIVE, f"{ARCHIVE}.part", *(SPLITS if path.exists() else ())}:
+    archive = root / ARCHIVE
+    others = [path for path in root.iterdir() if path.name[0] != "."]
+    if _complete(root) or (others and not archive.is_file()):
         return
     url, sha256 = archive_source()
-    if not accepted:
+    if not others and not accepted:
         raise UserError(
             f"{root}: holds no songs. Copy MUSDB18-HQ there, or let this stage download it from "
             f"{url} (tens of GB). It is for research only, not commercial use: read the licence at "
             "https://sigsep.github.io/datasets/musdb.html, and accept it with "
             "-S data.accept_licence=true."
         )
-    if not path.exists():
-        download(url, path, sha256=sha256, title="MUSDB18-HQ")
-    unpack(path, root)
-    path.unlink()
+    with alone(archive, "MUSDB18-HQ"):
+        if _complete(root):  # by another process
+            return
+        if archive.is_file():
+            _say_sum(archive, sha256)
+            unpack(archive, root)
+        else:
+            download(url, archive, sha256=sha256, title="MUSDB18-HQ")
+            unpack(archive, root)
+            archive.unlink()
+
+
+def _complete(root: Path) -> bool:
+    return all((root / split).exists() for split in SPLITS)
+
+
+def _say_sum(archive: Path, sha256: str) -> None:
+    """Say whether an archive of the user's is the published one: others may be right, too."""
+    print(f"{archive}: is unpacked, and stays; checking its sha256", file=sys.stderr)
+    try:
+        found = file_digest(archive)
+    except OSError as error:
+        raise UserError(f"{archive}: cannot be read ({error.strerror}).") from error
+    if found != sha256:
+        print(
+            f"warning: {archive}: sha256 is {found}, that of the published archive is {sha256}. "
+            "Another packaging of the same songs has another sum; damaged files are found.",
+            file=sys.stderr,
+        )
 
 
 def unpack(archive: Path, root: Path) -> None:
-    """Unpack the songs in MUSDB18-HQ's archive to `root`; each split appears when complete."""
+    """Unpack the splits that `root` lacks from MUSDB18-HQ's archive; each appears when complete.
+
+    UserError, before anything is written, if the archive is not one of all songs of these splits.
+    """
     sweep(root)
+    again = "Download it again."
     try:
         with zipfile.ZipFile(archive) as file:
-            songs = [entry for entry in file.infolist() if _is_part(entry.filename)]
-            size, free = sum(entry.file_size for entry in songs), shutil.disk_usage(root).free
+            entries = _entries(archive, file, [s for s in SPLITS if not (root / s).exists()])
+            size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(root).free
             if size > free:
                 raise UserError(
                     f"{root}: {free / 1e9:.1f} GB are free, but unpacking {archive.name} takes "
@@ -113,29 +152,67 @@ def unpack(archive: Path, root: Path) -> None:
                 temporary(root / SPLITS[0], folder=True) as unfinished,
                 bar(total=size, desc=title, unit="B", unit_scale=True) as line,
             ):
-                for entry in songs:
+                for entry in entries:
                     file.extract(entry, unfinished)
                     line.update(entry.file_size)
-                for split in SPLITS:
-                    if (unfinished / split).is_dir() and not (root / split).exists():
-                        os.replace(unfinished / split, root / split)
-    except (zipfile.BadZipFile, EOFError) as error:
+                for path in unfinished.iterdir():
+                    os.replace(path, root / path.name)
+    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{archive}: not a complete zip archive ({error}). {again}") from error
+    except RuntimeError as error:  # a password, or a method that zipfile lacks
         raise UserError(
-            f"{archive}: not a complete zip archive ({error}). Delete it and download it again."
+            f"{archive}: cannot be unpacked here ({error}). Unpack it into {root} with another "
+            "program."
         ) from error
     except OSError as error:
-        raise UserError(f"{root}: cannot be written to ({error.strerror or error}).") from error
+        path = error.filename or root
+        raise UserError(f"{path}: {error.strerror or error}, while unpacking {archive}.") from error
 
 
-def _is_part(name: str) -> bool:
-    """Whether an archive's entry is <split>/<song>/<part>.wav; others are not unpacked."""
-    path = PurePosixPath(name)
-    return (
-        len(path.parts) == 3
-        and path.parts[0] in SPLITS
-        and path.parts[1][0] != "."
-        and path.parts[2] in {f"{part}.wav" for part in PARTS}
-    )
+def _entries(
+    archive: Path, file: zipfile.ZipFile, splits: Collection[str]
+) -> list[zipfile.ZipInfo]:
+    """The entries of an archive that are parts of songs of these splits, named <split>/<song>/...
+
+    UserError if a song is there twice, or if the splits do not have as many songs as MUSDB18-HQ.
+    """
+    found: dict[str, zipfile.ZipInfo] = {}
+    for entry in file.infolist():
+        place = _place(entry.filename)
+        if place is None or place.parts[0] not in splits:
+            continue
+        if (name := str(place)) in found:
+            raise UserError(
+                f"{archive}: holds {name} twice, as {found[name].orig_filename} and "
+                f"{entry.orig_filename}. Unpack it yourself."
+            )
+        entry.filename, found[name] = name, entry
+    parts = Counter(PurePosixPath(name).parent for name in found)
+    whole = Counter(song.parts[0] for song, count in parts.items() if count == len(PARTS))
+    if any(whole[split] != SONGS[split] for split in splits):
+        counts = " and ".join(f"{whole[split]} in {split}/" for split in splits)
+        wanted = " and ".join(f"{SONGS[split]} in {split}/" for split in splits)
+        names = held(repr(e.orig_filename) for e in file.infolist() if not e.is_dir())
+        raise UserError(
+            f"{archive}: MUSDB18-HQ has {wanted} songs, this archive {counts}. Expected: "
+            f"{{train,test}}/<song>/{{{','.join(PARTS)}}}.wav, also in folders. Found: {names}. "
+            "Replace it by MUSDB18-HQ's archive, or unpack it elsewhere and use data=folder."
+        )
+    return list(found.values())
+
+
+def _place(name: str) -> PurePosixPath | None:
+    """Where an entry of an archive belongs, <split>/<song>/<file>; None if not to a song's parts.
+
+    The splits may be inside folders, and archives made on Windows can have backslashes. Nothing
+    else is unpacked: no hidden entries, no copies by macOS, and nothing that leaves the folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    *_, split, song, file = path.parts if len(path.parts) >= 3 else ("", "", "")
+    bad = {"/", "__MACOSX"}
+    if any(part in bad or part[0] == "." for part in path.parts) or not is_part(file, *PARTS):
+        return None
+    return PurePosixPath(split, song, file) if split in SPLITS else None
 
 
 def decode(root: Path, target: Path, sample_rate: int, known: Known | None = None) -> None:
@@ -148,8 +225,9 @@ def decode(root: Path, target: Path, sample_rate: int, known: Known | None = Non
     stempeg = decoder()
     files = [path for split in SPLITS for path in sorted((root / split).glob(f"*{STEM_FILE}"))]
     if not files:
-        wavs = any((root / split).glob("*/mixture.wav") for split in SPLITS)
-        hint = "Its songs are wav files: use data=musdb18hq or data=folder." if wavs else ""
+        folders = [path for split in SPLITS for path in (root / split).glob("*/")]
+        whole = any(part_file(path, MIXTURE).exists() for path in folders)
+        hint = "Its songs are wav or flac: use data=musdb18hq or data=folder." if whole else ""
         raise UserError(
             f"{root}: no songs. MUSDB18's are expected as {root}/train/<song>{STEM_FILE}. "
             f"{hint or wrong_root(root)}"
@@ -175,7 +253,8 @@ def decode(root: Path, target: Path, sample_rate: int, known: Known | None = Non
             known.put(name, files, {}, how, before)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    size = max(path.stat().st_size for path in files)
+    with ThreadPoolExecutor(at_once(len(files), DECODED * size)) as pool:
         done = bar(pool.map(one, files), total=len(files), desc="prepare: decode", unit="song")
         raise_errors(root, [finding for finding in done if finding])
 

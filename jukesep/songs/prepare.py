@@ -23,10 +23,13 @@ from ..base.unchanged import Known, code
 from . import musdb
 from .checks import Checked, Finding, Layout, check_root
 from .manifest import MIXTURE, SPLITS, STEMS, Manifest, Song
+from .parallel import at_once
 
 PARTS = (MIXTURE, *STEMS)
 MADE = ("band", "musdb18", "songs")  # folders of generated songs in the cache
 SHOWN = 20  # warnings printed; checks.json has all
+RESAMPLING = 30  # bytes of memory for each sample of a channel
+RENDERING = 500e6  # bytes of memory to render a song of the band, with the process
 
 
 def prepare(params: Params, folder: Path) -> Manifest:
@@ -38,8 +41,15 @@ def prepare(params: Params, folder: Path) -> Manifest:
 
     UserError with every fault of the songs.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # it may hold songs of an earlier run
     kept = folder.parent.resolve() / paths.CACHE
+    root = params.data.root
+    for ours in (folder, kept):
+        if root and Path(root).resolve().is_relative_to(ours.resolve()):
+            raise UserError(
+                f"data.root: {root}: is in {ours}, whose files this stage deletes. Move your songs "
+                "elsewhere."
+            )
+    shutil.rmtree(folder, ignore_errors=True)  # it may hold songs of an earlier run
     known = Known(kept / "known.json")
     try:
         manifest = _prepare(params, folder, kept, known)
@@ -62,10 +72,14 @@ def _prepare(params: Params, folder: Path, kept: Path, known: Known) -> Manifest
             group=groups.get((song.split, song.name), song.split),
             folder=song.folder,
             samples=song.headers[MIXTURE].samples,
+            silent=tuple(stem for stem in STEMS if stem in song.silent),
         )
         for song in checked
     ]
     songs = _with_validation(params, songs)
+    for stem in params.stems:
+        for split in ("train", params.evaluate.split):
+            Manifest(params.model.sample_rate, tuple(songs)).require(split, stem)
     rate, new_rate = checked[0].headers[MIXTURE].sample_rate, params.model.sample_rate
     if rate != new_rate:
         copies = _resampled(checked, rate, new_rate, kept / "songs", known)
@@ -85,6 +99,7 @@ def _prepare(params: Params, folder: Path, kept: Path, known: Known) -> Manifest
     _save_checks(folder / paths.CHECKS.name, checked, warnings)
     manifest.save(folder / paths.MANIFEST.name)
     _summary(manifest, warnings)
+    print(_scored(manifest.split(params.evaluate.split)), end="")
     return manifest
 
 
@@ -134,7 +149,7 @@ def _render(params: Params, root: Path, known: Known) -> dict[tuple[str, str], s
         counts=counts,
         seconds=band.seconds,
         seed=band.seed,
-        workers=os.cpu_count() or 1,
+        workers=at_once(sum(counts.values()), RENDERING),
         known=known,
     )
     return {(song["split"], song["name"]): song["group"] for song in rendered}
@@ -187,8 +202,7 @@ def _resampled(
 
     def copy(song: Checked) -> None:
         for part, file in zip(song.parts, entry(song)["files"], strict=True):
-            source = song.folder / f"{part}.wav"
-            resampled = audio.resample(audio.read(source), rate, new_rate)
+            resampled = audio.resample(audio.read(song.path(part)), rate, new_rate)
             audio.write(file, resampled, new_rate, "FLOAT")
         samples[song.file()] = resampled.shape[1]
         known.put(**entry(song), facts=resampled.shape[1])
@@ -197,7 +211,10 @@ def _resampled(
     missing = [song for song in songs if samples[song.file()] is None]
     if missing:
         # Threads are enough: reading, resampling and writing release the GIL.
-        with _one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        headers = [song.headers[MIXTURE] for song in missing]
+        longest = max(header.samples * header.channels for header in headers)
+        workers = at_once(len(missing), RESAMPLING * longest)
+        with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
             title = f"prepare: to {new_rate} Hz"
             for _ in bar(pool.map(copy, missing), total=len(missing), desc=title, unit="song"):
                 pass
@@ -246,6 +263,20 @@ def _save_checks(path: Path, songs: list[Checked], warnings: list[Finding]) -> N
         "samples": {song.file(): song.digests for song in songs},
     }
     write_json(path, content)
+
+
+def _scored(songs: list[Song]) -> str:
+    """What `evaluate` will leave out of the scores, and why; empty if nothing."""
+    lacking = {song.name: song.silent for song in songs if song.silent}
+    if not lacking:
+        return ""
+    counts = [f"{s} {sum(s not in song.silent for song in songs)}" for s in STEMS]
+    left_out = [f"{name!r} ({' and '.join(stems)})" for name, stems in lacking.items()]
+    return (
+        f"prepare: of {len(songs)} {songs[0].split} songs, some have silent stems. Songs scored: "
+        f"{', '.join(counts)}; by sdr_v4, which needs all stems, {len(songs) - len(lacking)}. "
+        f"Silent: {', '.join(left_out)}\n"
+    )
 
 
 def _summary(manifest: Manifest, warnings: list[Finding]) -> None:

@@ -52,7 +52,7 @@ def fetch(target: Path, url: str, content: bytes = CONTENT, **options: float) ->
 
 
 def part(target: Path) -> Path:
-    return target.with_name("file.bin.part")
+    return target.with_name(".file.bin.part")
 
 
 def left(target: Path, content: bytes) -> None:
@@ -258,7 +258,7 @@ def test_a_server_that_is_gone(target: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "BACK_OFF", 0.0)
     with pytest.raises(UserError, match="Connection refused"):
         fetch(target, nobody())
-    assert os.listdir(target.parent) == ["file.bin.lock"]
+    assert os.listdir(target.parent) == [".file.bin.lock"]
 
 
 def test_a_wrong_sum_shows_both(site: Site, target: Path) -> None:

@@ -26,6 +26,7 @@ ANYWHERE = {
     "jukesep/base/signals.py": "ends a training, which then resumes to the same result",
     "jukesep/base/unchanged.py": "saves time: what it finds is what would be found again",
     "jukesep/pipeline/pretrained.py": "the file that it finds is in weights.depends_on",
+    "jukesep/songs/parallel.py": "how many songs at a time does not change a song's result",
     "jukesep/resume": "an interruption does not change a training's result",
 }
 NO_MODEL = "runs no model: what it imports from scoring has no part in that"

@@ -213,3 +213,45 @@ def test_a_silent_mixture_is_a_fault(tmp_path):
         parts = write_song(tmp_path / split / split)
     soundfile.write(tmp_path / "test/test/mixture.wav", 0 * parts[MIXTURE], RATE)
     assert "test/test/mixture.wav: silent throughout" in _faults(tmp_path, Layout(BOTH))
+
+
+def _flac(path, samples):
+    soundfile.write(path, samples, RATE, subtype="PCM_16")
+    return path
+
+
+def test_names_and_formats_that_are_not_read_are_said(tmp_path):
+    """Which file is there, which is expected, and what to do; each in one line."""
+    songs = {}
+    for number, name in enumerate(("two", "mp3", "cut", "long", "wrong", "good")):
+        parts = write_song(tmp_path / "train" / name, samples=SAMPLES, seed=number)
+        songs[name] = tmp_path / "train" / name
+        (songs[name] / "bass.wav").unlink()
+        _flac(songs[name] / "Bass.FLAC", parts["bass"])
+    soundfile.write(songs["two"] / "bass.wav", parts["bass"], RATE)
+    (songs["mp3"] / "Bass.FLAC").rename(songs["mp3"] / "bass.mp3")
+    _cut(songs["cut"] / "Bass.FLAC", 3000)
+    content = bytearray((songs["long"] / "Bass.FLAC").read_bytes())
+    content[21] &= 0xF0  # STREAMINFO's number of samples, unknown where it is 0
+    content[22:26] = bytes(4)
+    (songs["long"] / "Bass.FLAC").write_bytes(content)
+    (songs["wrong"] / "Bass.FLAC").write_bytes((songs["wrong"] / "other.wav").read_bytes())
+    write_song(tmp_path / "test/song", samples=SAMPLES)
+    (tmp_path / "train/mine").mkdir()
+    for name in ("Mix.wav", "vocals.aiff", "a.txt", "b.txt"):
+        (tmp_path / "train/mine" / name).write_bytes(b"")
+    lines = _faults(tmp_path, Layout(BOTH)).splitlines()
+    expected = (
+        "train/cut/Bass.FLAC: ",
+        "train/long/Bass.FLAC: its header lacks the length. Export it again.",
+        "train/mine: a folder with none of mixture, drums, bass, other, vocals as .wav or .flac: "
+        "it holds Mix.wav, a.txt, b.txt, 1 more. Rename or convert its files",
+        "train/mp3/bass.wav: no such file, but bass.mp3. Convert it to wav or flac.",
+        "train/two/bass.wav: also there as Bass.FLAC. Remove all but one.",
+        "train/wrong/Bass.FLAC: not a flac file (it begins with b'RIFF'). Convert it to flac.",
+    )
+    assert lines[0] == f"{tmp_path}: 6 fault(s)"
+    for line, start in zip(lines[1:], expected, strict=True):
+        assert line.startswith(f"  {start}")
+    (tmp_path / "train").rename(tmp_path / "Train")
+    assert "contains Train/. Rename it to train/." in _faults(tmp_path, Layout({"train": PARTS}))

@@ -1,5 +1,6 @@
 """MUSDB18's own matters: the archive, the validation songs, .stem.mp4 files."""
 
+import hashlib
 import shutil
 import subprocess
 import zipfile
@@ -9,12 +10,14 @@ import pytest
 import soundfile
 from folders import RATE, write_song
 from programs import needs
+from web import nobody
 
 from jukesep import audio
+from jukesep.base import download
 from jukesep.base.errors import UserError
 from jukesep.base.packages import package_folder
 from jukesep.songs import musdb
-from jukesep.songs.manifest import MIXTURE, STEMS
+from jukesep.songs.manifest import MIXTURE, STEMS, Song
 
 PARTS = (MIXTURE, *STEMS)
 
@@ -37,8 +40,9 @@ def test_address_sum_and_validation_songs_are_those_of_torchaudio_and_musdb():
 
 
 @pytest.fixture
-def archive(tmp_path):
+def archive(tmp_path, monkeypatch):
     """An archive as MUSDB18-HQ's is laid out, with what others put into zip files too."""
+    monkeypatch.setattr(musdb, "SONGS", {"train": 1, "test": 1})
     songs = tmp_path / "made"
     for split in ("train", "test"):
         write_song(songs / split / f"{split} song", samples=500)
@@ -51,6 +55,7 @@ def archive(tmp_path):
         file.writestr("../outside.wav", "escapes")
         file.writestr("train/../../outside.wav", "escapes")
         file.writestr("train/../mixture.wav", "escapes")
+        file.writestr("/train/outside/mixture.wav", "escapes")
     return path
 
 
@@ -76,7 +81,8 @@ def test_an_empty_folder_is_filled_once_the_licence_is_accepted(tmp_path, server
     assert not server
     musdb.fetch(root, accepted=True)
     assert server == [(*musdb.archive_source(), "MUSDB18-HQ")]
-    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.is_file()}
+    files -= {".musdb18hq.zip.lock"}
     assert files == {f"{s}/{s} song/{part}.wav" for s in ("train", "test") for part in PARTS}
     assert not list(tmp_path.rglob("outside.wav"))
     musdb.fetch(root, accepted=True)
@@ -96,7 +102,8 @@ def test_an_interrupted_fetch_goes_on(tmp_path, archive, server, left):
     root = tmp_path / "root"
     root.mkdir()
     if left == "part":
-        (root / "musdb18hq.zip.part").write_bytes(b"PK")
+        for name in ("part", "lock"):  # as a download that was killed leaves them
+            (root / f".musdb18hq.zip.{name}").write_bytes(b"PK")
     else:
         shutil.copy(archive, root / "musdb18hq.zip")
     if left == "half unpacked":
@@ -104,10 +111,102 @@ def test_an_interrupted_fetch_goes_on(tmp_path, archive, server, left):
     if left == "one split":
         write_song(root / "train/train song", samples=500)
     musdb.fetch(root, accepted=True)
-    (root / "musdb18hq.zip.part").unlink(missing_ok=True)  # the download's own
     assert len(server) == (left == "part")
-    assert {path.name for path in root.iterdir()} == {"train", "test"}
+    # Only what this run downloaded is deleted.
+    kept = {"musdb18hq.zip"} if left != "part" else set()
+    assert {path.name for path in root.iterdir() if path.name[0] != "."} == {
+        "train",
+        "test",
+        *kept,
+    }
     assert [path.name for path in (root / "train").iterdir()] == ["train song"]
+
+
+def test_what_the_download_leaves_when_it_is_killed_is_no_other_content(tmp_path, monkeypatch):
+    """The lock stays beside the part: the next run resumes."""
+    monkeypatch.setattr(musdb, "archive_source", lambda: (nobody(), "0" * 64))
+    monkeypatch.setattr(download, "BACK_OFF", 0.0)
+    for _ in range(2):
+        with pytest.raises(UserError, match="Connection refused"):
+            musdb.fetch(tmp_path, accepted=True)
+    assert list(tmp_path.iterdir())
+
+
+def _packed(path, made, name=lambda file: file):
+    """An archive of the songs below `made` under other names."""
+    with zipfile.ZipFile(path, "w") as file:
+        for wav in sorted(made.rglob("*.wav")):
+            file.write(wav, name(wav.relative_to(made).as_posix()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda file: f"musdb18hq/{file}",
+        lambda file: f"a/b/{file}",
+        lambda file: f"musdb18hq/{file}".replace("/", "\\"),
+        lambda file: file.replace(".wav", ".WAV"),
+        lambda file: file.replace("mixture", "Mixture"),
+    ],
+    ids=["top folder", "two folders", "backslashes", "upper case", "capitals"],
+)
+def test_a_user_s_archive_of_another_form_is_unpacked_and_kept(tmp_path, archive, capsys, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    given = _packed(root / "musdb18hq.zip", tmp_path / "made", name).read_bytes()
+    musdb.fetch(root, accepted=False)  # nothing is downloaded
+    assert (root / "musdb18hq.zip").read_bytes() == given
+    for split in ("train", "test"):
+        song = Song("a", split, split, root / split / f"{split} song", 500)
+        for part in PARTS:
+            made = tmp_path / "made" / split / f"{split} song/{part}.wav"
+            assert song.file(part).read_bytes() == made.read_bytes()
+    said = capsys.readouterr().err
+    assert (
+        f"warning: {root / 'musdb18hq.zip'}: sha256 is {hashlib.sha256(given).hexdigest()}" in said
+    )
+    assert musdb.archive_source()[1] in said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (lambda file: f"Album/{file.split('/', 2)[2]}", r"has 1 in train/ and 1 in test/ songs, "
+         r"this archive 0 in train/ and 0 in test/.*Found: 'Album/bass\.wav'"),
+        (lambda file: file.replace("train/", "other/"), "this archive 0 in train/ and 1 in test/"),
+        (lambda file: file.replace("bass.wav", "bass.mp3"), "0 in train/ and 0 in test/"),
+        (lambda file: f"{'ab'['bass' in file]}/train/x/{file.rsplit('/', 1)[1]}", "twice"),
+    ],
+    ids=["no song", "one split", "a stem less", "twice"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_without_the_songs_is_said_and_kept(tmp_path, archive, name, said):
+    root = tmp_path / "root"
+    root.mkdir()
+    given = _packed(root / "musdb18hq.zip", tmp_path / "made", name).read_bytes()
+    with pytest.raises(UserError, match=said):
+        musdb.fetch(root, accepted=True)
+    assert (root / "musdb18hq.zip").read_bytes() == given
+    assert [path.name for path in root.iterdir() if path.name[0] != "."] == ["musdb18hq.zip"]
+
+
+def test_an_archive_put_there_during_the_download_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_receive_all", lambda url, part, *_: part.write_bytes(b"ours"))
+    monkeypatch.setattr(download, "_sum", lambda *_: mine.write_text("mine") and "right")
+    mine = tmp_path / "musdb18hq.zip"
+    with pytest.raises(UserError, match="was put there during the download"):
+        download.download("http://nowhere", mine, sha256="right", title="MUSDB18-HQ")
+    assert mine.read_text() == "mine"
+
+
+def test_a_method_that_zipfile_lacks_is_said(tmp_path, archive):
+    """As in archives of more than 2 GB made on Windows."""
+    content = archive.read_bytes()
+    place = content.index(b"PK\x01\x02") + 10
+    archive.write_bytes(content[:place] + b"\x09" + content[place + 1 :])
+    with pytest.raises(UserError, match=r"cannot be unpacked here.*Unpack it into"):
+        musdb.unpack(archive, tmp_path)
 
 
 def test_a_damaged_archive_and_a_full_disk_are_said(tmp_path, archive, monkeypatch):

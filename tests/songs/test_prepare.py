@@ -16,6 +16,7 @@ from jukesep.base.errors import UserError
 from jukesep.songs import band, musdb
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
 from jukesep.songs.prepare import longest_segment, prepare
+from jukesep.training.segments import Segments
 
 ROOT = Path(__file__).parents[2]
 PARTS = (MIXTURE, *STEMS)
@@ -175,12 +176,58 @@ def test_warnings_are_printed_and_kept(tmp_path, capsys):
     for name in ("train/a", "train/b", "test/c"):
         write_song(root / name, samples=5000)
         soundfile.write(root / name / "vocals.wav", np.zeros((5000, 2)), RATE)
-    prepare(_in_place(tmp_path, "folder", root, "data.valid_songs=1"), tmp_path / "prepared")
+    settings = _in_place(tmp_path, "folder", root, "data.valid_songs=1", "stem=bass")
+    prepare(settings, tmp_path / "prepared")
     kept = json.loads((tmp_path / "prepared/checks.json").read_text())["warnings"]
     assert len(kept) == 6
     assert sum("vocals.wav: silent throughout" in line for line in kept) == 3
     printed = capsys.readouterr().err
     assert all(f"warning: {line}" in printed for line in kept)
+
+
+def _silence(path, step=0.0):
+    soundfile.write(path, np.full((5000, 2), step), RATE)
+
+
+def test_what_will_be_scored_is_said(tmp_path, capsys):
+    root = tmp_path / "songs"
+    for number, name in enumerate(("train/a", "train/b", "test/c", "test/d", "test/e")):
+        write_song(root / name, samples=5000, seed=number)
+    settings = _in_place(tmp_path, "folder", root, "data.valid_songs=1")
+    manifest = prepare(settings, tmp_path / "prepared")
+    assert "silent" not in (tmp_path / "prepared/manifest.json").read_text()
+    assert "Songs scored" not in capsys.readouterr().out
+    _silence(root / "test/c/vocals.wav")
+    _silence(root / "test/e/vocals.wav")
+    _silence(root / "test/e/bass.wav")
+    _silence(root / "test/d/bass.wav", step=2.0**-15)
+    prepare(settings, tmp_path / "prepared")
+    said = capsys.readouterr()
+    assert (
+        "prepare: of 3 test songs, some have silent stems. Songs scored: drums 3, bass 2, other 3, "
+        "vocals 1; by sdr_v4, which needs all stems, 1. Silent: 'c' (vocals), 'e' (bass and vocals)"
+    ) in said.out
+    assert "test/d/bass.wav: no sample is above one step of 16 bit, but it is not" in said.err
+    manifest = Manifest.load(tmp_path / "prepared/manifest.json")
+    assert [song.silent for song in manifest.split("test")] == [
+        ("vocals",),
+        (),
+        ("bass", "vocals"),
+    ]
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_stem_that_no_song_has_is_said_before_any_work(tmp_path, monkeypatch, split):
+    root = tmp_path / "songs"
+    for name in ("train/a", "train/b", "test/c"):
+        write_song(root / name, samples=20_000)
+        if name.startswith(split):
+            soundfile.write(root / name / "vocals.wav", np.zeros((20_000, 2)), RATE)
+    given = ("data=folder", f"data.root={root}", "data.valid_songs=1")
+    monkeypatch.setattr("jukesep.songs.prepare._resampled", None)
+    with pytest.raises(UserError, match=rf"vocals is silent in all songs of split '{split}'"):
+        prepare(_params(tmp_path, *given), tmp_path / "prepared")
+    prepare(_in_place(tmp_path, "folder", root, given[2], "stem=bass"), tmp_path / "prepared")
 
 
 @pytest.mark.parametrize("root", [None, "songs"])
@@ -194,6 +241,56 @@ def test_a_root_that_is_not_there_is_said(tmp_path):
     settings = _in_place(tmp_path, "musdb18hq", tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere: no such folder"):
         prepare(settings, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("place", ["prepared", "prepared/songs", "cache/songs"])
+def test_songs_where_the_stage_deletes_its_own_are_refused(tmp_path, place):
+    root = tmp_path / "data" / place
+    parts = write_song(root / "train/a")
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    for given in (root, link):
+        with pytest.raises(UserError, match=r"is in .*data/\w+, whose files this stage deletes"):
+            prepare(_in_place(tmp_path, "folder", given), tmp_path / "data/prepared")
+    assert {path.stem for path in (root / "train/a").iterdir()} == set(parts)
+
+
+def _as_flac(path):
+    samples, rate = soundfile.read(path, dtype="int16")
+    soundfile.write(path.with_suffix(".flac"), samples, rate)
+    path.unlink()
+
+
+def test_flac_and_upper_case_are_the_same_songs(tmp_path):
+    """In place and resampled: other names, the same samples and digests."""
+    for name in ("plain", "other"):
+        for number, song in enumerate(("train/a", "train/b", "test/c")):
+            write_song(tmp_path / name / song, samples=RATE, seed=number)
+    root = tmp_path / "other"
+    for song in root.glob("*/*"):
+        _as_flac(song / "bass.wav")
+        (song / "mixture.wav").rename(song / "mixture.WAV")
+        (song / "vocals.wav").rename(song / "Vocals.wav")
+    for rate in (RATE, 11025):
+        found = []
+        for name in ("plain", "other"):
+            given = ["data=folder", f"data.root={tmp_path / name}", "data.valid_songs=1"]
+            settings = _params(tmp_path, *given, f"model.sample_rate={rate}")
+            manifest = prepare(settings, tmp_path / f"{name}-{rate}/prepared")
+            heard = {
+                (song.split, song.name, part): audio.read(song.file(part)).tobytes()
+                for song in manifest.songs
+                for part in PARTS
+            }
+            checks = (tmp_path / f"{name}-{rate}/prepared/checks.json").read_text()
+            found.append((heard, checks, [song.samples for song in manifest.songs]))
+        assert found[0] == found[1]
+    segments = [
+        Segments(Manifest.load(tmp_path / f"{name}-{RATE}/prepared/manifest.json").split("train"),
+                 ("mixture", "bass"), 4096, 0, "test")[1]
+        for name in ("plain", "other")
+    ]  # fmt: skip
+    assert segments[0].equal(segments[1])
 
 
 def test_the_papers_command_composes(tmp_path):
@@ -343,7 +440,7 @@ def test_a_fault_does_not_cost_what_was_read_before(tmp_path, folder, monkeypatc
 
 @pytest.mark.parametrize("rate", [11025, 44100])
 def test_the_band_is_rendered_once(tmp_path, monkeypatch, rate):
-    monkeypatch.setattr("jukesep.songs.prepare.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("jukesep.songs.parallel.cores", lambda: 1)
     counts = ["band.seconds=2"]
     counts += [f"band.{name}=1" for name in ("train", "valid", "test", "pretrain")]
     settings = _params(tmp_path, *counts, f"model.sample_rate={rate}")
