@@ -80,7 +80,7 @@ def evaluate(
         Path,
         typer.Option(
             help="Folder of songs in MUSDB18-HQ's layout: DATA/test/<song>/*.wav or "
-            "DATA/<song>/*.wav."
+            "DATA/<song>/*.wav. The files may also be flac."
         ),
     ],
     split: Annotated[
@@ -129,8 +129,9 @@ def evaluate(
     """Score a pair of checkpoints and compare the scores with the paper's.
 
     Checkpoints must have Jukebox's format, as those of this project and of the paper's authors do.
-    Each song is scored over its full length. If a song cannot be scored, the command prints the
-    reason, scores the other songs, and fails at the end.
+    Each song is scored over its full length. A song in which the stem is silent has no SDR: it is
+    named, and left out of the averages. If a song cannot be scored, the command prints the reason,
+    scores the other songs, and fails at the end.
     """
     from ..base.params import Separation
     from ..scoring import evaluation, pair
@@ -160,6 +161,8 @@ def evaluate(
         typer.echo(json.dumps(table.as_dict(scored), indent=2, ensure_ascii=False))
     else:
         typer.echo(table.text(scored))
+    if len(scored.silent) == len(found):
+        raise UserError(f"{data}: {stem} is silent in all songs, so there is nothing to score.")
     if scored.failed:
         faults = "".join(f"\n  {fault}" for fault in scored.failed.values())
         raise UserError(f"{len(scored.failed)} of {len(found)} songs could not be scored:{faults}")

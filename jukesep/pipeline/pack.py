@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import statistics
 
@@ -78,8 +79,11 @@ def _scores(stem: str, init: str, step: int, split: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if (row["system"], row["step"], row["metric"]) == ("separation", str(step), "sdr"):
-                found.setdefault(f"{split}, {row['group']}", []).append(float(row["value"]))
+            # A song that lacks the stem has no score.
+            if (row["system"], row["step"], row["metric"]) == ("separation", str(step), "sdr") and (
+                not math.isnan(value := float(row["value"]))
+            ):
+                found.setdefault(f"{split}, {row['group']}", []).append(value)
     return {group: round(statistics.mean(values), 4) for group, values in found.items()}
 
 

@@ -48,7 +48,12 @@ def weights(params: Params, init: str) -> None:
 
 
 def stage1(params: Params, stem: str, init: str) -> None:
-    """Train the VQ-VAE on the isolated stem, from pretrained or random weights."""
+    """Train the VQ-VAE on the isolated stem, from pretrained or random weights.
+
+    UserError if no song to train on, or no song to score, has the stem.
+    """
+    for split in ("train", params.evaluate.split):
+        Manifest.load(paths.MANIFEST).require(split, stem)
     recipe = params.stage1_of(stem)
     vqvae = _random_vqvae(params)
     start = jukebox.load_jukebox(paths.weights_file(init), segment=recipe.segment)

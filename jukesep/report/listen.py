@@ -274,7 +274,8 @@ def _scores(folder: Path) -> dict[tuple[str, str, str, str, str], float]:
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                if row["metric"] == "sdr":
+                # A song without the stem has sounds, but no score.
+                if row["metric"] == "sdr" and row["value"] != "nan":
                     key = (row["song"], row["stem"], row["system"], row["init"], row["step"])
                     found[key] = float(row["value"])
     return found

@@ -154,15 +154,29 @@ def _not_stated(results: Results) -> list[str]:
 
 
 def _uncounted(results: Results, metric: str) -> list[str]:
+    """Which songs the averages of a metric leave out, and why."""
     rows = results.rows()
     rows = rows[rows["metric"] == metric]
-    missing = rows[rows["value"].isna()]
-    if missing.empty:
-        return []
-    return [
-        f"{len(missing)} of {len(rows)} values (songs x stems x systems) are undefined, because no "
-        "frame of the song counts. The medians leave them out."
+    out = results.left_out(metric)
+    points = [
+        f"- **{stem}** is scored on {results.songs() - len(songs)} of {results.songs()} songs. "
+        f"Without a value: {', '.join(songs)}."
+        for stem, songs in out.items()
+        if songs
     ]
+    if points and metric.endswith("_v4"):
+        why = "In each second of a song without a value, a stem of the song is silent:"
+        points.insert(0, f"{why} museval leaves such songs out.\n")
+    elif points:
+        points.insert(0, "Songs in which a stem is silent have no SDR of this stem.\n")
+    cells = zip(rows["stem"], rows["song"], rows["value"], strict=True)
+    missing = sum(math.isnan(value) and song not in out[stem] for stem, song, value in cells)
+    if missing:
+        points.append(
+            f"\n{missing} of {len(rows)} values (songs x stems x systems) are undefined: an "
+            "estimate is silent in all frames that would count. The medians leave them out."
+        )
+    return ["\n".join(points)] if points else []
 
 
 def _transfer(results: Results) -> list[str]:

@@ -7,7 +7,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,9 @@ Table = dict[str, dict[str, float]]  # key of a system -> stem or total -> dB
 class Results:
     """The scores and curves of one experiment, with the parameters that select them.
 
-    scores: one row per score, with the columns of results/scores/*.csv and `key`, the system's
-    name in tables: "pretrained_600", "mixture", "ceiling_scratch".
+    scores: one row per score, with the columns of results/scores/*.csv, `key`, the system's name in
+    tables: "pretrained_600", "mixture", "ceiling_scratch", and `undefined`, whether the stem is
+    silent in the song: then the song counts in no metric of the stem.
     curves: in long form, with the columns CURVE_COLUMNS.
     """
 
@@ -106,17 +107,26 @@ class Results:
             return self.scores
         return self.scores[self.scores["group"] == group]
 
+    def left_out(self, metric: str) -> dict[str, list[str]]:
+        """The headline's songs that have no value of a metric in any system, by stem."""
+        rows = self.rows()
+        rows = rows[rows["metric"] == metric]
+        there = rows[rows["value"].notna()]
+        counted = set(zip(there["stem"], there["song"], strict=True))
+        songs = sorted(set(rows["song"]))
+        return {s: [song for song in songs if (s, song) not in counted] for s in self.stems}
+
     def table(self, metric: str, group: str | None = None) -> Table:
         """One metric of every system in dB: table[key][column], with the columns :attr:`columns`.
 
-        `sdr` and `sdr_mdx` are means over the songs. `sdr_v4` and museval's SIR, SAR and ISR are
-        medians over the songs that have a value. Total is the mean of the four stems. Covers the
+        `sdr` and `sdr_mdx` are means, `sdr_v4` and museval's SIR, SAR and ISR medians, over the
+        songs that have a value. Total is the mean of the four stems. Covers the
         songs of `group`, by default the headline's; ALL takes every song.
         """
         rows = self.rows(group)
         rows = rows[rows["metric"] == metric]
         grouped = rows.groupby(["key", "stem"])["value"]
-        # Both skip NaN, which only BSSEval v4 can have.
+        # Both skip NaN.
         values = grouped.median() if metric.endswith("_v4") else grouped.mean()
         table: Table = {}
         for key in [*self.separations, *BASELINES, *self.ceilings]:
@@ -143,13 +153,15 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
     baselines = _read_scores(path)
     baselines = baselines[baselines["stem"].isin(stems)]
     songs = dict(zip(baselines["song"], baselines["group"], strict=True))
+    none = baselines[(baselines["metric"] == "sdr") & baselines["value"].isna()]
+    undefined = set(zip(none["song"], none["stem"], strict=True))
     wanted: list[Cell] = [
         (stem, system, "", None, metric)
         for stem in stems
         for system in BASELINES
         for metric in METRICS
     ]
-    _check(path, baselines, songs, wanted)
+    _check(path, baselines, songs, wanted, undefined)
 
     tables = [baselines]
     for stem in stems:
@@ -158,13 +170,15 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
             table = _read_scores(path)
             wanted = [(stem, "separation", init, step, m) for step in steps for m in METRICS]
             wanted.append((stem, "ceiling", init, None, "sdr"))
-            _check(path, table, songs, wanted)
+            _check(path, table, songs, wanted, undefined)
             tables.append(table)
     scores = pd.concat(tables, ignore_index=True)
     scores["key"] = [
         f"{init}_{step}" if system == "separation" else f"{system}_{init}" if init else system
         for system, init, step in zip(scores["system"], scores["init"], scores["step"], strict=True)
     ]
+    pairs = zip(scores["song"], scores["stem"], strict=True)
+    scores["undefined"] = [pair in undefined for pair in pairs]
     return Results(
         scale=params["scale"],
         source=params["data"]["source"],
@@ -220,8 +234,17 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: not a CSV file ({error}); run its stage again") from None
 
 
-def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[Cell]) -> None:
-    """Check that every wanted cell has each song once, with a number, and that none is unwanted."""
+def _check(
+    path: Path,
+    table: pd.DataFrame,
+    songs: dict[str, str],
+    wanted: list[Cell],
+    undefined: Set[tuple[str, str]],
+) -> None:
+    """Check that every wanted cell has each song once, with a number, and that none is unwanted.
+
+    `undefined` holds each song and stem without scores: a cell has a number for all others.
+    """
     import pandas as pd
 
     again = "; run its stage again"
@@ -252,8 +275,12 @@ def _check(path: Path, table: pd.DataFrame, songs: dict[str, str], wanted: list[
             if (cell, song) not in found:
                 raise UserError(f"{path}: song {song!r} has no {_words(cell)}{again}")
             value = found[cell, song]
-            # BSSEval v4 can be NaN (no frame counts) or infinite (a perfect estimate).
-            if cell[4] in ("sdr", "sdr_mdx") and not np.isfinite(value):
+            if (song, cell[0]) in undefined:
+                wrong = not np.isnan(value)
+            else:
+                # BSSEval v4 can be NaN (no frame counts) or infinite (a perfect estimate).
+                wrong = cell[4] in ("sdr", "sdr_mdx") and not np.isfinite(value)
+            if wrong:
                 raise UserError(f"{path}: {_words(cell)} of song {song!r} is {value}{again}")
     if not songs:
         raise UserError(f"{path}: no scores for the stems in params.yaml{again}")

@@ -102,7 +102,7 @@ def _scores(results: Results) -> pd.DataFrame:
     """One row for each song and system, one column for each metric (ceilings only have `sdr`)."""
     rows = results.scores
     index = ["song", "group", "stem", "system", "init", "step", "key"]
-    rows = rows[rows["metric"].isin(METRICS)]
+    rows = rows[rows["metric"].isin(METRICS) & ~rows["undefined"]]
     # A pivot drops rows without a step, so use `key` in place of system, init and step.
     wide = rows.pivot(index=["song", "stem", "key"], columns="metric", values="value")
     named = rows[index].drop_duplicates().merge(wide.round(DECIMALS), on=["song", "stem", "key"])

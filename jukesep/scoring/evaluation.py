@@ -6,7 +6,7 @@ This module does not import torch until a model runs.
 from __future__ import annotations
 
 import csv
-import os
+import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..audio import Audio
 from ..base.files import atomic
 from ..base.progress import bar
 from ..songs.manifest import MIXTURE, STEMS, Song
+from ..songs.parallel import at_once
 from . import metrics
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
 
 
 class Row(NamedTuple):
-    """One score in dB: of which system, on which song and stem, by which metric."""
+    """One score in dB: of which system, on which song and stem, by which metric.
+
+    NaN if the metric leaves the song out: the stem is silent in it or, for metrics of BSSEval v4,
+    no second of the song has sound in all stems.
+    """
 
     song: Song
     stem: str
@@ -84,8 +89,9 @@ def score_models(
     museval: bool = False,
     keep: Path | None = None,
 ) -> list[Row]:
-    """Run `score_separation` on every song, on a CPU several songs in parallel.
+    """Run `score_separation` on every song.
 
+    On a CPU several songs are scored in parallel: one on each core, if there is enough memory.
     `keep` is a folder for the mono audio that was scored, to listen to: <song>/<system>.flac.
     """
 
@@ -100,12 +106,28 @@ def score_models(
             kept=kept,
         )
 
-    # On a CPU one song per core, on a GPU one at a time.
-    on_cpu = next(stage1.parameters()).device.type == "cpu"
-    with ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
+    workers = 1
+    if next(stage1.parameters()).device.type == "cpu":
+        longest = max(songs, key=lambda song: song.samples)
+        channels = audio.info(longest.file(MIXTURE)).channels
+        each = memory(longest.samples, channels, stage1, separation, museval)
+        workers = at_once(len(songs), each)
+    with ThreadPoolExecutor(workers) as pool:
         scored = pool.map(score, songs)
         line = bar(scored, total=len(songs), desc=f"evaluate {stem} {init}", unit="song")
         return [row for rows in line for row in rows]
+
+
+def memory(
+    samples: int, channels: int, model: VQVAE, separation: Separation, museval: bool = False
+) -> float:
+    """Bytes of memory that `score_separation` takes for a song on a CPU; measured, rounded up."""
+    from .. import kernels
+
+    chunk = min(samples, separation.chunk + 2 * model.context())
+    network = 500 if kernels.enabled() else 150 + 50 * model.architecture.width
+    song = 700 if museval else 100
+    return float(song * channels * samples + network * (1 + channels) * chunk)
 
 
 def score_separation(
@@ -147,7 +169,8 @@ def score_separation(
     reconstruction = run(stage1, target)
     if kept:
         kept("ceiling", reconstruction)
-    ceiling = metrics.sdr(target, reconstruction)
+    undefined = metrics.silent(references[stem])
+    ceiling = math.nan if undefined else metrics.sdr(target, reconstruction)
     rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
     for step, model in stage2.items():
         # One batch: the mono mixture, then the channels.
@@ -155,7 +178,7 @@ def score_separation(
         values = metrics.score_song(
             song.name, stem, references, np.array(channels), sample_rate, extras=museval
         )
-        values["sdr"] = metrics.sdr(target, mono[None])
+        values["sdr"] = math.nan if undefined else metrics.sdr(target, mono[None])
         if kept:
             kept(str(step), mono[None])
         rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]

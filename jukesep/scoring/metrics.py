@@ -26,6 +26,7 @@ from ..base.packages import package_folder
 Array = NDArray[np.float64]
 
 METRICS = ("sdr", "sdr_mdx", "sdr_v4")
+EXTRAS = ("sir_v4", "sar_v4", "isr_v4")
 
 # Keeps a perfect or a silent estimate finite; the paper's code and MDX 2021 use the same value.
 ENERGY_FLOOR = 1e-7
@@ -106,6 +107,14 @@ def framewise_sdr(references: ArrayLike, estimates: ArrayLike, sample_rate: int)
     return decibels
 
 
+def silent(reference: ArrayLike) -> bool:
+    """Whether a stem (channels, samples) has no SDR: its channels sum to zero at every sample.
+
+    This is museval's rule. It leaves such a song out of BSSEval v4 for every stem.
+    """
+    return bool(_silent(_stack(reference)).all())
+
+
 def score_song(
     song: str,
     stem: str,
@@ -119,15 +128,10 @@ def score_song(
 
     ``references`` holds every stem of the song by name and ``estimate`` the estimate of ``stem``,
     each (channels, samples). ``extras`` adds museval's SIR, SAR and ISR (slow, see
-    :func:`museval_extras`). Raises UserError, naming the song, for a silent reference or an
-    estimate with NaN or infinity: no song is skipped silently.
+    :func:`museval_extras`). A metric is NaN where the song does not count: every metric if the
+    reference of ``stem`` is silent, those of BSSEval v4 if any reference is. Raises UserError,
+    naming the song, for an estimate with NaN or infinity: no song is skipped silently.
     """
-    for name, reference in references.items():
-        if _silent(_stack(reference)).all():
-            raise UserError(
-                f"song {song!r}: the reference of {name} is silent throughout, so its SDR is "
-                "undefined. Remove the song from the test songs."
-            )
     estimate = np.asarray(estimate, dtype=np.float64)
     if not np.all(np.isfinite(estimate)):
         raise UserError(
@@ -136,11 +140,14 @@ def score_song(
         )
     target = references[stem]
     rest = [reference for name, reference in references.items() if name != stem]
-    scores = {
-        "sdr": sdr(target, estimate),
-        "sdr_mdx": sdr_mdx(target, estimate),
-        "sdr_v4": sdr_v4(target, estimate, sample_rate, others=np.array(rest) if rest else None),
-    }
+    scores = dict.fromkeys((*METRICS, *(EXTRAS if extras else ())), float("nan"))
+    if silent(target):
+        return scores
+    scores |= {"sdr": sdr(target, estimate), "sdr_mdx": sdr_mdx(target, estimate)}
+    if any(map(silent, rest)):
+        return scores
+    others = np.array(rest) if rest else None
+    scores["sdr_v4"] = sdr_v4(target, estimate, sample_rate, others=others)
     if extras:
         # SIR, SAR and ISR of one stem depend on all references, but on no other estimate. The
         # references stand in for the other estimates.
@@ -220,7 +227,7 @@ def museval_extras(
     _, isr, sir, sar, _ = museval_metrics().bss_eval(
         reference, estimate, window=sample_rate, hop=sample_rate
     )
-    return {"sir_v4": sir, "sar_v4": sar, "isr_v4": isr}
+    return dict(zip(EXTRAS, (sir, sar, isr), strict=True))
 
 
 @cache

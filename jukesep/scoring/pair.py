@@ -7,7 +7,6 @@ others are still scored. torch is imported only when a model is loaded.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from .. import audio
 from ..audio import Audio
 from ..base.errors import UserError
 from ..base.progress import bar
+from ..songs import parallel
 from ..songs.find import Found
 from ..songs.manifest import MIXTURE, STEMS
 from . import evaluation, metrics
@@ -93,7 +93,8 @@ def score(
     """Score the pair, its ceiling, the mixture and the scaled mixture on whole songs.
 
     Returns the rows of the scored songs, in order, and an error message for each other song.
-    On a CPU songs are scored in parallel with `threads` threads each (0: share all cores evenly).
+    On a CPU songs are scored in parallel, as memory allows, with `threads` threads each (0: share
+    all cores evenly).
     """
     stop, lock = threading.Event(), threading.Lock()
 
@@ -115,7 +116,10 @@ def score(
     rows: list[Row] = []
     failed = {}
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    pool = ThreadPoolExecutor(_at_once(len(songs), device, threads))
+    longest = max(songs, key=lambda found: found.song.samples)
+    channels = longest.header.channels
+    each = evaluation.memory(longest.song.samples, channels, pair.stage1, separation)
+    pool = ThreadPoolExecutor(_workers(len(songs), each, device, threads))
     with bar(total=len(songs), desc=f"{stem}, {counted(len(songs))}", bar_format=form) as line:
         try:
             for found, result in zip(songs, pool.map(attempt, songs), strict=True):
@@ -130,22 +134,26 @@ def score(
     return rows, failed
 
 
-def _at_once(songs: int, device: torch.device, threads: int) -> int:
-    """How many songs to score in parallel; sets the number of torch threads for each."""
+def _workers(songs: int, each: float, device: torch.device, threads: int) -> int:
+    """How many songs of `each` bytes to score in parallel; sets the torch threads for each."""
     import torch
 
-    cores = os.cpu_count() or 1
     if device.type != "cpu":
         return 1
-    at_once = min(songs, max(cores // threads, 1) if threads else cores)
-    torch.set_num_threads(threads or max(cores // at_once, 1))
-    return at_once
+    if threads:
+        songs = min(songs, max(parallel.cores() // threads, 1))
+    workers = parallel.at_once(songs, each)
+    torch.set_num_threads(threads or max(parallel.cores() // workers, 1))
+    return workers
 
 
 def _score_song(
     found: Found, stem: str, pair: Pair, separation: Separation, progress: Callable[[int], object]
 ) -> list[Row]:
-    """All rows of one song. UserError if `sdr` or `sdr_mdx` of any of them is not finite."""
+    """All rows of one song; NaN where a silent stem leaves the song out.
+
+    UserError if another `sdr` or `sdr_mdx` is not finite.
+    """
     song, rate = found.song, pair.sample_rate
     mixture, references = _read(found, stem, rate)
     rows = []
@@ -165,8 +173,9 @@ def _score_song(
         separation,
         progress=progress,
     )
+    undefined = metrics.silent(references[stem])
     for row in rows:
-        if row.metric in ("sdr", "sdr_mdx") and not math.isfinite(row.value):
+        if row.metric in ("sdr", "sdr_mdx") and not (undefined or math.isfinite(row.value)):
             raise UserError(f"song {song.name!r}: {row.metric} of the {row.system} is {row.value}.")
     if len(references) < len(STEMS):
         rows = [row._replace(value=math.nan) if row.metric == "sdr_v4" else row for row in rows]
@@ -176,13 +185,11 @@ def _score_song(
 def _read(found: Found, stem: str, sample_rate: int) -> tuple[Audio, dict[str, Audio]]:
     """Read a song's mixture and stems at the model's rate, each (channels, samples).
 
-    The other stems count in `sdr_v4` only. Missing or silent ones are left out: by museval's
-    rule the song then has no `sdr_v4`.
+    The other stems count in `sdr_v4` only, and may be missing: the song then has no `sdr_v4`.
     """
     references = {}
     for part in (MIXTURE, *STEMS):
         if part in (MIXTURE, stem) or found.song.file(part).exists():
             read = audio.read(found.song.file(part))
-            if part in (MIXTURE, stem) or read.sum(axis=0).any():
-                references[part] = audio.resample(read, found.header.sample_rate, sample_rate)
+            references[part] = audio.resample(read, found.header.sample_rate, sample_rate)
     return references.pop(MIXTURE), references

@@ -58,6 +58,11 @@ class Evaluation:
     rows: list[Row]
     failed: Mapping[str, str]
 
+    @property
+    def silent(self) -> set[str]:
+        """The songs in which the stem is silent: they have no scores."""
+        return {row.song.name for row in self.rows if row.metric == "sdr" and math.isnan(row.value)}
+
     def column(self, heading: str) -> dict[str, float]:
         """A column of the table: song -> dB."""
         wanted = COLUMNS[heading]
@@ -91,16 +96,18 @@ def _label(row: published.Published) -> str:
 def text(evaluation: Evaluation) -> str:
     """The table as text, with a heading and notes on how to read it."""
     columns = {heading: evaluation.column(heading) for heading in COLUMNS}
+    note = dict.fromkeys(evaluation.failed, ": not scored")
+    note |= dict.fromkeys(evaluation.silent, f": no {evaluation.stem}, left out")
     songs = [
         (
             [_number(column.get(name, math.nan)) for column in columns.values()],
-            f"{name}: not scored" if name in evaluation.failed else name,
+            name + note.get(name, ""),
         )
         for name in evaluation.songs
     ]
     of = counted(len(evaluation.songs))
-    if evaluation.failed:
-        of = f"{len(evaluation.songs) - len(evaluation.failed)} of {of}"
+    if note:
+        of = f"{len(evaluation.songs) - len(note)} of {of}"
     summary = [
         ([_number(average(column)) for column in columns.values()], f"{kind} of {of}")
         for kind, average in (("mean", _mean), ("median", _median))
@@ -111,7 +118,13 @@ def text(evaluation: Evaluation) -> str:
     ]
     table = _table([(list(COLUMNS), "song")], songs, summary, beside)
     blocks = [_heading(evaluation), table, LEGEND]
-    missing = sum(math.isnan(value) for value in columns["sdr_v4"].values())
+    if evaluation.silent:
+        blocks.append(
+            f"{counted(len(evaluation.silent))} left out of all averages: {evaluation.stem} is "
+            "silent, so it has no SDR."
+        )
+    values = columns["sdr_v4"].items()
+    missing = sum(math.isnan(v) for name, v in values if name not in evaluation.silent)
     if missing:
         blocks.append(f"{counted(missing)} without sdr_v4, left out of its averages. {NO_V4}")
     if beside:
@@ -141,6 +154,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             name: line({heading: column[name] for heading, column in columns.items()})
             for name in scored
         },
+        "silent": sorted(evaluation.silent),
         "not_scored": dict(evaluation.failed),
         "mean": line({heading: _mean(column) for heading, column in columns.items()}),
         "median": line({heading: _median(column) for heading, column in columns.items()}),

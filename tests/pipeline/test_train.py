@@ -2,6 +2,7 @@
 
 import csv
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_e2_starts_from_stage_1s_encoder(project, monkeypatch):
     started = _start_of_stage2(monkeypatch, "stage2.init=stage1")
     end = jukebox.load_jukebox("runs/stage1/drums_pretrained/checkpoints/2.pt")
     assert _same(started, end.encoder)
+
+
+def test_a_stem_that_no_test_song_has_is_not_trained(project):
+    """Also where the stem was chosen after the songs were prepared."""
+    songs = Manifest.load(paths.MANIFEST).songs
+    lacking = [replace(song, silent=("drums",) * (song.split == "test")) for song in songs]
+    Manifest(11025, tuple(lacking)).save(paths.MANIFEST)
+    with pytest.raises(UserError, match="drums is silent in all songs of split 'test'"):
+        _through_stage1()
+    _through_stage1("evaluate.split=valid")
 
 
 @pytest.mark.parametrize("init", ["pretrained", "scratch"])

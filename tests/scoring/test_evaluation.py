@@ -12,6 +12,7 @@ from jukesep.base.params import Separation
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring import evaluation
 from jukesep.scoring import metrics as scores
+from jukesep.songs import parallel
 from jukesep.songs.manifest import STEMS, Song
 
 RATE = 1000
@@ -178,7 +179,7 @@ def test_rows_do_not_depend_on_how_many_songs_are_scored_side_by_side(songs, mon
     monkeypatch.setattr(evaluation, "_read", slow)
     rows = {}
     for threads in (1, 2, 5):
-        monkeypatch.setattr(evaluation.os, "cpu_count", lambda count=threads: count)
+        monkeypatch.setattr(parallel, "cores", lambda count=threads: count)
         rows[threads] = _score(songs)
     assert rows[1] == rows[2] == rows[5]
     order = list(dict.fromkeys(row.song.name for row in rows[5]))

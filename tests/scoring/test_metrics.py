@@ -229,11 +229,30 @@ def test_score_song() -> None:
         assert scored[name] == pytest.approx(np.nanmedian(values[1]), abs=0.05)
 
 
+def test_a_silent_stem_has_no_score_and_costs_the_others_bsseval_alone() -> None:
+    audio = song(seconds=2)
+    left = audio[1].copy()
+    left[1] = -left[0]
+    for quiet in (np.zeros_like(left), left):  # nothing, and nothing in mono
+        references = {"drums": audio[0], "vocals": quiet}
+        for extras in (False, True):
+            drums, vocals = (
+                metrics.score_song("quiet song", stem, references, audio[2], RATE, extras=extras)
+                for stem in references
+            )
+            assert set(drums) == set(vocals) == {*metrics.METRICS, *metrics.EXTRAS * extras}
+            assert np.isnan(list(vocals.values())).all()
+            assert drums.pop("sdr") == metrics.sdr(audio[0], audio[2])
+            assert drums.pop("sdr_mdx") == metrics.sdr_mdx(audio[0], audio[2])
+            assert np.isnan(list(drums.values())).all()
+    # As museval, which does not take such a song.
+    stacked = np.array([audio[0], quiet])
+    with pytest.raises(ValueError, match="silent"):
+        metrics.museval_extras(stacked, stacked, RATE)
+
+
 def test_score_song_names_what_cannot_be_scored() -> None:
     audio = song(seconds=2)
-    silent = {"drums": audio[0], "vocals": np.zeros_like(audio[1])}
-    with pytest.raises(UserError, match=r"'quiet song'.*vocals is silent"):
-        metrics.score_song("quiet song", "drums", silent, audio[0], RATE)
     broken = np.full_like(audio[0], np.nan)
     with pytest.raises(UserError, match=r"'a song'.*estimate of drums.*NaN"):
         metrics.score_song("a song", "drums", {"drums": audio[0]}, broken, RATE)

@@ -451,12 +451,49 @@ def _silence(path):
     soundfile.write(path, np.zeros((SONGS[FIRST], 2)), RATE, "FLOAT")
 
 
+def test_a_song_without_the_stem_is_left_out_with_a_word(project, capsys):
+    _, whole, _ = _evaluate(capsys)
+    _silence(project / "musdb/test" / FIRST / "vocals.wav")
+    code, out, _ = _evaluate(capsys, "-o", "scores.csv")
+    assert code == 0
+    assert _line(out, f"{FIRST}: no vocals, left out") == ["-"] * 6
+    assert _line(out, "mean of 1 of 2 songs") == _line(whole, SECOND)
+    assert "1 song left out of all averages: vocals is silent, so it has no SDR." in out
+    assert "without sdr_v4" not in out
+    assert {row["value"] for row in _csv("scores.csv") if row["song"] == FIRST} == {"nan"}
+    _, out, _ = _evaluate(capsys, "--json")
+    assert json.loads(out)["silent"] == [FIRST]
+    assert set(json.loads(out)["songs"][FIRST].values()) == {None}
+    code, _, err = _evaluate(capsys, "--song", FIRST)
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        "error: musdb: vocals is silent in all songs, so there is nothing to score.",
+    )
+
+
+def test_flac_and_upper_case_are_scored_alike(project, capsys):
+    folder = project / "musdb/test" / FIRST
+    for part in ("mixture", "vocals", "bass"):
+        samples, rate = soundfile.read(folder / f"{part}.wav", dtype="float32")
+        soundfile.write(folder / f"{part}.wav", np.round(samples * 2**15) / 2**15, rate, "PCM_16")
+    _, plain, _ = _evaluate(capsys, "--json")
+    for part in ("mixture", "bass"):
+        samples, rate = soundfile.read(folder / f"{part}.wav", dtype="int16")
+        soundfile.write(folder / f"{part.title()}.flac", samples, rate)
+        (folder / f"{part}.wav").unlink()
+    (folder / "vocals.wav").rename(folder / "vocals.WAV")
+    _, other, _ = _evaluate(capsys, "--json")
+    assert json.loads(other)["songs"] == json.loads(plain)["songs"]
+    (folder / "vocals.WAV").rename(folder / "voice.wav")
+    assert f"{FIRST}/vocals.wav: no such file" in _fails(capsys)
+    soundfile.write(folder / "bass.wav", samples, rate)
+    (folder / "voice.wav").rename(folder / "vocals.wav")
+    assert f"{FIRST}/bass.wav: also there as Bass.flac. Remove all but one." in _fails(capsys)
+
+
 @pytest.mark.parametrize(
     ("part", "spoil", "named"),
-    [
-        ("mixture", _nan, "mixture.wav: holds NaN"),
-        ("vocals", _silence, f"{FIRST!r}: the reference of vocals is silent"),
-    ],
+    [("mixture", _nan, "mixture.wav: holds NaN")],
 )
 def test_a_song_that_fails_late_is_named_after_the_others(project, capsys, part, spoil, named):
     _, whole, _ = _evaluate(capsys)
@@ -624,7 +661,7 @@ def test_an_interruption_drops_the_songs_that_wait(project, capsys, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate_files, "_score_song", interrupted)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("jukesep.songs.parallel.cores", lambda: 1)
     code, out, _ = _evaluate(capsys, "-o", "scores.csv")
     assert (code, out) == (130, "")
     assert len(begun) < 42
