@@ -116,9 +116,7 @@ def score(
     rows: list[Row] = []
     failed = {}
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    longest = max(songs, key=lambda found: found.song.samples)
-    channels = longest.header.channels
-    each = evaluation.memory(longest.song.samples, channels, pair.stage1, separation)
+    each = max(_memory(found, pair, separation) for found in songs)
     pool = ThreadPoolExecutor(_workers(len(songs), each, device, threads))
     with bar(total=len(songs), desc=f"{stem}, {counted(len(songs))}", bar_format=form) as line:
         try:
@@ -132,6 +130,12 @@ def score(
             stop.set()
             pool.shutdown(cancel_futures=True)
     return rows, failed
+
+
+def _memory(found: Found, pair: Pair, separation: Separation) -> float:
+    """Bytes that scoring a song takes, at its own rate or at the model's."""
+    samples = found.song.samples * max(1.0, pair.sample_rate / found.header.sample_rate)
+    return evaluation.memory(int(samples), found.header.channels, pair.stage1, separation)
 
 
 def _workers(songs: int, each: float, device: torch.device, threads: int) -> int:

@@ -118,7 +118,7 @@ def _complete(root: Path) -> bool:
 
 def _say_sum(archive: Path, sha256: str) -> None:
     """Say whether an archive of the user's is the published one: others may be right, too."""
-    print(f"{archive}: is unpacked, and stays; checking its sha256", file=sys.stderr)
+    print(f"{archive}: will be unpacked and kept; checking its sha256", file=sys.stderr)
     try:
         found = file_digest(archive)
     except OSError as error:
@@ -126,7 +126,8 @@ def _say_sum(archive: Path, sha256: str) -> None:
     if found != sha256:
         print(
             f"warning: {archive}: sha256 is {found}, that of the published archive is {sha256}. "
-            "Another packaging of the same songs has another sum; damaged files are found.",
+            "That is right for another packaging of the same songs. The checksums of the files in "
+            "it are checked as well.",
             file=sys.stderr,
         )
 
@@ -183,18 +184,20 @@ def _entries(
             continue
         if (name := str(place)) in found:
             raise UserError(
-                f"{archive}: holds {name} twice, as {found[name].orig_filename} and "
-                f"{entry.orig_filename}. Unpack it yourself."
+                f"{archive}: holds {name!r} twice, as {found[name].orig_filename!r} and "
+                f"{entry.orig_filename!r}. Unpack it yourself, and keep one of the two."
             )
         entry.filename, found[name] = name, entry
     parts = Counter(PurePosixPath(name).parent for name in found)
     whole = Counter(song.parts[0] for song, count in parts.items() if count == len(PARTS))
     if any(whole[split] != SONGS[split] for split in splits):
-        counts = " and ".join(f"{whole[split]} in {split}/" for split in splits)
-        wanted = " and ".join(f"{SONGS[split]} in {split}/" for split in splits)
+        counts, wanted = (
+            " and ".join(f"{numbers[split]} {split} songs" for split in splits)
+            for numbers in (whole, SONGS)
+        )
         names = held(repr(e.orig_filename) for e in file.infolist() if not e.is_dir())
         raise UserError(
-            f"{archive}: MUSDB18-HQ has {wanted} songs, this archive {counts}. Expected: "
+            f"{archive}: has {counts} with all parts, MUSDB18-HQ has {wanted}. Expected: "
             f"{{train,test}}/<song>/{{{','.join(PARTS)}}}.wav, also in folders. Found: {names}. "
             "Replace it by MUSDB18-HQ's archive, or unpack it elsewhere and use data=folder."
         )

@@ -172,10 +172,10 @@ def test_a_user_s_archive_of_another_form_is_unpacked_and_kept(tmp_path, archive
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (lambda file: f"Album/{file.split('/', 2)[2]}", r"has 1 in train/ and 1 in test/ songs, "
-         r"this archive 0 in train/ and 0 in test/.*Found: 'Album/bass\.wav'"),
-        (lambda file: file.replace("train/", "other/"), "this archive 0 in train/ and 1 in test/"),
-        (lambda file: file.replace("bass.wav", "bass.mp3"), "0 in train/ and 0 in test/"),
+        (lambda file: f"Album/{file.split('/', 2)[2]}", r"has 0 train songs and 0 test songs with "
+         r"all parts, MUSDB18-HQ has 1 train songs and 1 test songs.*Found: 'Album/bass\.wav'"),
+        (lambda file: file.replace("train/", "other/"), "has 0 train songs and 1 test songs"),
+        (lambda file: file.replace("bass.wav", "bass.mp3"), "has 0 train songs and 0 test songs"),
         (lambda file: f"{'ab'['bass' in file]}/train/x/{file.rsplit('/', 1)[1]}", "twice"),
     ],
     ids=["no song", "one split", "a stem less", "twice"],
