@@ -36,7 +36,7 @@ WIDTHS = {  # bytes of a sample, by libsndfile's subtype
     **{"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2},
     **{"PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8},
 }
-FFMPEG = "Install ffmpeg, or convert the file with another program."
+FFMPEG = "Convert the file with ffmpeg. `jukesep separate` does so itself if ffmpeg is installed."
 _STDERR = Lock()
 
 
@@ -45,7 +45,7 @@ class Incomplete(UserError):
 
 
 class Longer(UserError):
-    """A file holds more samples than libsndfile reads. ffmpeg reads all of them."""
+    """A file holds more samples than its header says, if it says so. ffmpeg reads all of them."""
 
 
 @contextmanager
@@ -71,8 +71,8 @@ def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
 def count(path: str | Path, file: soundfile.SoundFile) -> int:
     """The samples per channel of an opened file.
 
-    Incomplete if the file has fewer than it promises. Longer if it has more than libsndfile reads.
-    UserError if it does not say how many it has.
+    Incomplete if the file has fewer than it promises. Longer if it has more than libsndfile reads,
+    or does not say how many it has.
     """
     with Path(path).open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if found := _samples_in(raw):
@@ -82,7 +82,7 @@ def count(path: str | Path, file: soundfile.SoundFile) -> int:
         if file.format == "OGG":
             _check_ogg(path, data)
         if file.frames >= UNKNOWN:
-            raise UserError(f"{path}: its header lacks the length, as in streamed audio. {FFMPEG}")
+            raise Longer(f"{path}: its header lacks the length, as in streamed audio. {FFMPEG}")
         if file.format == "FLAC":
             _check_flac(path, file, data)
     return int(file.frames)

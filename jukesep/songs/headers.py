@@ -28,8 +28,8 @@ def read_headers(
                 continue
             header = audio.info(path)
         except UserError as error:
-            text = without_path(error, path)
-            faults.append((part, text if "opy it again" in text else f"{text} Copy it again."))
+            remedied = isinstance(error, audio.lengths.Incomplete | audio.lengths.Longer)
+            faults.append((part, without_path(error, path) + " Copy it again." * (not remedied)))
             continue
         except OSError as error:
             faults.append((part, f"cannot be opened ({error.strerror}). Make it readable."))
