@@ -43,11 +43,15 @@ def load_model(stage1: str | Path, stage2: str | Path) -> VQVAE:
 
 
 def latest(checkpoints: Path) -> Path:
-    """The checkpoint with the highest step in a training's folder. UserError without any."""
-    found = sorted(checkpoints.glob("*.pt"), key=lambda path: int(path.stem))
-    if not found:
+    """The checkpoint with the highest step in a training's folder, `<step>.pt`; no other file.
+
+    UserError without any.
+    """
+    found = (path for path in checkpoints.glob("*.pt") if path.stem.isdecimal())
+    last = max(found, key=lambda path: int(path.stem), default=None)
+    if last is None:
         raise UserError(f"{checkpoints}: no checkpoints found. Run `dvc repro` first.")
-    return found[-1]
+    return last
 
 
 def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pair:

@@ -46,7 +46,7 @@ from ..base.git import git
 from ..base.signals import Signals
 from ..kernels.devices import Precision
 from . import identity
-from .layout import held, read_progress
+from .layout import held, read_progress, saves
 from .saves import Save, Saves, State, fingerprint
 
 PATIENCE = 20.0  # seconds to wait for another process, which may be about to end
@@ -187,7 +187,7 @@ class Training:
         """Print why interrupted trainings of the same name are not resumed."""
         name = self.folder.name.rpartition("-")[0]
         for folder in self.folder.parent.glob(f"{name}-*"):
-            if folder == self.folder or held(folder) or not any(folder.glob("state-*.state")):
+            if folder == self.folder or held(folder) or not saves(folder):
                 continue
             try:
                 theirs = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
@@ -205,8 +205,7 @@ class Training:
         """Copy the results to where DVC expects them, and delete the saves."""
         if not self.main:
             return
-        checkpoints = self._saves.checkpoints()
-        for path in (self.folder / "log.csv", *checkpoints):
+        for path in (self.folder / "log.csv", *self._saves.checkpoints()):
             name = path.relative_to(self.folder).as_posix()
             target = self.about.out / self.about.names.get(name, name)
             with self._disk(target), atomic(target, durable=True) as unfinished:
@@ -255,6 +254,7 @@ class Training:
             write(path)
             sync(path)
             sync(path.parent)
+            self._saves.add_checkpoint(path)
 
     # --- logs and messages ---------------------------------------------------------------------
 

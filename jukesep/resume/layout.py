@@ -6,21 +6,45 @@ This module does not import torch.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_SAVE = re.compile(r"state-([0-9]{8,})\.state")
+
 
 def held(folder: Path) -> bool:
-    """Whether a process is training in this folder."""
-    lock = FileLock(folder / "lock")
+    """Whether a process is training in this folder. Needs no permission to write to it."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        if fcntl is None:
+            with FileLock(path, timeout=0):
+                return False
+        # FileLock opens the file for writing. A process that trains holds an exclusive lock.
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except (Timeout, BlockingIOError):
         return True
-    lock.release()
-    return False
+
+
+def saves(folder: Path) -> list[Path]:
+    """Return the saves in a training's folder, the newest last."""
+    return sorted((p for p in folder.glob("state-*") if _SAVE.fullmatch(p.name)), key=step_of)
+
+
+def step_of(save: Path) -> int:
+    """Return the step of a save, from its name."""
+    return int(save.stem.removeprefix("state-"))
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..base.errors import UserError
 from ..base.files import remove
 from ..base.params import load
 from . import identity
-from .layout import held, read_progress
+from .layout import held, read_progress, saves
 
 Condition = Literal["running", "interrupted", "failed", "finished"]
 
@@ -38,7 +38,7 @@ class Status:
     @property
     def can_resume(self) -> bool:
         """Whether there is a save to resume from."""
-        return any(self.folder.glob("state-*.state"))
+        return bool(saves(self.folder))
 
     @cached_property
     def outdated(self) -> list[str]:

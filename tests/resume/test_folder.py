@@ -36,6 +36,7 @@ from jukesep.resume.folder import Training
 from jukesep.resume.saves import KEPT, MAGIC
 from jukesep.training.loop import learning_rate
 from jukesep.training.segments import Segments
+from jukesep.training.state import State
 
 pytestmark = pytest.mark.usefixtures("entered")
 
@@ -291,6 +292,10 @@ def _of_another_precision(state):
     tensors["average"] = tensors["average"].double()
 
 
+def _of_another_training(state):
+    state["identity"] = "{}\n"
+
+
 class _Code:
     def __reduce__(self):
         return Path.touch, (Path("run by the pickle"),)
@@ -319,15 +324,7 @@ DAMAGES = {
     "code in a pickle": lambda path: _code(path, pickle.dump, protocol=2),
     "code in torch's file": lambda path: _code(path, torch.save),
     "a list": lambda path: path.write_bytes(_wrap(pickle.dumps([1, 2], protocol=2))),
-    "another model": lambda path: _change(path, _of_another_model),
-    "another precision": lambda path: _change(path, _of_another_precision),
-    "another type": lambda path: _change(
-        path, lambda state: state["training"].update(tensors={"average": 3})
-    ),
     "no log": lambda path: _change(path, lambda state: state.pop("log")),
-    "no means": lambda path: _change(path, lambda state: state["training"].pop("block")),
-    "no checkpoint": lambda path: (path.parent / "checkpoints/4.pt").unlink(),
-    "a damaged checkpoint": lambda path: _flip(path.parent / "checkpoints/4.pt", 0.5),
 }
 
 
@@ -345,14 +342,12 @@ def test_a_damaged_save_is_passed_over_for_the_one_before_it(
     assert not Path("run by the pickle").exists()
 
 
-@pytest.mark.parametrize("change", [lambda state: state.pop("timing"), _of_another_model])
 def test_a_training_whose_saves_are_all_damaged_starts_anew(
-    songs, uninterrupted, saves, newest, change, capsys
+    songs, uninterrupted, saves, newest, capsys
 ):
     before = newest.with_name("state-00000003.state")
     _flip(newest, 0.3)
-    # Found out late, when something of it may have been taken.
-    _change(before, change)
+    _change(before, lambda state: state.pop("timing"))
     _train(reconstruction, songs)
     said = capsys.readouterr().err
     assert all(f"{path} is not an intact save" in said for path in (newest, before))
@@ -362,21 +357,94 @@ def test_a_training_whose_saves_are_all_damaged_starts_anew(
     assert not list(_folder().glob("state-*"))
 
 
-def test_a_training_that_starts_anew_forgets_the_checkpoints_of_before(songs, newest):
-    """They would be in the saves as what those need, and are written again later."""
+def test_a_save_lists_the_checkpoints_of_its_own_training_alone(songs, newest):
+    """Neither those of before, if the training starts anew, nor files that others left."""
     for path in _folder().glob("state-*"):
         os.truncate(path, 9)
+    (_folder() / "checkpoints/notes.pt").write_bytes(b"x")
     _interrupt(reconstruction, songs, 2)
-    assert not list((_folder() / "checkpoints").glob("*"))
+    content = _folder().joinpath("state-00000002.state").read_bytes()[len(MAGIC) + 65 :]
+    assert torch.load(io.BytesIO(content), weights_only=True)["checkpoints"] == {}
+    assert (_folder() / "checkpoints/notes.pt").is_file()
 
 
-def test_too_little_memory_to_read_a_save_does_not_damage_it(songs, newest, monkeypatch):
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "load", lambda *_, error=error, **__: _fail(error)())
-            with pytest.raises(UserError, match="out of memory"):
-                _train(reconstruction, songs)
-        assert newest.is_file()
+LOSSES = {
+    "missing": lambda path: path.unlink(),
+    "damaged": lambda path: _flip(path, 0.5),
+}
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+def test_a_save_whose_checkpoint_is_lost_is_kept_and_the_one_before_it_is_used(
+    songs, uninterrupted, saves, newest, lose, capsys
+):
+    checkpoint = newest.parent / "checkpoints/4.pt"
+    lose(checkpoint)
+    good, intact = newest.read_bytes(), []
+    look = lambda: intact.append(newest.read_bytes() == good)  # noqa: E731
+    with _when(reconstruction(), 3, look):
+        _train(reconstruction, songs)
+    assert intact == [True]
+    said = capsys.readouterr().err
+    assert f"warning: test run: {newest} needs {checkpoint}, which is missing or damaged." in said
+    assert "resumes after step 3 of 7" in said
+    assert [step for step, _ in saves] == [4, 5, 6, 7]
+    _check_the_end(reconstruction, uninterrupted, saves)
+
+
+def test_later_saves_outlive_those_up_to_them(songs, newest):
+    """They resume again as soon as their checkpoints are written again: to the same bits."""
+    (newest.parent / "checkpoints/4.pt").unlink()
+    newest.with_name("state-00000003.state").unlink()
+    _interrupt(reconstruction, songs, 3)
+    names = [f"state-0000000{step}.state" for step in (2, 3, 4)]
+    assert sorted(_states()) == names
+
+
+@pytest.mark.parametrize("change", [_of_another_model, _of_another_precision, _of_another_training])
+def test_an_intact_save_that_does_not_fit_ends_in_words_and_is_kept(songs, newest, change):
+    _change(newest, change)
+    before = _states()
+    with pytest.raises(UserError) as error:
+        _train(reconstruction, songs)
+    assert f"{newest} is intact, but does not fit this training (it belongs to another " in str(
+        error.value
+    )
+    assert _states() == before
+    newest.unlink()  # "move it to another folder"
+    with _steps(reconstruction()) as taken:
+        _train(reconstruction, songs)
+    assert taken == [3, 4, 5, 6]
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: unspecified launch failure"),
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    AttributeError("a mistake in the code"),
+    KeyboardInterrupt(),
+]
+PLACES = [(torch, "load"), (Path, "read_bytes"), (State, "load")]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0].__name__}.{place[1]}")
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: f"{type(error).__name__}")
+def test_a_passing_error_while_a_save_is_loaded_changes_no_save(
+    songs, uninterrupted, saves, newest, monkeypatch, error, place
+):
+    before = _states()
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, lambda *_, **__: _fail(error)())
+        with pytest.raises((UserError, type(error))) as raised:
+            _train(reconstruction, songs)
+    if "out of memory" in str(raised.value):
+        assert "The save of step 4 is kept, and the same command resumes" in str(raised.value)
+    assert _states() == before
+    assert not list(_folder().glob("*.damaged"))
+    with _steps(reconstruction()) as taken:
+        _train(reconstruction, songs)
+    assert taken == [4, 5, 6]
+    _check_the_end(reconstruction, uninterrupted, saves)
 
 
 # --- the end ----------------------------------------------------------------------------------
@@ -613,6 +681,24 @@ def test_a_full_disk_ends_a_training_in_words_and_leaves_the_save_before(
     with _steps(matching()) as taken:
         _train(matching, songs)
     assert taken == list(range(saved, 7))
+    _check_the_end(matching, uninterrupted, saves)
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+def test_a_checkpoint_that_is_lost_before_the_end_is_written_again(
+    songs, uninterrupted, saves, lose
+):
+    """Nothing is deleted before all results are where they belong."""
+    checkpoint = lambda: _folder() / "checkpoints/4.pt"  # noqa: E731
+    with (
+        _when(matching(), 5, lambda: lose(checkpoint())),
+        pytest.raises(UserError, match=r"checkpoints/4.pt is missing, or has changed") as error,
+    ):
+        _train(matching, songs)
+    assert "Traceback" not in str(error.value)
+    assert not Path("run").exists()
+    assert len(_states()) == KEPT
+    _train(matching, songs)
     _check_the_end(matching, uninterrupted, saves)
 
 

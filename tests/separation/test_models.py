@@ -116,6 +116,18 @@ def test_without_a_refinement_only_the_wanted_models_are_loaded(folder):
         jukesep.load_separator(folder, refinement="none", stems=["piano"])
 
 
+def test_other_files_beside_checkpoints_are_passed_over(tmp_path):
+    stage1, stage2 = save_models(tmp_path / "runs")
+    for folder in (stage1.parent, stage2.parent):
+        for name in (".tmp.pt", ".unfinished-ab1.pt", "5 (copy).pt", "-6.pt", "last.pt", "7.pt~"):
+            (folder / name).write_bytes(b"x")
+    found = models.stems_of_trainings(tmp_path / "runs", "pretrained")
+    assert found == {"vocals": (stage1, stage2)}
+    stage1.unlink()
+    with pytest.raises(UserError, match="stage1/vocals_pretrained/checkpoints: no checkpoints fou"):
+        models.stems_of_trainings(tmp_path / "runs", "pretrained")
+
+
 def test_a_stem_keeps_its_own_licence_beside_others(folder, capsys):
     other = {**ABOUT, "licence": "non-commercial use only", "data": "theirs", "commit": None}
     models.save(folder, "bass", _vqvae(), other)
