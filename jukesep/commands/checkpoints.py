@@ -48,7 +48,7 @@ def import_(
                 raise UserError(
                     f"{output}: already has a model for {stem}. Pass --overwrite to replace it."
                 )
-        elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        elif output.exists() and not (output.is_dir() and models.started(output)):
             raise UserError(
                 f"{output}: already exists and is not a folder of models. Choose another --output."
             )

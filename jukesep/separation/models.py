@@ -4,6 +4,10 @@
       separator.json        describes the folder: `Card`
       vocals.safetensors    D, the codebook and E2 of a stem in float32; one file per stem
 
+The card is the only commit point: it is written last, and names the file of each model. A file is
+never overwritten, so a process that is killed leaves the folder as it was before or after. A model
+that replaces another is in a file such as vocals-0a1b2c3d4e5f.safetensors, named by its digest.
+
 Nothing in such a folder is trusted: loading runs no code from it, and errors name the fault.
 """
 
@@ -11,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +29,8 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors_as_bytes
 
 from ..base.errors import UserError
-from ..base.files import atomic, write_json
-from ..base.unchanged import digest
+from ..base.files import UNFINISHED, atomic
+from ..base.unchanged import digest, file_digest
 from ..model import jukebox
 from ..model.checkpoints import latest
 from ..model.vqvae import VQVAE, Architecture
@@ -32,6 +38,7 @@ from ..songs.manifest import STEMS
 
 CARD = "separator.json"
 FORMAT: Literal[1] = 1
+_FILE = re.compile(rf"({'|'.join(STEMS)})(-[0-9a-f]{{12}})?\.safetensors")  # as `save` names it
 CODES = "codebook.k"
 HEADER = 1 << 20  # most bytes of the header (names and shapes) of a safetensors file
 LARGEST = 1 << 22  # most bytes of a card
@@ -118,7 +125,8 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
     # The dilations do not show in the shapes: the architecture becomes part of the digest.
     content = tensors_as_bytes(tensors, {"architecture": architecture.model_dump_json()})
     fields = {key: about[key] for key in Model.model_fields if key in about}
-    model = Model(file=f"{stem}.safetensors", sha256=digest(content), **fields)
+    sha256 = digest(content)
+    model = Model(file=_file_name(folder, stem, sha256), sha256=sha256, **fields)
     sample_rate = about["sample_rate"]
     before = read_card(folder) if (folder / CARD).exists() else None
     stems = dict(before.stems) if before else {}
@@ -135,10 +143,38 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
     stems[stem] = model  # type: ignore[index]
     ordered = {name: one for name in STEMS for held, one in stems.items() if held == name}
     card = Card(format=FORMAT, sample_rate=sample_rate, architecture=architecture, stems=ordered)
-    with atomic(folder / model.file) as unfinished:
-        unfinished.write_bytes(content)
-        write_json(folder / CARD, card.model_dump())
+    text = json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n"
+    with atomic(folder / CARD, durable=True) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+        # It appears before the card does.
+        if not (folder / model.file).exists():
+            with atomic(folder / model.file, durable=True) as unfinished_model:
+                unfinished_model.write_bytes(content)
+    _delete_replaced(folder, stem, before, card)
     return card
+
+
+def _delete_replaced(folder: Path, stem: str, before: Card | None, card: Card) -> None:
+    """Delete the file of a stem's earlier model, and those that killed processes wrote for it."""
+    named = {model.file for model in before.stems.values()} if before else set()
+    named |= {path.name for path in folder.glob(f"{stem}-*") if _FILE.fullmatch(path.name)}
+    for name in named - {model.file for model in card.stems.values()}:
+        with suppress(OSError):  # the folder is complete
+            (folder / name).unlink()
+
+
+def _file_name(folder: Path, stem: str, sha256: str) -> str:
+    """The name for a model's file: the plain one, unless a file with other content has it."""
+    plain = folder / f"{stem}.safetensors"
+    if not plain.exists() or file_digest(plain) == sha256:
+        return plain.name
+    return f"{stem}-{sha256[:12]}.safetensors"
+
+
+def started(folder: Path) -> bool:
+    """Whether a folder without a card is empty, or a killed process began to write models to it."""
+    names = (path.name for path in folder.iterdir())
+    return all(name.startswith(UNFINISHED) or _FILE.fullmatch(name) for name in names)
 
 
 def read_card(folder: str | Path) -> Card:

@@ -1,5 +1,6 @@
 """Models as files: what is written is what is read, and what does not fit is named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -350,6 +351,104 @@ def test_checkpoints_are_imported_and_separate(tmp_path, monkeypatch, capsys):
     Path("other/file").write_text("mine")
     assert run_jukesep(*words[:-1], "other", "--stem", "bass") == 1
     assert "other: already exists and is not a folder of models." in capsys.readouterr().err
+
+
+def _killed_at(number, do):
+    """`do()` in a process that is killed just before the disk changes for the time `number`.
+
+    Whether it was killed.
+    """
+    child = os.fork()
+    if not child:
+        changes = []
+
+        def hook(event, arguments):
+            written = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if written or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
+                changes.append(event)
+                if len(changes) == number:
+                    os._exit(9)
+
+        sys.addaudithook(hook)
+        try:
+            do()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def _is(folder, stem, vqvae):
+    found = models.load(folder, stem, models.read_card(folder)).state_dict()
+    return torch.equal(found["codebook.k"], vqvae.state_dict()["codebook.k"])
+
+
+def _shown(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of this process")
+def test_a_killed_import_leaves_the_folder_as_before_or_after(folder, tmp_path):
+    old, new, newest = (_vqvae(seed) for seed in (0, 2, 3))
+    ends = []
+    for number in range(1, 30):
+        there = tmp_path / f"copy {number}"
+        shutil.copytree(folder, there)
+        killed = _killed_at(number, lambda there=there: models.save(there, "vocals", new, ABOUT))
+        ends.append(_is(there, "vocals", new))
+        assert ends[-1] or _is(there, "vocals", old)
+        assert _is(there, "drums", _vqvae(1))
+        models.save(there, "vocals", newest, ABOUT)
+        assert _is(there, "vocals", newest)
+        assert len(list(there.glob("vocals-*"))) <= 1
+        if not killed:
+            break
+    assert number > 5
+    assert ends == sorted(ends)  # once it is the new one, it stays so
+    assert (ends[0], ends[-1]) == (False, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of this process")
+def test_after_a_killed_first_import_the_same_command_succeeds(tmp_path, capsys):
+    stage1, stage2 = map(str, save_models(tmp_path / "runs"))
+    words = ("import", "--stage1", stage1, "--stage2", stage2, "--stem", "vocals", "-o")
+    vqvae = load_model(stage1, stage2)
+    for number in range(1, 30):
+        there = tmp_path / f"mine {number}"
+        killed = _killed_at(number, lambda there=there: models.save(there, "vocals", vqvae, ABOUT))
+        if not killed:
+            break
+        status = run_jukesep(*words, str(there))
+        assert status == 0 or "already has a model for vocals" in capsys.readouterr().err
+        assert _is(there, "vocals", vqvae)
+        assert _shown(there) == ["separator.json", "vocals.safetensors"]
+    assert number > 5
+
+
+def test_a_file_in_the_folder_of_models_is_never_overwritten(folder):
+    (folder / "bass.safetensors").write_bytes(b"mine")
+    (folder / "notes.safetensors").write_bytes(b"mine")
+    models.save(folder, "bass", _vqvae(4), ABOUT)
+    models.save(folder, "bass", _vqvae(5), ABOUT)
+    card = models.read_card(folder)
+    assert _is(folder, "bass", _vqvae(5))
+    assert card.stems["bass"].file == f"bass-{card.stems['bass'].sha256[:12]}.safetensors"
+    assert len(_shown(folder)) == 6
+    for name in ("bass", "notes"):
+        assert (folder / f"{name}.safetensors").read_bytes() == b"mine"
+
+
+def test_a_card_that_cannot_be_written_leaves_the_folder_as_it_was(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_text = Path.write_text
+
+    def full(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        models.save(folder, "vocals", _vqvae(2), ABOUT)
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
