@@ -10,7 +10,7 @@ from jukesep import audio
 from jukesep.base.params import CodebookParams, Losses, Recipe
 from jukesep.model.vqvae import VQVAE, Architecture, Encoder
 from jukesep.resume.folder import About, Training
-from jukesep.songs.manifest import Song
+from jukesep.songs.manifest import STEMS, Manifest, Song
 from jukesep.training import losses
 from jukesep.training.loop import train
 from jukesep.training.segments import Segments
@@ -20,6 +20,11 @@ ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16
 WEIGHTS = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
 BANDWIDTHS = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)
 RATE = 8000
+SMALL = [  # overrides of conf/, for the stages
+    "scale=tiny", "model.width=4", "model.codes=16", "stage1.segment=2048", "stage1.steps=2",
+    "stage2.segment=2048", "stage2.steps=2", "stage2.checkpoints=[1,2]", "stage2.warmup=0",
+    "separation.chunk=1024",
+]  # fmt: skip
 
 
 def make_recipe(**changes):
@@ -71,3 +76,17 @@ def run_training(
     train(task, recipe, segments, valid, checkpoints, run or make_run(folder))
     with (Path(folder) / "log.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def prepare_songs(root, level, songs):
+    """data/prepared as the stage writes it: noise at level(split, part), `songs` of a split."""
+    rng = np.random.default_rng(0)
+    listed = []
+    for split, count in songs.items():
+        for name in [split, *(f"{split} {number}" for number in range(2, count + 1))]:
+            folder = root / "data/prepared/songs" / name
+            stems = {stem: level(split, stem) * rng.standard_normal((2, 4096)) for stem in STEMS}
+            for part, samples in {**stems, "mixture": sum(stems.values())}.items():
+                audio.write(folder / f"{part}.wav", samples, 11025, "FLOAT")
+            listed.append(Song(name, split, "seen", folder, 4096))
+    Manifest(11025, tuple(listed)).save(root / "data/prepared/manifest.json")

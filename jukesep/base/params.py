@@ -20,14 +20,22 @@ from .files import write_text
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+# Sizes of a model. A model as a file (`separation.models`) has the same bounds.
+Rate = Annotated[int, Field(ge=1, le=10_000_000)]
+Size = Annotated[int, Field(ge=1, le=1 << 16)]
+Depth = Annotated[int, Field(ge=1, le=64)]
+Growth = Annotated[int, Field(ge=1, le=64)]
+Codes = Annotated[int, Field(ge=1, le=1 << 24)]
+Halvings = Annotated[int, Field(ge=1, le=16)]
+BLOCKS = Field(min_length=1, max_length=8)
 Init = Literal["pretrained", "scratch"]
 Stem = Literal["drums", "bass", "other", "vocals"]
 
 
 class Section(BaseModel):
-    """A section of params.yaml: read-only; unknown names are errors."""
+    """A section of params.yaml: read-only, numbers finite; unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Section):
@@ -63,13 +71,22 @@ class Band(Section):
 
 
 class Model(Section):
-    sample_rate: Count
-    width: Count
-    depth: Count
-    downs: tuple[Count, ...]
-    dilation_growth: Count
-    latent_dim: Count
-    codes: Count
+    sample_rate: Rate
+    width: Size
+    depth: Depth
+    downs: Annotated[tuple[Halvings, ...], BLOCKS]
+    dilation_growth: Growth
+    latent_dim: Size
+    codes: Codes
+
+    @model_validator(mode="after")
+    def _reaching(self) -> Model:
+        if self.dilation_growth ** (self.depth - 1) >= 2**31:
+            raise ValueError(
+                f"dilation_growth={self.dilation_growth} at depth={self.depth} gives dilations of "
+                "2^31 and more: lower one of the two"
+            )
+        return self
 
 
 class Weights(Section):

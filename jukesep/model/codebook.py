@@ -22,6 +22,8 @@ from ..base.errors import UserError
 
 CHUNK = 2**26
 """Distances that `nearest` computes at a time."""
+NO_LATENTS = 1e-30
+"""A moving count this small is none: the sum that belongs to it has lost its precision."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Codebook(nn.Module):
     def update(
         self, latents: Tensor, codes: Tensor, generator: torch.Generator | None = None
     ) -> CodebookStats:
-        """Move each code towards the mean of its latents; replace codes with too few latents.
+        """Move each code to the moving mean of its latents; replace codes with too few latents.
 
         `latents` (B, dim, N) and `codes` (B, N) come from the training step; all processes have
         equally many. Replaced ("revived") codes become random latents from any process. Every
@@ -130,8 +132,11 @@ class Codebook(nn.Module):
         self.k_sum.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         self.k_elem.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         alive = self.k_elem >= self.revival_threshold
+        # With a threshold of (almost) 0, a code may have no latents left: it stays where it is.
+        means = torch.where(
+            self.k_elem[:, None] > NO_LATENTS, self.k_sum / self.k_elem[:, None], old
+        )
         # A revival sets only k: the code is drawn again in each step until its count recovers.
-        means = self.k_sum / self.k_elem[:, None]
         self.k.copy_(torch.where(alive[:, None], means, substitutes))
 
         shares = counts / counts.sum()

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors_as_bytes
 
+from ..base import params
 from ..base.errors import UserError
 from ..base.files import UNFINISHED, atomic
 from ..base.unchanged import digest, file_digest
@@ -51,7 +52,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Size = Annotated[int, Field(ge=1, le=1 << 16)]
 # Text is printed as it is, so it may hold no control characters.
 STEERING = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 Text = Annotated[str, Field(pattern=rf"^[^{STEERING}]*$", max_length=1000)]
@@ -62,12 +62,12 @@ Setting = Plain | list[Plain]
 class Layers(_Strict):
     """`Architecture` in the card."""
 
-    width: Size
-    depth: Annotated[int, Field(ge=1, le=64)]
-    downs: Annotated[list[Annotated[int, Field(ge=1, le=16)]], Field(min_length=1, max_length=8)]
-    latent_dim: Size
-    codes: Annotated[int, Field(ge=1, le=1 << 24)]
-    dilation_growth: Annotated[int, Field(ge=1, le=64)]
+    width: params.Size
+    depth: params.Depth
+    downs: Annotated[list[params.Halvings], params.BLOCKS]
+    latent_dim: params.Size
+    codes: params.Codes
+    dilation_growth: params.Growth
 
 
 class Model(_Strict):
@@ -95,7 +95,7 @@ class Card(_Strict):
     """The description of a folder of models: separator.json."""
 
     format: Literal[1]
-    sample_rate: Annotated[int, Field(ge=1, le=10_000_000)]
+    sample_rate: params.Rate
     architecture: Layers
     stems: Annotated[dict[Stem, Model], Field(min_length=1)]
 

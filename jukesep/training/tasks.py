@@ -76,8 +76,6 @@ class Task(Protocol):
 class Reconstruction:
     """Pretraining and stage 1: reconstruct x as D(Q(E(x))); the codebook follows E."""
 
-    columns = ("l2", "linf", "multispectral", "commit", "usage", "perplexity", "revived")
-
     def __init__(
         self,
         vqvae: VQVAE,
@@ -91,6 +89,9 @@ class Reconstruction:
         self.codes = vqvae.architecture.codes
         self.bandwidths = bandwidths
         self.weights = weights.model_dump()
+        # A term of weight 0 is not computed.
+        terms = (name for name in ("linf", "multispectral", "commit") if self.weights[name])
+        self.columns = ("l2", *terms, "usage", "perplexity", "revived")
         self.seed = seed
         self.hps = hps
         vqvae.codebook.decay = codebook.decay
@@ -172,8 +173,8 @@ class LatentMatching:
         self._loss = partial(
             losses.stage2_loss, kind=loss, linf=weights.linf, linf_k=weights.linf_k
         )
-        # With "mse" the only term is the loss itself, which needs no column.
-        self.terms = ("l2", "linf") if loss == "mse_linf" else ()
+        # If the only term is the loss itself, it needs no column.
+        self.terms = ("l2", "linf") if loss == "mse_linf" and weights.linf else ()
         self.columns = (*self.terms, "usage", "perplexity")
         self.hps = hps
         self._latents = torch.empty(0)

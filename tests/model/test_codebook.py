@@ -265,3 +265,17 @@ def test_rows_drawn_are_all_different_while_there_are_enough(count, total):
     assert len(drawn) == count
     assert len(set(drawn.tolist())) == min(count, total)
     assert 0 <= drawn.min() <= drawn.max() < total
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_without_revival_a_code_that_lost_all_latents_stays_where_it_is(decay):
+    """Its count falls below the smallest number: it has no mean."""
+    codebook = Codebook(2, 3, decay, revival_threshold=0.0)
+    far = torch.full((3,), 9.0)
+    codebook.restore(torch.stack([torch.zeros(3), far]), 1.0)
+    latents = 0.1 * torch.randn(1, 3, 8)
+    for _ in range(300):
+        stats = codebook.update(latents, codebook.quantise(latents)[0])
+        torch.testing.assert_close(codebook.k[1], far)
+    assert (stats.usage, stats.revived) == (2, 0)
+    torch.testing.assert_close(codebook.k[0], latents[0].mean(1))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny import SMALL, prepare_songs
 
-from jukesep import audio
 from jukesep.base import params, paths
 from jukesep.base.errors import UserError
 from jukesep.model import jukebox
@@ -20,34 +20,15 @@ from jukesep.report import page as results_page
 from jukesep.report import results
 from jukesep.report import write as report
 from jukesep.scoring import metrics as scores
-from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
+from jukesep.songs.manifest import MIXTURE, STEMS
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    "scale=tiny", "model.width=4", "model.codes=16", "stage1.segment=2048", "stage1.steps=2",
-    "stage2.segment=2048", "stage2.steps=2", "stage2.checkpoints=[1,2]", "stage2.warmup=0",
-    "separation.chunk=1024",
-]  # fmt: skip
-
-
-def _prepare(root, level, songs):
-    """data/prepared as the stage writes it: noise at level(split, part), `songs` of a split."""
-    rng = np.random.default_rng(0)
-    listed = []
-    for split, count in songs.items():
-        for name in [split, *(f"{split} {number}" for number in range(2, count + 1))]:
-            folder = root / "data/prepared/songs" / name
-            stems = {stem: level(split, stem) * rng.standard_normal((2, 4096)) for stem in STEMS}
-            for part, samples in {**stems, "mixture": sum(stems.values())}.items():
-                audio.write(folder / f"{part}.wav", samples, 11025, "FLOAT")
-            listed.append(Song(name, split, "seen", folder, 4096))
-    Manifest(11025, tuple(listed)).save(root / "data/prepared/manifest.json")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project folder with songs prepared, entered."""
-    _prepare(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -220,7 +201,7 @@ def _level(split, part):
 @pytest.fixture
 def splits(tmp_path, monkeypatch):
     """A project whose splits can be told by their loudness, with two songs in each."""
-    _prepare(tmp_path, _level, dict.fromkeys(SPLITS, 2))
+    prepare_songs(tmp_path, _level, dict.fromkeys(SPLITS, 2))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
