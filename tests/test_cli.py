@@ -1,5 +1,7 @@
 """The command line: results as promised, and mistakes that end in one line."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from commands import run_jukesep
+from folders import write_song
 
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
@@ -284,3 +287,84 @@ def test_compose_writes_nothing_for_a_setting_that_does_not_fit(conf, capsys, ov
     assert captured.err.startswith("error: ")
     assert named in captured.err
     assert not Path("params.yaml").exists()
+
+
+# --- a folder that nobody may write to --------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(project, conf):
+    """The project, with params.yaml, models and an interrupted training, made read-only."""
+    assert run_jukesep("compose") == 0
+    assert run_jukesep(*_import("models/mine")) == 0
+    write_song(Path("songs/test/a"), rate=RATE)
+    training = Path("trainings/stage1-vocals_scratch-0")
+    training.mkdir(parents=True)
+    (training / "lock").touch()
+    (training / "progress.json").write_text(json.dumps({"title": "stage1 vocals scratch"}))
+    if os.geteuid():
+        folders = [project, *(path for path in project.rglob("*") if path.is_dir())]
+        for folder in folders:
+            folder.chmod(0o500)
+        yield
+        for folder in folders:
+            folder.chmod(0o700)
+        return
+    mounts = (["mount", "--bind", project, project], ["mount", "-o", "remount,ro,bind", project])
+    if any(subprocess.run(mount, capture_output=True).returncode for mount in mounts):
+        pytest.skip("root may write everywhere, and mount nothing")
+    os.chdir(project)  # what is mounted now
+    yield
+    subprocess.run(["umount", "-l", project], check=True)
+
+
+def _import(output, *words):
+    first, second = (
+        f"runs/stage{n}/vocals_pretrained/checkpoints/{s}.pt" for n, s in ((1, 4), (2, 12))
+    )
+    return (
+        "import",
+        "--stage1",
+        first,
+        "--stage2",
+        second,
+        "--stem",
+        "vocals",
+        "-o",
+        output,
+        *words,
+    )
+
+
+def test_commands_that_only_read_work_in_a_read_only_project(read_only, capsys):
+    for words, said in (
+        (("status",), "stage1 vocals scratch  interrupted"),
+        (("status", "--json"), '"condition": "interrupted"'),
+        (("compose", "--check"), ""),
+        (("info", "models/mine"), "1 models at 8,000 Hz"),
+    ):
+        assert run_jukesep(*words) == 0
+        captured = capsys.readouterr()
+        assert said in captured.out
+        assert captured.err == ""
+
+
+def test_commands_that_write_name_the_folder_that_is_read_only(read_only, capsys):
+    capsys.readouterr()
+    _, _, first, _, second, *_ = _import("x")
+    pair = ("--stage1", first, "--stage2", second, "--stem", "vocals")
+    for words, named in (
+        (("compose",), str(Path.cwd())),
+        (("clean", "--yes"), "trainings/stage1-vocals_scratch-0"),
+        (_import("models/new"), "models/new"),
+        (_import("models/mine", "--overwrite"), "models/mine"),
+        (("evaluate", *pair, "--data", "songs", "--output", "scores/a.csv"), "scores/a.csv"),
+    ):
+        assert run_jukesep(*words) == 1
+        said = capsys.readouterr().err
+        (line,) = said.splitlines()
+        assert line.startswith("error: ")
+        assert named in line
+        assert "Permission denied" in line or "Read-only file system" in line
+        assert line.endswith("Change the permissions, or choose a folder that you may write to.")
+        assert ".unfinished" not in line

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from .files import UNFINISHED
+
+_PERMISSIONS = "Change the permissions, or choose a folder that you may write to."
+_SPACE = "Free some space."
+# What a user can do about an error of the disk.
+REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+}
 
 
 class UserError(Exception):
@@ -39,7 +52,8 @@ class Interrupted(Exception):
 def reported() -> Iterator[None]:
     """Print a UserError raised in the block and exit with status 1; on Ctrl-C, exit with 130.
 
-    A failed import of a package of the extra `pipeline` is reported as a UserError too.
+    A failed import of a package of the extra `pipeline` is reported as a UserError too, and so are
+    missing permissions and a full disk, wherever they are met.
     """
     try:
         try:
@@ -52,6 +66,12 @@ def reported() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = f"{_shown(Path(os.fsdecode(error.filename)))}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}. {REMEDIES[error.errno]}", file=sys.stderr)
+        sys.exit(1)
     except Interrupted as error:
         if str(error):
             print(error, file=sys.stderr)
@@ -59,3 +79,9 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _shown(path: Path) -> Path:
+    """The path for a message: hidden names of unfinished files are random, their folder is not."""
+    hidden = [number for number, part in enumerate(path.parts) if part.startswith(UNFINISHED)]
+    return Path(*path.parts[: hidden[0]]) if hidden else path

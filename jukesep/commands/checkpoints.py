@@ -10,6 +10,7 @@ import typer
 
 from ..base import paths
 from ..base.errors import UserError
+from ..base.files import temporary
 from .options import AsJson, Device, Stage1, Stage2, Stem, writing
 
 
@@ -176,5 +177,5 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise UserError(
             f"{path}: already exists. Pass --overwrite to replace it, or choose another --output."
         )
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), temporary(path):
+        pass

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..base.errors import UserError
+from ..base.errors import REMEDIES, UserError
 
 Stem = Literal["drums", "bass", "other", "vocals"]
 Device = Annotated[
@@ -32,4 +32,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
+        remedy = REMEDIES.get(error.errno or 0, "Choose another folder.")
+        raise UserError(
+            f"{folder}: cannot be written to: {error.strerror or error}. {remedy}"
+        ) from error
