@@ -122,11 +122,11 @@ def test_other_files_beside_checkpoints_are_passed_over(tmp_path):
     for folder in (stage1.parent, stage2.parent):
         for name in (".tmp.pt", ".unfinished-ab1.pt", "5 (copy).pt", "-6.pt", "last.pt", "7.pt~"):
             (folder / name).write_bytes(b"x")
-    found = models.stems_of_trainings(tmp_path / "runs", "pretrained")
-    assert found == {"vocals": (stage1, stage2)}
+    found = models.last_checkpoints(tmp_path / "runs", "vocals", "pretrained")
+    assert found == (stage1, stage2)
     stage1.unlink()
     with pytest.raises(UserError, match="stage1/vocals_pretrained/checkpoints: no checkpoints fou"):
-        models.stems_of_trainings(tmp_path / "runs", "pretrained")
+        models.last_checkpoints(tmp_path / "runs", "vocals", "pretrained")
 
 
 def test_a_stem_keeps_its_own_licence_beside_others(folder, capsys):
