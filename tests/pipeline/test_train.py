@@ -20,7 +20,7 @@ from jukesep.report import page as results_page
 from jukesep.report import results
 from jukesep.report import write as report
 from jukesep.scoring import metrics as scores
-from jukesep.songs.manifest import MIXTURE, STEMS
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
 
 ROOT = Path(__file__).parents[2]
 
