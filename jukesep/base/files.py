@@ -1,81 +1,138 @@
 """Write files and folders atomically: they appear complete or not at all.
 
-While it is written, a file has a hidden name that starts with UNFINISHED, beside its final name. A
-process that is killed leaves it behind; `sweep` deletes it.
+While it is written, a file is in a hidden folder beside its final place:
+
+    song/.unfinished-k3x9/
+      lock                  held by the process that writes
+      new/drums.wav         what is written
+      earlier/drums.wav     what it replaces, for the moment of the renames
+
+A process that is killed leaves the folder behind, but not the lock. Who writes to the same place
+next deletes such folders (`sweep`), and puts back an earlier file or folder that lost its place.
+Folders whose lock is held stay.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 UNFINISHED = ".unfinished-"
+LOCK, NEW, EARLIER = "lock", "new", "earlier"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class PartlyWritten(OSError):
+    """Some renames of a set of files could not be undone. The message names the files."""
 
 
 @contextmanager
 def atomic(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary file beside `path`; rename it to `path` if the block succeeds.
+    """Yield a temporary file with the name of `path`; it becomes `path` if the block succeeds.
 
-    The temporary name keeps the suffix, for writers that choose the format by it. If the block
-    fails, an existing file at `path` stays as it was. `durable` waits until the file is on the
-    disk: without it, a loss of power can leave an empty file.
+    If the block fails, an existing file at `path` stays as it was. `durable` waits until the file
+    is on the disk: without it, a loss of power can leave an empty file.
     """
     path = Path(path)
     with temporary(path) as unfinished:
         yield unfinished
-        unfinished.chmod(_permissions(0o666))
         if durable:
             sync(unfinished)
-        os.replace(unfinished, path)
+        appear({unfinished: path})
         if durable:
             sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
+    """Yield a temporary folder with the name of `path`; it becomes `path` if the block succeeds.
 
     It replaces an existing folder. If the block fails, an existing folder stays as it was.
     """
-    path = Path(path)
     with temporary(path, folder=True) as unfinished:
         yield unfinished
-        unfinished.chmod(_permissions(0o777))
-        if path.exists():
-            remove(path)
-        os.replace(unfinished, path)
+        appear({unfinished: Path(path)})
+
+
+def appear(complete: Mapping[Path, Path]) -> None:
+    """Rename what `temporary` yielded, {temporary: path}: all of them appear, or none.
+
+    They replace what is there. If a rename fails, the renames before it are undone, and the error
+    is raised. PartlyWritten if undoing fails, too.
+    """
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for new, path in complete.items():
+            begun.append((new, path))
+            # One file replaces another in one step; more files, or a folder, take several.
+            if (len(complete) > 1 or new.is_dir()) and os.path.lexists(path):
+                _set_aside(path, new)
+            os.replace(new, path)
+    except BaseException as error:
+        wrong = []
+        for new, path in reversed(begun):
+            hidden = new.parents[1]
+            try:
+                if not os.path.lexists(new):
+                    os.replace(path, new)
+                _put_back(hidden)
+            except OSError:
+                kept = (hidden / EARLIER).exists()
+                wrong.append(f"{path}, earlier in {hidden / EARLIER}" if kept else str(path))
+        if wrong:
+            number, why = errno.EIO, str(error) or type(error).__name__
+            if isinstance(error, OSError):
+                number, why = error.errno or number, error.strerror or why
+            raise PartlyWritten(number, f"{why}; not undone: {', '.join(wrong)}") from error
+        raise
 
 
 @contextmanager
 def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
-    """Yield an empty file or folder with a hidden name beside `path`; delete it afterwards.
+    """Yield an empty file or folder named as `path`, in a hidden folder beside it.
 
-    Missing parents of `path` are created. If the block fails, they are deleted again if empty.
+    It is deleted afterwards. Missing parents of `path` are created; if the block fails, they are
+    deleted again if empty. What killed processes left beside `path` is deleted first.
     """
     path = Path(path)
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if folder:
-            unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
-        else:
-            handle, name = tempfile.mkstemp(path.suffix, UNFINISHED, path.parent)
-            os.close(handle)
-            unfinished = Path(name)
+        sweep(path.parent)
+        hidden, lock = _hidden(path.parent)
         try:
+            unfinished = hidden / NEW / path.name
+            unfinished.parent.mkdir()
+            # With the permissions of any new file and folder.
+            unfinished.mkdir() if folder else unfinished.touch()
             yield unfinished
         finally:
-            _delete(unfinished)
+            _discard(hidden, lock)
     except BaseException:
         with suppress(OSError):
             for parent in missing:
                 parent.rmdir()
         raise
+
+
+def final(path: str | Path) -> Path:
+    """Return where a temporary file or folder belongs, for messages; other paths as they are."""
+    parts: list[str] = []
+    given = iter(Path(path).parts)
+    for part in given:
+        if part.startswith(UNFINISHED):
+            next(given, None)  # NEW or EARLIER
+        else:
+            parts.append(part)
+    return Path(*parts)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -90,18 +147,24 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder. It is first renamed to a hidden name, so that it disappears at once."""
+    """Delete a folder. It is first renamed into a hidden one, so that it disappears at once."""
     with temporary(folder, folder=True) as away:
         shutil.rmtree(folder.rename(away / folder.name))
 
 
-def sweep(folder: Path) -> None:
-    """Delete the unfinished files of killed processes, in a folder and its subfolders.
+def sweep(folder: Path, below: bool = False) -> None:
+    """Delete what killed processes left unfinished in a folder; `below`: in its subfolders too.
 
-    No other process may be writing to the folder.
+    Earlier files and folders that had been set aside are put back. What another process is
+    writing stays.
     """
-    for path in list(folder.rglob(f"{UNFINISHED}*")):
-        _delete(path)
+    for hidden in list((folder.rglob if below else folder.glob)(f"{UNFINISHED}*")):
+        if hidden.is_symlink() or not hidden.is_dir():
+            continue
+        lock = FileLock(hidden / LOCK, thread_local=False)
+        with suppress(OSError, Timeout):  # Timeout: it is being written
+            lock.acquire(timeout=0)
+            _discard(hidden, lock)
 
 
 def sync(path: str | Path) -> None:
@@ -115,15 +178,52 @@ def sync(path: str | Path) -> None:
         os.close(handle)
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _hidden(parent: Path) -> tuple[Path, FileLock]:
+    """Create a hidden folder, and hold its lock where the file system has locks."""
+    while True:
+        hidden = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        lock = FileLock(hidden / LOCK, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):
+            continue  # another process swept the folder before it was locked
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                shutil.rmtree(hidden, ignore_errors=True)
+                raise
+        return hidden, lock
 
 
-def _permissions(most: int) -> int:
-    """The permissions of a usual new file or folder; those from `tempfile` are private."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return most & ~umask
+def _discard(hidden: Path, lock: FileLock) -> None:
+    """Delete a hidden folder whose lock is held, unless it holds what cannot be put back."""
+    done = False
+    with suppress(OSError):
+        _put_back(hidden)
+        for part in (NEW, EARLIER):
+            shutil.rmtree(hidden / part, ignore_errors=True)
+        done = True
+    lock.release()
+    if done:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _set_aside(path: Path, new: Path) -> None:
+    """Keep what `new` is about to replace, in the hidden folder of `new`."""
+    if path.is_dir() != new.is_dir():
+        number = errno.EISDIR if path.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(path))
+    earlier = new.parents[1] / EARLIER / path.name
+    earlier.parent.mkdir()
+    if not path.is_dir():
+        with suppress(OSError, NotImplementedError):  # not every file system has hard links
+            os.link(path, earlier, follow_symlinks=False)
+            return
+    path.rename(earlier)
+
+
+def _put_back(hidden: Path) -> None:
+    """Put back earlier files and folders whose place is empty."""
+    for earlier in (hidden / EARLIER).glob("*"):
+        path = hidden.parent / earlier.name
+        if not os.path.lexists(path):
+            earlier.rename(path)

@@ -12,6 +12,9 @@ from types import FrameType
 
 from .errors import Interrupted
 
+# A closed terminal sends SIGHUP; Windows has none.
+ENDING = tuple(one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+
 # Read when the script starts: later, after the imports, that process may already have ended.
 STARTED_BY = os.getppid()
 
@@ -34,12 +37,17 @@ def when_orphaned(do: Callable[[], object], parent: int | None = None) -> None:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call `handler` on SIGINT and SIGTERM in the block. Only works in the main thread."""
+    """Call `handler` on SIGINT, SIGTERM and SIGHUP in the block. Only works in the main thread.
+
+    Under nohup, SIGHUP stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {}
+    for number in ENDING:
+        if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
@@ -48,7 +56,7 @@ def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None
 
 
 class Signals:
-    """Records SIGINT and SIGTERM, so that the step can finish; a second SIGINT ends at once.
+    """Records a signal, so that the step can finish; a second SIGINT ends at once.
 
     If DVC or torchrun started this process, the end of it counts as SIGTERM: nothing would collect
     the results, and the next `dvc repro` would wait for this training.
@@ -82,7 +90,7 @@ class Signals:
 
 def begin_reading(_: int = 0) -> None:
     """Set up a process that reads songs: it ignores signals, and ends with the training."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     # PyTorch's own check ends the loop, but not a blocked write to a pipe that nobody reads.
     when_orphaned(lambda: os._exit(1), os.getppid())

@@ -114,7 +114,7 @@ class Training:
             with self._disk(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._acquire()
-                sweep(self.folder)
+                sweep(self.folder, below=True)
                 known = {**read_progress(self.folder), "title": self.about.title, **self._facts}
                 news = {**known, "state": "running", "updated": time.time()}
                 write_json(self.folder / "identity.json", self.about.identity)

@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from ..base.errors import Interrupted, UserError
-from ..base.signals import when_orphaned
+from ..base.signals import ENDING, when_orphaned
 from ..songs.parallel import cores
 
 PROCESSES = "JUKESEP_NPROC"
@@ -85,7 +85,7 @@ def _run(processes: int) -> None:
         raise Interrupted("", 128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode in (130, 143):
+        if failure.exitcode - 128 in ENDING:
             raise Interrupted("", failure.exitcode) from None
         if failure.exitcode > 0:
             how, then = f"ended with status {failure.exitcode}", ""

@@ -11,23 +11,35 @@ import pytest
 
 from jukesep.base import signals
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_a_handler_is_called_within_its_block_alone(number):
-    before, received = [signal.getsignal(one) for one in BOTH], []
+    before, received = [signal.getsignal(one) for one in ALL], []
     with signals.handled(lambda number, _: received.append(number)):
         signal.raise_signal(number)
     assert received == [number]
-    assert [signal.getsignal(one) for one in BOTH] == before
+    assert [signal.getsignal(one) for one in ALL] == before
 
 
 def test_handlers_are_put_back_after_an_error():
-    before = [signal.getsignal(one) for one in BOTH]
+    before = [signal.getsignal(one) for one in ALL]
     with pytest.raises(KeyError), signals.handled(lambda *_: None):
         raise KeyError
-    assert [signal.getsignal(one) for one in BOTH] == before
+    assert [signal.getsignal(one) for one in ALL] == before
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_started():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    received = []
+    try:
+        with signals.handled(lambda number, _: received.append(number)):
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert received == []
 
 
 def test_another_thread_has_no_handlers_and_no_error():

@@ -509,7 +509,7 @@ def test_a_training_killed_while_it_finishes_only_finishes_again(
         with pytest.raises(_Killed):
             _train(matching, songs)
     shutil.rmtree("run", ignore_errors=True)  # as DVC does before it runs a stage
-    (_folder() / ".unfinished-1.state").write_bytes(b"x")  # as a write that is cut off does
+    (_folder() / ".unfinished-1/new").mkdir(parents=True)  # as a killed write does
     with _steps(matching()) as taken:
         _train(matching, songs)
     assert taken == []
@@ -1184,7 +1184,9 @@ def test_no_samples_are_written_unasked(songs, monkeypatch):
 # --- signals ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_ctrl_c_once_more_ends_at_once(songs, saves, capsys, number, status):
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     once = lambda: signal.raise_signal(number)  # noqa: E731

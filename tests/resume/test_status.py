@@ -286,7 +286,7 @@ def test_what_begins_to_run_while_clean_deletes_has_a_folder_of_its_own(songs, m
     thread, rmtree = threading.Thread(target=start), shutil.rmtree
 
     def slowly(folder, **options):
-        if not saved:
+        if thread.ident is None:
             thread.start()
             thread.join()
         rmtree(folder, **options)
