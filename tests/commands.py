@@ -57,3 +57,8 @@ def run_jukesep(*words):
 def files_below(folder):
     """All files below a folder, those that are hidden too."""
     return sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
+
+
+def stems_below(folder):
+    """All files below a folder but the record of what they were made from."""
+    return [path for path in files_below(folder) if path.name != "separated.json"]

@@ -65,7 +65,9 @@ def _fails(capsys, *words):
 
 def _files(folder):
     return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "separated.json"
     )
 
 
@@ -137,17 +139,23 @@ def test_separate_replaces_only_when_told(project, capsys):
     target = project / "stems/song/vocals.wav"
     target.parent.mkdir(parents=True)
     target.write_text("mine")
-    assert run_jukesep("separate", "song.wav", "-o", "stems") == 0
-    assert target.read_text() == "mine"
-    assert _files(project / "stems") == ["song/drums.wav", "song/vocals.wav"]
-    assert run_jukesep("separate", "song.wav", "-o", "stems") == 0
-    assert (
-        "song.wav: already separated. Pass --overwrite to replace its stems."
-        in capsys.readouterr().err
+    words = ("separate", "song.wav", "-o", "stems")
+    assert run_jukesep(*words) == 1
+    assert capsys.readouterr().err == (
+        "error: stems/song/vocals.wav: exists, and separated.json does not say what it was made "
+        "from. Pass --overwrite to replace it, or choose another --output or --filename.\n"
     )
+    assert _files(project / "stems") == ["song/vocals.wav"]
     assert target.read_text() == "mine"
-    assert run_jukesep("separate", "song.wav", "-o", "stems", "--overwrite") == 0
+    assert run_jukesep(*words, "--overwrite") == 0
     assert soundfile.info(target).frames == 5001
+    before = target.stat()
+    capsys.readouterr()
+    assert run_jukesep(*words) == 0
+    said = capsys.readouterr()
+    assert said.err == "song.wav: already separated. Pass --overwrite to replace its stems.\n"
+    assert said.out.splitlines() == [f"stems/song/{stem}.wav" for stem in TRAINED]
+    assert target.stat() == before
 
 
 def _text(path):

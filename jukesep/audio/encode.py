@@ -13,7 +13,7 @@ import soundfile
 
 from .. import audio
 from ..base.errors import UserError
-from ..base.files import atomic, temporary
+from ..base.files import atomic, final, temporary
 from . import Audio
 
 Clip = Literal["rescale", "clamp", "none"]
@@ -55,7 +55,7 @@ def writing(
     channels: int,
     samples: int,
 ) -> Iterator[Callable[[dict[str, Audio]], None]]:
-    """Write stems piece by piece, one file each: either all files appear, or none.
+    """Write stems piece by piece, one file each; `base.files.appear` lets them appear together.
 
     Yields a function that takes the next samples of each stem, (channels, any number). `samples`
     is the expected length. `clip` applies to samples above full scale: "clamp" cuts them off,
@@ -126,7 +126,9 @@ def _one(
                 yield put
         except soundfile.LibsndfileError as error:
             reason = str(error).rstrip(".")
-            raise UserError(f"{path}: cannot be written ({reason}). Is the disk full?") from error
+            raise UserError(
+                f"{final(path)}: cannot be written ({reason}). Is the disk full?"
+            ) from error
 
 
 def _check(form: Format, sample_rate: int, channels: int) -> None:

@@ -123,6 +123,24 @@ def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, to read and replace it; wait while another process holds it."""
+    beside = path.with_name(f".{path.name}.lock")
+    lock = FileLock(beside, thread_local=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            beside.unlink()  # who waits for it notices, and creates another
+        lock.release()
+
+
 def final(path: str | Path) -> Path:
     """Return where a temporary file or folder belongs, for messages; other paths as they are."""
     parts: list[str] = []

@@ -119,18 +119,21 @@ def separate(
     end.
     """
     from ..audio import encode
-    from ..separation import files
+    from ..separation import files, names
     from ..songs.manifest import STEMS
 
     chosen = tuple(one.strip() for one in stems.split(",")) if stems is not None else ()
     if wrong := [one for one in chosen if one not in STEMS]:
         raise UserError(f"--stems {stems}: '{wrong[0]}' is not one of {', '.join(STEMS)}.")
-    options = files.Options(
+    options = names.Options(
         output, filename, encode.FORMATS[form], clip, chosen, residual, chunk, overwrite
     )
-    found = files.find(songs, output)
+    found = names.find(songs, output)
 
-    from ..separation.separator import available, load_separator
+    from ..kernels import devices
+    from ..separation import origins
+    from ..separation import refine as refinements
+    from ..separation.separator import available, digests, load_separator
 
     there = available(models, init and init.value)
     wanted = chosen or there
@@ -139,16 +142,22 @@ def separate(
             f"{models}: has no model for {lacking[0]}, only for {', '.join(there)}. Change --stems "
             "or --models."
         )
-    jobs = files.plan(found, wanted, options)
+    jobs = names.plan(found, wanted, options)
+    refined = refinements.chosen(refine, there)
+    recipe = origins.Recipe(
+        digests(there if refined else wanted, models, init and init.value),
+        refined or "none",
+        shifts,
+        precision,
+        devices.resolve(device),
+    )
 
     def load() -> Separator:
-        from ..kernels import devices
-
         separator = load_separator(models, init and init.value, refine, shifts, stems=wanted)
         return separator.to(devices.choose(device, threads), precision)
 
     # As bytes, since the name of a file may be invalid as text.
-    files.separate(load, jobs, options, lambda path: typer.echo(os.fsencode(path)))
+    files.separate(load, jobs, options, recipe, lambda path: typer.echo(os.fsencode(path)))
 
 
 def listen(

@@ -37,20 +37,25 @@ def choose(name: str, threads: int = 0) -> torch.device:
         torch.set_num_threads(threads)
         if threads > (cores := _cores()):
             progress.note(f"threads={threads} gains nothing on {cores} cores. Use at most {cores}.")
+    device = torch.device(resolve(name))
+    set_precision("fp32", device)
+    prepare(device)
+    return device
+
+
+def resolve(name: str) -> str:
+    """The kind of device that `choose` takes for a name. UserError if it is not available."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    elif not available.get(name, False):
+        return next(kind for kind, there in available.items() if there)
+    if not available.get(name, False):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise UserError(f"device={name} is not available here. Choose one of: {there}, auto.")
-    device = torch.device(name)
-    set_precision("fp32", device)
-    prepare(device)
-    return device
+    return name
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:

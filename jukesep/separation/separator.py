@@ -6,6 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .. import audio
 from ..audio import Audio
 from ..base import paths
 from ..base.errors import UserError
+from ..base.unchanged import digest, file_digest
 from ..kernels import devices
 from ..model import jukebox
 from ..model.checkpoints import load_model
@@ -311,6 +313,26 @@ def available(folder: str | Path = paths.SEPARATOR, init: str | None = None) -> 
             "`dvc repro` or `dvc pull` first, or `jukesep import` to import checkpoints."
         )
     return trained
+
+
+def digests(
+    stems: Iterable[str], folder: str | Path = paths.SEPARATOR, init: str | None = None
+) -> dict[str, str]:
+    """Stem -> digest of the files of the model that `load_separator` loads for it.
+
+    It is empty for files that are missing: loading them says so.
+    """
+    if _packed(folder):
+        card = models.read_card(folder)
+        # The rate is in the card alone.
+        found = {s: digest(f"{m.sha256} {card.sample_rate}".encode()) for s, m in card.stems.items()}
+        return {stem: found[stem] for stem in stems}
+    found = dict.fromkeys(stems, "")
+    for stem in found:
+        with suppress(UserError, OSError):
+            both = models.last_checkpoints(folder, stem, init or INIT)
+            found[stem] = digest(file_digest(one).encode() for one in both)
+    return found
 
 
 def _packed(folder: str | Path) -> bool:

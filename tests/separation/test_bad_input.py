@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from commands import STEM, files_below, noise, run_jukesep, save_models
+from commands import STEM, files_below, noise, run_jukesep, save_models, stems_below
 
 from jukesep.songs.manifest import STEMS
 
@@ -82,7 +82,7 @@ def _check(capsys, song, words, message):
     status = run_jukesep("separate", "--models", "runs", "-o", "stems", *words)
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    new = [path for path in files_below(".") if path not in before]
+    new = [path for path in stems_below(".") if path not in before]
     if message is None:
         assert status == 0, said
         expected = soundfile.info(song)
@@ -292,7 +292,7 @@ def test_a_song_that_fails_leaves_the_others_their_stems(project, capsys):
     words = ("separate", "--models", "runs", "-o", "stems", "a.wav", "b.wav", "c.wav")
     assert run_jukesep(*words) not in (0, None)
     assert "b.wav" in capsys.readouterr().err
-    assert [path.as_posix() for path in files_below("stems")] == [
+    assert [path.as_posix() for path in stems_below("stems")] == [
         f"stems/{song}/{STEM}.wav" for song in ("a", "c")
     ]
     assert STEM in STEMS

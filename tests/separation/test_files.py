@@ -2,34 +2,42 @@
 
 import functools
 import io
+import itertools
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from commands import ARCHITECTURE, files_below, noise, run_jukesep, save_models
+from commands import ARCHITECTURE, files_below, noise, run_jukesep, save_models, stems_below
 from programs import needs
 
 from jukesep.audio import decode
 from jukesep.audio.encode import FORMATS, writing
 from jukesep.base.errors import UserError
+from jukesep.base.files import temporary
 from jukesep.model.checkpoints import load_model
 from jukesep.model.vqvae import VQVAE
-from jukesep.separation import files, separator
+from jukesep.separation import files, names, separator
 from jukesep.separation.chunked import apply
+from jukesep.separation.origins import Origins, Recipe
 from jukesep.separation.refine import Wiener
 from jukesep.separation.separator import Separator
 from jukesep.songs.manifest import STEMS
 
 ROOT = Path(__file__).parents[2]
 RATE = 8000  # of the models
+RECIPE = Recipe(dict.fromkeys(STEMS, "made in the test"), "none")
 
 
 @pytest.fixture
@@ -45,7 +53,7 @@ def project(tmp_path, monkeypatch):
 
 
 def _names(folder="stems"):
-    return [path.relative_to(folder).as_posix() for path in files_below(folder)]
+    return [path.relative_to(folder).as_posix() for path in stems_below(folder)]
 
 
 def _read(path):
@@ -58,7 +66,7 @@ def test_every_format_has_the_rate_channels_and_length_of_the_song(project, form
     assert run_jukesep("separate", "song.wav", "-o", "stems", "--format", form, "--clip", clip) == 0
     suffix = FORMATS[form].suffix
     assert _names() == [f"song/{stem}.{suffix}" for stem in sorted(STEMS)]
-    for path in files_below("stems"):
+    for path in stems_below("stems"):
         found = soundfile.info(path)
         assert (found.samplerate, found.channels, found.frames) == (11025, 2, 5001)
         assert found.subtype == FORMATS[form].subtype
@@ -68,10 +76,10 @@ def test_the_stems_sum_to_the_mixture_below_the_models_rate(project):
     """Refined by default; what resampling takes from the song is in none of them."""
     soundfile.write("slow.wav", noise(6000), RATE, subtype="FLOAT")
     assert run_jukesep("separate", "slow.wav", "-o", "stems") == 0
-    total = sum(_read(path) for path in files_below("stems"))
+    total = sum(_read(path) for path in stems_below("stems"))
     np.testing.assert_allclose(total, _read("slow.wav"), atol=1e-4)
     assert run_jukesep("separate", "slow.wav", "-o", "plain", "--refine", "none") == 0
-    assert np.abs(sum(_read(path) for path in files_below("plain")) - total).max() > 0.01
+    assert np.abs(sum(_read(path) for path in stems_below("plain")) - total).max() > 0.01
 
 
 def test_loud_stems_are_lowered_together_or_cut_off(project):
@@ -80,13 +88,13 @@ def test_loud_stems_are_lowered_together_or_cut_off(project):
         words = ("loud.wav", "-o", clip, "--format", "wav24", "--clip", clip)
         assert run_jukesep("separate", *words) == 0
     assert run_jukesep("separate", "loud.wav", "-o", "float") == 0
-    for path in files_below("float"):
+    for path in stems_below("float"):
         whole, name = _read(path), path.relative_to("float")
         np.testing.assert_allclose(_read("clamp" / name), np.clip(whole, -1, 1), atol=1e-6)
-    peaks = {p.name: np.abs(_read(p)).max() for p in files_below("float")}
+    peaks = {p.name: np.abs(_read(p)).max() for p in stems_below("float")}
     gain = (1 - 2**-15) / max(peaks.values())
     assert gain < 0.5
-    for path in files_below("float"):
+    for path in stems_below("float"):
         scaled = _read(Path("rescale") / path.relative_to("float"))
         np.testing.assert_allclose(scaled, gain * _read(path), atol=1e-6)
 
@@ -96,13 +104,13 @@ def test_a_missing_stem_has_the_gain_of_the_others(project):
     torch.manual_seed(1)
     loaded = Separator({"drums": _louder(1), "bass": _louder(30)}, RATE)
     soundfile.write("loud.wav", 20 * noise(), RATE, subtype="FLOAT")
-    names = ("drums", "bass")
+    stems = ("drums", "bass")
 
     def separate(output):
-        options = files.Options(Path(output), form=FORMATS["wav24"])
-        jobs = files.plan({"loud.wav": "loud"}, names, options)
-        files.separate(lambda: loaded, jobs, options, lambda _: None)
-        return [_read(f"{output}/loud/{name}.wav") for name in names]
+        options = names.Options(Path(output), form=FORMATS["wav24"])
+        jobs = names.plan({"loud.wav": "loud"}, stems, options)
+        files.separate(lambda: loaded, jobs, options, RECIPE, lambda _: None)
+        return [_read(f"{output}/loud/{name}.wav") for name in stems]
 
     whole = separate("a")
     assert np.abs(whole[0]).max() < 0.5 * np.abs(whole[1]).max()
@@ -184,7 +192,7 @@ def test_some_stems_and_what_is_left_of_the_mixture(project):
     words = ("song.wav", "-o", "b", "--stems", "drums, bass", "--residual", "--refine", "none")
     assert run_jukesep("separate", *words) == 0
     assert _names("b") == ["song/bass.wav", "song/drums.wav", "song/residual.wav"]
-    total = sum(_read(path) for path in files_below("b"))
+    total = sum(_read(path) for path in stems_below("b"))
     np.testing.assert_allclose(total, _read("song.wav"), atol=1e-6)
 
 
@@ -344,14 +352,361 @@ def test_a_folder_in_the_place_of_a_stem(project, capsys):
     assert _names() == []
 
 
-def test_songs_of_one_name_are_refused_and_named(project, capsys):
-    Path("b").mkdir()
-    shutil.copy("song.wav", "b/Song.flac")
-    assert run_jukesep("separate", "song.wav", "b/Song.flac", "-o", "stems") == 1
+@pytest.mark.parametrize(
+    ("songs", "tracks"),
+    [
+        (("song.wav", "other.wav"), ("song", "other")),
+        (("song.flac", "song.mp3", "b.wav"), ("song.flac", "song.mp3", "b")),
+        (("SONG.WAV", "Song.wav"), ("SONG", "Song (2)")),
+        (("SONG.MP3", "song.flac", "song.mp3"), ("SONG.MP3", "song.flac", "song.mp3 (2)")),
+        (("a/song.wav", "b/song.wav", "c/song.wav"), ("song", "song (2)", "song (3)")),
+        (("e\u0301.wav", "\u00e9.flac"), ("e\u0301.wav", "\u00e9.flac")),
+        (("a/x.wav", "x.wav", "x (2).wav"), ("x", "x (3)", "x (2)")),
+        (("x.wav", "x.flac", "x.wav.mp3"), ("x.wav (2)", "x.flac", "x.wav")),
+        (("-", "stdin.wav"), ("stdin", "stdin.wav")),
+        (("./a/x.wav", "a/x.wav", "a/../a/x.wav"), ("x",)),
+        (("é" * 125 + "a.wav", "é" * 125 + "a.flac"), ("é" * 125 + "a.wav", "é" * 125 + ".flac")),
+    ],
+)
+def test_each_song_has_a_track_name_of_its_own(tmp_path, monkeypatch, songs, tracks):
+    monkeypatch.chdir(tmp_path)
+    for song in songs:
+        if song != "-" and len(os.fsencode(song)) < 256:
+            Path(song).parent.mkdir(exist_ok=True)
+            Path(song).touch()
+    found = names.find(songs, Path("stems"))
+    assert tuple(found.values()) == tracks
+    jobs = names.plan(found, STEMS, names.Options(Path("stems")))
+    assert [next(iter(job.targets.values())).parent.name for job in jobs] == list(tracks)
+
+
+def test_a_folder_with_two_songs_of_one_name_is_separated(project):
+    Path("in/below").mkdir(parents=True)
+    for name in ("in/song.wav", "in/song.flac", "in/below/song.wav"):
+        soundfile.write(name, noise(100), RATE)
+    assert run_jukesep("separate", "in", "-o", "stems", "--stems", "bass") == 0
+    assert _names() == ["below/song/bass.wav", "song.flac/bass.wav", "song.wav/bass.wav"]
+
+
+def test_linked_folders_are_followed_once_and_hidden_ones_are_not(tmp_path):
+    folder, other = tmp_path / "in", tmp_path / "other"
+    for name in ("a/1.wav", ".Trash-1000/files/2.wav", "a/.hidden.wav", "z/3.wav"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (other / "disc/deeper").mkdir(parents=True)
+    (other / "disc/4.wav").touch()
+    (other / "disc/deeper/5.wav").touch()
+    (folder / "album").symlink_to(other / "disc")
+    (folder / "album again").symlink_to(other / "disc/deeper")
+    (folder / "b").symlink_to(folder / "z")  # a folder with a name of its own
+    (folder / "a/up").symlink_to(tmp_path)  # a circle
+    (other / "disc/back").symlink_to(folder)
+    (folder / "missing.wav").symlink_to(tmp_path / "nowhere")  # fails alone, by name
+    found = names.find([str(folder)], tmp_path / "stems")
+    assert sorted(found.values()) == ["a/1", "album/4", "album/deeper/5", "missing", "z/3"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "in/closed").mkdir(parents=True)
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\)"):
+        names.find([str(tmp_path / "in")], tmp_path / "stems")
+
+
+# --- what stems were made from ----------------------------------------------------------------
+
+
+def _said(capsys, *words):
+    """The last line of an error; the command fails and changes no stem."""
+    before = {path: path.read_bytes() for path in files_below(".")}
+    capsys.readouterr()
+    assert run_jukesep("separate", *words) == 1
+    assert {path: path.read_bytes() for path in files_below(".")} == before
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err.splitlines()[-1]
+
+
+def _first(*words):
+    assert run_jukesep("separate", "song.wav", "-o", "stems", "--stems", "bass", *words) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (("--refine", "none"), (), "was made with --refine none"),
+        ((), ("--shifts", "2"), "was made with --shifts 1"),
+        (("--chunk", "4000"), (), "was made with --chunk 4000"),
+        (("--precision", "bf16"), (), "was made with --precision bf16"),
+        (("--format", "wav24"), (), "was made with --format wav24"),
+        (("--format", "wav16", "--clip", "clamp"), ("--format", "wav16"), "with --clip clamp"),
+        ((), ("--models", "others"), "was made with other models"),
+        (("--clip", "none"), (), ""),  # floats are never clipped
+        ((), ("--threads", "1"), ""),
+        ((), ("--device", "cpu"), ""),
+    ],
+)
+def test_stems_of_other_options_are_not_taken_for_these(project, capsys, before, now, message):
+    shutil.copytree("runs", "others")
+    encoder = next(Path("others/stage2").glob("drums*/checkpoints/*"))
+    state = torch.load(encoder)
+    first = next(value for value in state["model"].values() if value.ndim > 1)
+    first += 1
+    torch.save(state, encoder)
+    _first(*before)
+    words = ("song.wav", "-o", "stems", "--stems", "bass", *now)
+    if message:
+        assert f"error: stems/song/bass.wav: {message}. Pass --overwrite" in _said(capsys, *words)
+        assert run_jukesep("separate", *words, "--overwrite") == 0
+        capsys.readouterr()
+    assert run_jukesep("separate", *words) == 0
+    assert "already separated" in capsys.readouterr().err
+
+
+def test_a_model_that_a_stem_does_not_use_does_not_matter(project, capsys):
+    _first("--refine", "none")
+    shutil.rmtree("runs/stage2/drums_pretrained")
+    capsys.readouterr()
+    _first("--refine", "none")
+    assert "already separated" in capsys.readouterr().err
+
+
+def test_stems_of_another_song_are_not_taken_for_those_of_this(project, capsys):
+    _first()
+    soundfile.write("song.flac", noise(3000), RATE)
+    words = ("-o", "stems", "--stems")
+    said = _said(capsys, "song.flac", *words, "bass")
+    assert "stems/song/bass.wav: was made from another song, song.wav. Pass --overwrite" in said
+    said = _said(capsys, "song.flac", *words, "drums", "--overwrite")
+    assert "bass.wav: was made from another song, song.wav, and would lie beside drums" in said
+    soundfile.write("song.wav", noise(3000), RATE)
+    assert "was made from an earlier song.wav" in _said(capsys, "song.wav", *words, "bass")
+    shutil.copy("song.wav", "copy.wav")
+    assert run_jukesep("separate", "copy.wav", "song.wav", *words, "bass") == 1
+    assert _names() == ["copy/bass.wav", "song/bass.wav"]
+    assert run_jukesep("separate", "song.wav", *words, "bass", "--overwrite") == 0
+    assert soundfile.info("stems/song/bass.wav").frames == 3000
+    os.utime("song.wav")
+    Path("elsewhere").mkdir()
+    shutil.move("song.wav", "elsewhere/song.wav")  # the same content
+    capsys.readouterr()
+    assert run_jukesep("separate", "elsewhere/song.wav", *words, "bass") == 0
+    assert "already separated" in capsys.readouterr().err
+
+
+def test_a_stem_that_was_changed_is_not_kept_for_ours_but_a_copy_is(project, capsys):
+    _first()
+    path = Path("stems/song/bass.wav")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    said = _said(capsys, "song.wav", "-o", "stems", "--stems", "bass")
+    assert "bass.wav: was changed after it was written. Pass --overwrite" in said
+    path.write_bytes(content)  # with another time and inode
+    _first()
+    shutil.copytree("stems", "moved")
+    assert run_jukesep("separate", "song.wav", "-o", "moved", "--stems", "bass") == 0
+    assert "already separated" in capsys.readouterr().err
+
+
+def test_standard_input_is_known_again(project, capsys, monkeypatch):
+    real = decode.spooled
+    for name, status in (("song.wav", 0), ("song.wav", 0), ("runs", 1)):
+        if name == "runs":
+            soundfile.write("song.wav", noise(900), RATE)
+        with open("song.wav", "rb") as stream:
+            monkeypatch.setattr(decode, "spooled", functools.partial(real, stream))
+            assert run_jukesep("separate", "-", "-o", "stems", "--stems", "bass") == status
     said = capsys.readouterr().err
-    assert "song.wav and b/Song.flac" in said
-    assert not Path("stems").exists()
-    assert run_jukesep("separate", "song.wav", "song.wav", "-o", "stems", "--stems", "bass") == 0
+    assert said.count("already separated") == 1
+    assert "stems/stdin/bass.wav: was made from an earlier standard input" in said
+
+
+@pytest.mark.parametrize("content", ["text", "[]", '{"format": 2, "files": {}}', '{"files": 3}'])
+def test_a_file_in_the_place_of_the_record_is_left_alone(project, capsys, content):
+    Path("stems").mkdir()
+    Path("stems/separated.json").write_text(content)
+    said = _said(capsys, "song.wav", "-o", "stems", "--overwrite")
+    assert said.startswith("error: stems/separated.json: ")
+    assert "ove it elsewhere, or choose another --output" in said
+
+
+def test_a_record_that_was_tampered_with_steers_no_terminal(project, capsys):
+    _first()
+    record = Path("stems/separated.json")
+    content = json.loads(record.read_text())
+    entry = content["files"]["song/bass.wav"]
+    for change in ({"song": "\x1b[2J", "song_sha256": 3}, {"shifts": "\x1b[2J"}, {"models": None}):
+        content["files"]["song/bass.wav"] = {**entry, **change, "together": 5}
+        record.write_text(json.dumps(content))
+        assert "\x1b" not in _said(capsys, "song.wav", "-o", "stems", "--stems", "bass")
+    words = ("song.wav", "-o", "stems", "--stems", "bass", "--filename", "{track}.json")
+    Path("separated.wav").write_bytes(Path("song.wav").read_bytes())
+    assert "is the record of all stems" in _said(capsys, "separated.wav", *words[1:])
+
+
+SETS = (
+    ("drums,bass", True),
+    ("drums,bass", False),
+    ("bass", True),
+    ("drums", False),
+    ("vocals,drums", True),
+    ("drums,bass,other,vocals", True),
+)
+
+
+@pytest.mark.parametrize("form", ["wav", "wav24"])
+def test_a_residual_is_what_the_stems_beside_it_lack_whatever_ran_before(project, form):
+    """Every sequence of two runs, of one song or two."""
+    songs = {"a": noise(900), "b": -0.9 * noise(900)[::-1]}
+    for name, samples in songs.items():
+        Path(name).mkdir()
+        soundfile.write(f"{name}/song.wav", samples, RATE, subtype="FLOAT")
+    torch.manual_seed(0)
+    loaded = Separator({stem: _louder(3) for stem in STEMS}, RATE, "none")
+
+    def run(song, chosen, residual, overwrite, output):
+        options = names.Options(output, form=FORMATS[form], residual=residual, overwrite=overwrite)
+        jobs = names.plan({f"{song}/song.wav": "song"}, chosen.split(","), options)
+        try:
+            files.separate(lambda: loaded, jobs, options, RECIPE, lambda _: None)
+        except UserError:
+            return False
+        return True
+
+    done = 0
+    for first, second in itertools.product(SETS, SETS):
+        for song, overwrite in itertools.product("ab", (False, True)):
+            output = Path("-".join((first[0], second[0], song, str(overwrite), str(done))))
+            assert run("a", *first, False, output)
+            before = {path: path.read_bytes() for path in stems_below(output)}
+            if run(song, *second, overwrite, output):
+                done += 1
+            else:
+                assert {path: path.read_bytes() for path in stems_below(output)} == before
+            there = {path.stem: _read(path) for path in stems_below(output)}
+            rest = [name for name in there if name not in STEMS]
+            if rest:
+                total, possible = sum(there.values()), list(songs.values())
+                # Lowered by one gain, if at all.
+                gains = [np.vdot(total, one) / np.vdot(one, one) for one in possible]
+                off = [
+                    np.abs(total - g * one).max() for g, one in zip(gains, possible, strict=True)
+                ]
+                assert min(off) < 1e-5, output
+                assert len(rest) == 1
+                if form == "wav":
+                    assert abs(gains[int(np.argmin(off))] - 1) < 1e-5
+            shutil.rmtree(output)
+    assert done > 40
+
+
+def test_runs_at_the_same_time_keep_the_records_of_both(project):
+    """Each commits under the lock of the record, and sees what the other wrote."""
+    torch.manual_seed(0)
+    loaded = Separator({"bass": _louder(1)}, RATE)
+    options = names.Options(Path("stems"))
+
+    def run(number):
+        soundfile.write(f"{number}.wav", noise(300), RATE)
+        jobs = names.plan({f"{number}.wav": str(number)}, ["bass"], options)
+        origins = Origins(options, RECIPE)
+        (job,) = jobs
+        with temporary(job.targets["bass"]) as new:
+            barrier.wait()
+            new.write_bytes(b"stem")
+            origins.appear(job, "digest", {"bass": new})
+
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert len(json.loads(Path("stems/separated.json").read_text())["files"]) == 4
+    assert len(_names()) == 4
+    assert loaded.stems == ("bass",)
+
+
+def test_a_run_does_not_replace_what_another_wrote_in_the_meantime(project):
+    options = names.Options(Path("stems"))
+    (job,) = names.plan({"song.wav": "song"}, ["bass"], options)
+    slow, quick = (Origins(options, replace(RECIPE, shifts=shifts)) for shifts in (1, 2))
+    assert slow.missing(job, "digest") == job.targets
+    for origins, content in ((quick, b"quick"), (slow, b"slow")):
+        with temporary(job.targets["bass"]) as new:
+            new.write_bytes(content)
+            if origins is slow:
+                with pytest.raises(UserError, match="was made with --shifts 2"):
+                    origins.appear(job, "digest", {"bass": new})
+            else:
+                origins.appear(job, "digest", {"bass": new})
+    assert Path("stems/song/bass.wav").read_bytes() == b"quick"
+
+
+def test_a_rename_that_fails_leaves_the_earlier_stems_and_says_so(project, capsys, monkeypatch):
+    words = ("song.wav", "-o", "stems", "--stems", "drums,bass")
+    assert run_jukesep("separate", *words) == 0
+    real = os.replace
+
+    def fail(source, target):
+        if os.fspath(target) == "stems/song/bass.wav":
+            raise OSError(5, "Input/output error", os.fspath(source))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        said = _said(capsys, *words, "--refine", "none", "--overwrite")
+    assert said == (
+        "error: song.wav: stems/song/bass.wav: Input/output error. No stem of it was written."
+    )
+    assert run_jukesep("separate", *words) == 0
+    assert "already separated" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_is_swept_by_the_next(project, capsys):
+    soundfile.write("long.wav", np.tile(noise(80_000), (100, 1)), RATE)
+    code = "from jukesep.cli import main; main()"
+    words = ["separate", "long.wav", "-o", "stems", "--chunk", "8000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 1000 for path in files_below("stems")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    shutil.copy("song.wav", "short.wav")
+    assert (
+        run_jukesep("separate", "short.wav", "-o", "stems", "--filename", "long/{stem}.{ext}") == 0
+    )
+    assert sum(".unfinished-" in str(path) for path in files_below("stems")) >= 4  # it lives
+    process.kill()
+    process.wait()
+    capsys.readouterr()
+    assert (
+        run_jukesep("separate", "short.wav", "-o", "stems", "--filename", "long/{stem}.{ext}") == 0
+    )
+    assert "already separated" in capsys.readouterr().err
+    assert sorted(path.name for path in files_below("stems")) == [
+        *("bass.wav", "drums.wav", "other.wav", "separated.json", "vocals.wav")
+    ]
+
+
+@pytest.mark.parametrize("samples", [1, 30])
+def test_the_progress_of_a_short_song_is_in_its_seconds(project, capsys, samples):
+    soundfile.write("short.wav", noise(samples), RATE)
+    soundfile.write("odd.wav", noise(7 * samples), 44_100)
+    assert run_jukesep("separate", "short.wav", "odd.wav", "-o", "stems", "--chunk", "4") == 0
+    said = capsys.readouterr().err
+    assert "Warning" not in said
+    assert ("0.00028/0.00028 s" if samples == 1 else "0.0085/0.0085 s") in said
+    assert "100%" in said
 
 
 def test_a_song_is_never_replaced_by_a_stem(project, capsys):
@@ -368,7 +723,7 @@ def test_a_link_out_of_the_output_is_not_followed(project, capsys):
     Path("stems/song").symlink_to(Path("elsewhere").resolve())
     assert run_jukesep("separate", "song.wav", "-o", "stems") == 1
     assert "outside stems" in capsys.readouterr().err
-    assert files_below("elsewhere") == []
+    assert stems_below("elsewhere") == []
 
 
 def test_a_refinement_needs_all_models(project, capsys):
@@ -393,7 +748,7 @@ def test_precision_and_threads_are_those_of_the_models(project):
     assert one.shape == two.shape
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_no_file(project, number):
     """A signal in the middle of a song, once a part of it is written."""
     soundfile.write("long.wav", np.tile(noise(80_000), (100, 1)), RATE)
@@ -405,7 +760,7 @@ def test_an_interrupted_run_leaves_no_file(project, number):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 1000 for path in files_below("stems")):
+    while not any(path.stat().st_size > 1000 for path in stems_below("stems")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -442,7 +797,7 @@ def test_a_stream_needs_ffmpeg(capsys, monkeypatch):
     assert run_jukesep("separate", "stream.flac", "song.wav", "-o", "stems") == 1
     said = capsys.readouterr().err
     assert "error: stream.flac: its header lacks the length" in said
-    assert "0/0 s" in said.splitlines()[-2]
+    assert "0.45/0.45 s" in said.splitlines()[-2]
     assert {path.split("/")[0] for path in _names()} == {"song"}
 
 
@@ -477,10 +832,10 @@ def test_a_name_that_no_system_holds_and_one_that_is_no_text(project):
         shutil.copy("song.wav", name)
     except OSError:
         pytest.skip("this system has no such names")
-    options = files.Options(Path("stems"))
-    jobs = files.plan(files.find([name], options.output), STEMS, options)
+    options = names.Options(Path("stems"))
+    jobs = names.plan(names.find([name], options.output), STEMS, options)
     with pytest.raises(UserError, match="its name is not valid UTF-8"):
-        files.separate(lambda: Separator({}, RATE), jobs, options, lambda _: None)
+        files.separate(lambda: Separator({}, RATE), jobs, options, RECIPE, lambda _: None)
 
 
 def test_a_fault_in_standard_input_names_it(project, capsys, monkeypatch):
@@ -546,7 +901,7 @@ def test_other_formats_are_read_through_ffmpeg(project, ffmpeg, capsys):
     ],
 )
 def test_what_files_are_named_after(song, track):
-    found = files._track(song)
+    found = names._track(song)
     assert found == track or track is None
     assert "/" not in found
     assert found.strip(". ")
