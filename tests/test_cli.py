@@ -142,8 +142,8 @@ def test_separate_replaces_only_when_told(project, capsys):
     words = ("separate", "song.wav", "-o", "stems")
     assert run_jukesep(*words) == 1
     assert capsys.readouterr().err == (
-        "error: stems/song/vocals.wav: exists, and separated.json does not say what it was made "
-        "from. Pass --overwrite to replace it, or choose another --output or --filename.\n"
+        "error: song.wav: stems/song/vocals.wav: exists, and separated.json does not say what it "
+        "was made from. Pass --overwrite to replace it, or choose another --output or --filename.\n"
     )
     assert _files(project / "stems") == ["song/vocals.wav"]
     assert target.read_text() == "mine"

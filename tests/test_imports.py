@@ -43,6 +43,8 @@ TORCH_FREE = (
     "jukesep.scoring.published",
     "jukesep.scoring.table",
     "jukesep.separation.files",
+    "jukesep.separation.names",
+    "jukesep.separation.origins",
     "jukesep.songs.band",
     "jukesep.songs.checks",
     "jukesep.songs.find",

@@ -3,9 +3,9 @@
 While it is written, a file is in a hidden folder beside its final place:
 
     song/.unfinished-k3x9/
-      lock                  held by the process that writes
-      new/drums.wav         what is written
-      earlier/drums.wav     what it replaces, for the moment of the renames
+      drums.wav                         what is written
+      .unfinished-lock                  held by the process that writes
+      .unfinished-earlier/drums.wav     what it replaces, for the moment of the renames
 
 A process that is killed leaves the folder behind, but not the lock. Who writes to the same place
 next deletes such folders (`sweep`), and puts back an earlier file or folder that lost its place.
@@ -26,7 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 UNFINISHED = ".unfinished-"
-LOCK, NEW, EARLIER = "lock", "new", "earlier"
+LOCK, EARLIER = f"{UNFINISHED}lock", f"{UNFINISHED}earlier"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -79,7 +79,7 @@ def appear(complete: Mapping[Path, Path]) -> None:
     except BaseException as error:
         wrong = []
         for new, path in reversed(begun):
-            hidden = new.parents[1]
+            hidden = new.parent
             try:
                 if not os.path.lexists(new):
                     os.replace(path, new)
@@ -109,8 +109,7 @@ def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
         sweep(path.parent)
         hidden, lock = _hidden(path.parent)
         try:
-            unfinished = hidden / NEW / path.name
-            unfinished.parent.mkdir()
+            unfinished = hidden / path.name
             # With the permissions of any new file and folder.
             unfinished.mkdir() if folder else unfinished.touch()
             yield unfinished
@@ -143,14 +142,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def final(path: str | Path) -> Path:
     """Return where a temporary file or folder belongs, for messages; other paths as they are."""
-    parts: list[str] = []
-    given = iter(Path(path).parts)
-    for part in given:
-        if part.startswith(UNFINISHED):
-            next(given, None)  # NEW or EARLIER
-        else:
-            parts.append(part)
-    return Path(*parts)
+    return Path(*(part for part in Path(path).parts if not part.startswith(UNFINISHED)))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -177,7 +169,8 @@ def sweep(folder: Path, below: bool = False) -> None:
     writing stays.
     """
     for hidden in list((folder.rglob if below else folder.glob)(f"{UNFINISHED}*")):
-        if hidden.is_symlink() or not hidden.is_dir():
+        inside = hidden.parent.name.startswith(UNFINISHED)
+        if inside or hidden.is_symlink() or not hidden.is_dir():
             continue
         lock = FileLock(hidden / LOCK, thread_local=False)
         with suppress(OSError, Timeout):  # Timeout: it is being written
@@ -203,8 +196,8 @@ def _hidden(parent: Path) -> tuple[Path, FileLock]:
         lock = FileLock(hidden / LOCK, thread_local=False)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):
-            continue  # another process swept the folder before it was locked
+        except (Timeout, FileNotFoundError, FileExistsError):
+            continue  # it was swept before it was locked
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -214,15 +207,26 @@ def _hidden(parent: Path) -> tuple[Path, FileLock]:
 
 def _discard(hidden: Path, lock: FileLock) -> None:
     """Delete a hidden folder whose lock is held, unless it holds what cannot be put back."""
-    done = False
-    with suppress(OSError):
+    try:
         _put_back(hidden)
-        for part in (NEW, EARLIER):
-            shutil.rmtree(hidden / part, ignore_errors=True)
-        done = True
+    except OSError:
+        lock.release()
+        return
+    with suppress(OSError):
+        for path in hidden.iterdir():
+            if path.name != LOCK:  # Windows deletes no open file
+                _delete(path)
     lock.release()
-    if done:
-        shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(OSError):
+        (hidden / LOCK).unlink(missing_ok=True)
+        hidden.rmdir()
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _set_aside(path: Path, new: Path) -> None:
@@ -230,7 +234,7 @@ def _set_aside(path: Path, new: Path) -> None:
     if path.is_dir() != new.is_dir():
         number = errno.EISDIR if path.is_dir() else errno.ENOTDIR
         raise OSError(number, os.strerror(number), str(path))
-    earlier = new.parents[1] / EARLIER / path.name
+    earlier = new.parent / EARLIER / path.name
     earlier.parent.mkdir()
     if not path.is_dir():
         with suppress(OSError, NotImplementedError):  # not every file system has hard links

@@ -88,7 +88,11 @@ def separate(
         ),
     ] = "rescale",
     filename: Annotated[
-        str, typer.Option(help="File name of each stem, in OUTPUT.")
+        str,
+        typer.Option(
+            help="File name of each stem, in OUTPUT. Songs of the same name keep their suffix in "
+            "{track} (song.flac, song.mp3), or get a number: Song, SONG (2)."
+        ),
     ] = "{track}/{stem}.{ext}",
     chunk: Annotated[
         int | None,
@@ -114,9 +118,10 @@ def separate(
 ) -> None:
     """Separate songs into their stems: OUTPUT/<song>/<stem>.wav.
 
-    The stems have the song's sample rate, channels and length. Existing stems are kept. If a song
-    cannot be separated, the command prints the reason, separates the other songs, and fails at the
-    end.
+    The stems have the song's sample rate, channels and length. OUTPUT/separated.json records what
+    they were made from: existing stems are kept if they are from the same song, models and options;
+    otherwise the song fails. If a song fails, the command prints the reason, separates the other
+    songs, and fails at the end.
     """
     from ..audio import encode
     from ..separation import files, names

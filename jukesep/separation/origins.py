@@ -50,6 +50,7 @@ class Origins:
         self.path = options.output / RECORD
         self._options = options
         self._recipe = recipe
+        self._version = version("jukesep")
         self._known = self._load()
 
     def missing(self, job: Job, sha256: str) -> dict[str, Path]:
@@ -148,7 +149,7 @@ class Origins:
                 "format": options.format,
                 "clip": options.clip if options.form.limited or options.clip == "clamp" else "none",
                 "together": sorted(job.targets) if together else [],
-                "jukesep": version("jukesep"),
+                "jukesep": self._version,
             }
         return entries
 
@@ -189,12 +190,10 @@ def _other_song(entry: Entry, wanted: Entry) -> str:
 
 
 def _other_way(entry: Entry, wanted: Entry) -> str:
-    if entry.get("models") != wanted["models"]:
-        return "was made with other models"
     for name in ("refine", "shifts", "precision", "device", "chunk", "format", "clip"):
         if entry.get(name) != wanted[name]:
             return f"was made with --{name} {shown(str(entry.get(name)))}"
-    return ""
+    return "was made with other models" if entry.get("models") != wanted["models"] else ""
 
 
 def _marks(path: Path) -> list[int] | None:

@@ -508,7 +508,7 @@ def test_a_training_killed_while_it_finishes_only_finishes_again(
         with pytest.raises(_Killed):
             _train(matching, songs)
     shutil.rmtree("run", ignore_errors=True)  # as DVC does before it runs a stage
-    (_folder() / ".unfinished-1/new").mkdir(parents=True)  # as a killed write does
+    (_folder() / ".unfinished-1/x").mkdir(parents=True)  # as a killed write does
     with _steps(matching()) as taken:
         _train(matching, songs)
     assert taken == []

@@ -446,7 +446,11 @@ def _first(*words):
         (("--chunk", "4000"), (), "was made with --chunk 4000"),
         (("--precision", "bf16"), (), "was made with --precision bf16"),
         (("--format", "wav24"), (), "was made with --format wav24"),
-        (("--format", "wav16", "--clip", "clamp"), ("--format", "wav16"), "with --clip clamp"),
+        (
+            ("--format", "wav16", "--clip", "clamp"),
+            ("--format", "wav16"),
+            "was made with --clip clamp",
+        ),
         ((), ("--models", "others"), "was made with other models"),
         (("--clip", "none"), (), ""),  # floats are never clipped
         ((), ("--threads", "1"), ""),
@@ -463,7 +467,7 @@ def test_stems_of_other_options_are_not_taken_for_these(project, capsys, before,
     _first(*before)
     words = ("song.wav", "-o", "stems", "--stems", "bass", *now)
     if message:
-        assert f"error: stems/song/bass.wav: {message}. Pass --overwrite" in _said(capsys, *words)
+        assert f" stems/song/bass.wav: {message}. Pass --overwrite" in _said(capsys, *words)
         assert run_jukesep("separate", *words, "--overwrite") == 0
         capsys.readouterr()
     assert run_jukesep("separate", *words) == 0
@@ -551,25 +555,26 @@ def test_a_record_that_was_tampered_with_steers_no_terminal(project, capsys):
     assert "is the record of all stems" in _said(capsys, "separated.wav", *words[1:])
 
 
-SETS = (
-    ("drums,bass", True),
-    ("drums,bass", False),
-    ("bass", True),
-    ("drums", False),
-    ("vocals,drums", True),
-    ("drums,bass,other,vocals", True),
-)
+class _Shares:
+    """Stands for a Separator: each stem is a share of the mixture, some beyond full scale."""
+
+    def stream(self, blocks, rate, chunk, advance, stems):
+        shares = {"drums": 3.0, "bass": -2.5, "other": 0.3, "vocals": 0.15}
+        for block in blocks:
+            yield {stem: np.float32(shares[stem]) * block for stem in stems}
+
+
+SETS = (("drums,bass", True), ("drums,bass", False), ("bass", True), ("vocals", False))
 
 
 @pytest.mark.parametrize("form", ["wav", "wav24"])
 def test_a_residual_is_what_the_stems_beside_it_lack_whatever_ran_before(project, form):
     """Every sequence of two runs, of one song or two."""
-    songs = {"a": noise(900), "b": -0.9 * noise(900)[::-1]}
+    songs = {"a": noise(90), "b": -0.9 * noise(90)[::-1]}
     for name, samples in songs.items():
         Path(name).mkdir()
         soundfile.write(f"{name}/song.wav", samples, RATE, subtype="FLOAT")
-    torch.manual_seed(0)
-    loaded = Separator({stem: _louder(3) for stem in STEMS}, RATE, "none")
+    loaded = _Shares()
 
     def run(song, chosen, residual, overwrite, output):
         options = names.Options(output, form=FORMATS[form], residual=residual, overwrite=overwrite)
@@ -604,17 +609,14 @@ def test_a_residual_is_what_the_stems_beside_it_lack_whatever_ran_before(project
                 if form == "wav":
                     assert abs(gains[int(np.argmin(off))] - 1) < 1e-5
             shutil.rmtree(output)
-    assert done > 40
+    assert done > 15, done
 
 
 def test_runs_at_the_same_time_keep_the_records_of_both(project):
     """Each commits under the lock of the record, and sees what the other wrote."""
-    torch.manual_seed(0)
-    loaded = Separator({"bass": _louder(1)}, RATE)
     options = names.Options(Path("stems"))
 
     def run(number):
-        soundfile.write(f"{number}.wav", noise(300), RATE)
         jobs = names.plan({f"{number}.wav": str(number)}, ["bass"], options)
         origins = Origins(options, RECIPE)
         (job,) = jobs
@@ -628,7 +630,6 @@ def test_runs_at_the_same_time_keep_the_records_of_both(project):
         list(pool.map(run, range(4)))
     assert len(json.loads(Path("stems/separated.json").read_text())["files"]) == 4
     assert len(_names()) == 4
-    assert loaded.stems == ("bass",)
 
 
 def test_a_run_does_not_replace_what_another_wrote_in_the_meantime(project):
