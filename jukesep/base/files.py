@@ -85,8 +85,8 @@ def appear(complete: Mapping[Path, Path]) -> None:
                     os.replace(path, new)
                 _put_back(hidden)
             except OSError:
-                kept = (hidden / EARLIER).exists()
-                wrong.append(f"{path}, earlier in {hidden / EARLIER}" if kept else str(path))
+                lost = not os.path.lexists(path)  # a later sweep tries again to put it back
+                wrong.append(f"{path} is in {hidden / EARLIER}" if lost else f"{path} is new")
         if wrong:
             number, why = errno.EIO, str(error) or type(error).__name__
             if isinstance(error, OSError):

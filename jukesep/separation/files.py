@@ -68,7 +68,8 @@ def separate(
         for job in jobs:
             try:
                 file = _given(job.song, kept)
-                if _something_there(job) and not origins.missing(job, file_digest(file)):
+                readable = _something_there(job) and os.path.isfile(file)
+                if readable and not origins.missing(job, file_digest(file)):
                     print(
                         f"{job.song}: already separated. Pass --overwrite to replace its stems.",
                         file=sys.stderr,

@@ -96,7 +96,8 @@ def find(songs: Iterable[str], output: Path) -> dict[str, str]:
         inside = sorted(
             path
             for path in _walk(folder)
-            if path.suffix.lower() in suffixes and not path.resolve().is_relative_to(stems)
+            if path.suffix.lower() in suffixes
+            and not Path(os.path.realpath(path)).is_relative_to(stems)
         )
         if not inside:
             raise UserError(

@@ -175,7 +175,7 @@ class Origins:
         if entry is not None and (difference := _other_song(entry, new)):
             return f"{difference}, and {beside}"
         if name not in STEMS or any(stem not in STEMS for stem in wanted):
-            return f"{beside}, but a residual lies beside the stems that it lacks alone"
+            return f"{beside}, but a residual lies beside exactly the stems that it lacks"
         if self._options.one_gain:
             return f"{beside}, which may be lowered by another gain"
         return ""

@@ -8,6 +8,7 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -293,9 +294,31 @@ def test_what_cannot_be_taken_back_is_named(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(files.PartlyWritten, match=f"not undone: {tmp_path}/a, earlier in"):
+    with pytest.raises(files.PartlyWritten, match=f"not undone: {tmp_path}/a is new"):
         _pair(tmp_path)
     assert (tmp_path / "a").read_text() == "new"
+
+
+def test_what_cannot_be_put_back_is_put_back_by_a_later_sweep(tmp_path, monkeypatch):
+    (tmp_path / "b").write_text("old")
+    (tmp_path / "a").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lambda *_, **__: os.stat("/no such file"))
+        _failing(patch, "replace", tmp_path / "b")
+        real = Path.rename
+
+        def rename(path, target):
+            if Path(target) == tmp_path / "b":
+                raise OSError(errno.EIO, "Input/output error")
+            return real(path, target)
+
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(files.PartlyWritten, match=f"{tmp_path}/b is in {tmp_path}/.unf"):
+            _pair(tmp_path)
+        assert not (tmp_path / "b").exists()
+    files.sweep(tmp_path)
+    assert _names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "old"
 
 
 def test_a_file_does_not_replace_a_folder(tmp_path):
