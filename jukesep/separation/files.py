@@ -83,9 +83,9 @@ def separate(
         known = _lengths(todo)
         separator: Separator | None = None
         first = shown(todo[0][0].track) if todo else ""
-        line = kept.enter_context(bar(desc=first, total=0, unit_scale=MICRO, disable=not todo))
         total = sum(known.values())
-        _set_total(line, total)
+        shape = {"total": total, "bar_format": _form(total), "unit_scale": MICRO}
+        line = kept.enter_context(bar(desc=first, disable=not todo, **shape))
         for job, given in todo:
             line.set_description_str(shown(job.track))
             before, loading, read = line.n, False, None
@@ -97,7 +97,7 @@ def separate(
                         raise UserError(f"{job.song}: contains no samples.")
                     length = _length(header)
                     total += length - known.get(job.song, 0)
-                    _set_total(line, total)
+                    line.total, line.bar_format = total, _form(total)
                     sha256 = file_digest(given)
                     missing = origins.missing(job, sha256)
                     if missing and separator is None:
@@ -205,12 +205,11 @@ def _length(header: audio.AudioInfo) -> int:
     return max(1, round(header.samples / header.sample_rate / MICRO))
 
 
-def _set_total(line: tqdm, total: int) -> None:
-    """Set the length of all songs, in microseconds; it is shown in seconds, with two digits."""
-    line.total = total
+def _form(total: int) -> str:
+    """The form of the progress bar for songs of `total` microseconds: seconds, of two digits."""
     digits = max(0, 1 - math.floor(math.log10(total * MICRO))) if total else 0
     done = f"{{n:.{digits}f}}/{{total:.{digits}f}} s"
-    line.bar_format = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {done} [{{elapsed}}<{{remaining}}]"
+    return f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {done} [{{elapsed}}<{{remaining}}]"
 
 
 def _advance(line: tqdm, end: float) -> Callable[[float], None]:

@@ -706,6 +706,7 @@ def test_the_progress_of_a_short_song_is_in_its_seconds(project, capsys, samples
     assert run_jukesep("separate", "short.wav", "odd.wav", "-o", "stems", "--chunk", "4") == 0
     said = capsys.readouterr().err
     assert "Warning" not in said
+    assert "it/s" not in said
     assert ("0.00028/0.00028 s" if samples == 1 else "0.0085/0.0085 s") in said
     assert "100%" in said
 
