@@ -325,9 +325,9 @@ def digests(
     if _packed(folder):
         card = models.read_card(folder)
         # The rate is in the card alone.
-        found = {s: digest(f"{m.sha256} {card.sample_rate}".encode()) for s, m in card.stems.items()}
-        return {stem: found[stem] for stem in stems}
-    found = dict.fromkeys(stems, "")
+        sums: dict[str, str] = {stem: model.sha256 for stem, model in card.stems.items()}
+        return {stem: digest(f"{sums[stem]} {card.sample_rate}".encode()) for stem in stems}
+    found: dict[str, str] = dict.fromkeys(stems, "")
     for stem in found:
         with suppress(UserError, OSError):
             both = models.last_checkpoints(folder, stem, init or INIT)

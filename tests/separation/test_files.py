@@ -609,7 +609,7 @@ def test_a_residual_is_what_the_stems_beside_it_lack_whatever_ran_before(project
                 if form == "wav":
                     assert abs(gains[int(np.argmin(off))] - 1) < 1e-5
             shutil.rmtree(output)
-    assert done > 15, done
+    assert done > 12  # the others are refused
 
 
 def test_runs_at_the_same_time_keep_the_records_of_both(project):
