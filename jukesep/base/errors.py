@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .files import UNFINISHED
+from .files import final
 
 _PERMISSIONS = "Change the permissions, or choose a folder that you may write to."
 _SPACE = "Free some space."
@@ -69,7 +69,7 @@ def reported() -> Iterator[None]:
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
-        place = f"{_shown(Path(os.fsdecode(error.filename)))}: " if error.filename else ""
+        place = f"{_place(os.fsdecode(error.filename))}: " if error.filename else ""
         print(f"error: {place}{error.strerror}. {REMEDIES[error.errno]}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as error:
@@ -81,7 +81,7 @@ def reported() -> Iterator[None]:
         sys.exit(130)
 
 
-def _shown(path: Path) -> Path:
-    """The path for a message: hidden names of unfinished files are random, their folder is not."""
-    hidden = [number for number, part in enumerate(path.parts) if part.startswith(UNFINISHED)]
-    return Path(*path.parts[: hidden[0]]) if hidden else path
+def _place(name: str) -> Path:
+    """Where an error happened, without the hidden names of unfinished files."""
+    place = final(name)
+    return place if place.name else Path.cwd()
