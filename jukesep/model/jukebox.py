@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.files import atomic
+from ..kernels.devices import out_of_memory
 from .vqvae import VQVAE, Architecture, Encoder
 
 SEGMENT = 393_216
@@ -232,6 +233,8 @@ def _load(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_NUMPY):
             content = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # A damaged or hostile file can fail anywhere in the unpickler.
+        if out_of_memory(error):
+            raise UserError(f"{path}: too little memory to read it. Free some memory.") from error
         raise UserError(
             f"{path}: not a checkpoint that can be read safely: damaged, another kind of file, or "
             "with more than tensors, numbers and text. Download it again."

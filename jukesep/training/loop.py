@@ -51,7 +51,7 @@ def train(
     norm as means since the last row, and the other columns as of that step.
 
     UserError if the loss is not finite, a song cannot be read or memory runs out. Interrupted after
-    SIGINT or SIGTERM, once the step is saved.
+    a signal that ends the process, once the step is saved.
     """
     device = run.device
     columns = ["step", "loss", *task.columns, "grad_norm", "lr", "valid_loss"]

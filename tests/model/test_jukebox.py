@@ -347,3 +347,14 @@ def test_no_file_and_a_folder_say_so(tmp_path: Path) -> None:
         load_jukebox(tmp_path / "a.pt")
     with pytest.raises(UserError, match="directory"):
         load_jukebox(tmp_path)
+
+
+def test_a_file_is_not_called_damaged_for_lack_of_memory(tmp_path, monkeypatch):
+    (tmp_path / "a.pt").write_bytes(b"whole")
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", no_memory)
+    with pytest.raises(UserError, match=r"a\.pt: too little memory to read it"):
+        read_hps(tmp_path / "a.pt")
