@@ -35,6 +35,14 @@ def commands(pages=PAGES):
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
+def readme_commands():
+    """Command lines of the README as written there: of its sh blocks, and those in sentences."""
+    text = read("README.md")
+    whole = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    named = re.findall(r"`((?:uv run |jukesep |dvc )[^`\n]*)`", text)
+    return [line.split(" #")[0].strip() for line in (*whole, *named)]
+
+
 def made_by_the_pipeline():
     """What `dvc repro` removes while it works: allowed to be missing."""
     stages = yaml.safe_load(read("dvc.yaml"))["stages"].values()

@@ -1,6 +1,5 @@
 """README.md and docs/ are true: names, files, commands, parameters, examples."""
 
-import itertools
 import json
 import re
 import shlex
@@ -65,12 +64,6 @@ def _run(page):
     return names
 
 
-def test_the_python_example_of_the_readme_runs(trained, capsys):
-    stems = _run("README.md")["stems"]
-    assert tuple(stems) == jukesep.STEMS
-    assert np.isfinite(float(capsys.readouterr().out))
-
-
 def test_the_python_examples_run(trained, capsys):
     names = _run("docs/python.md")
     mixture, stems = names["mixture"], names["stems"]
@@ -79,7 +72,9 @@ def test_the_python_examples_run(trained, capsys):
     streamed, *printed = capsys.readouterr().out.splitlines()
     assert streamed.split()[0] == "22053"
     assert len(printed) == 3
-    assert np.isfinite([float(line) for line in printed]).all()
+    # dB: refined stems add up to the mixture, as far as the models' rate goes: white noise loses
+    # what is between 4000 and 5512.5 Hz.
+    assert [float(line) for line in printed] == pytest.approx([5.6] * 3, abs=0.5)
     samples = names["samples"]
     assert samples == 22048
     assert names["latents"].shape == names["quantised"].shape == (1, 4, samples // 8)
@@ -89,54 +84,44 @@ def test_the_python_examples_run(trained, capsys):
 
 
 def test_the_jukesep_commands_run(trained):
+    """Each of all pages once: a second run would find the output of the first."""
     shutil.copytree(ROOT / "conf", trained / "conf")
-    found = [words for words in commands() if words[:3] == ["uv", "run", "jukesep"]]
-    # Several pages show the same command; a second run would find its output there.
-    found = list(dict.fromkeys(map(tuple, found)))
-    named = {words[3] for words in found}
-    assert named == {
-        "separate",
-        "listen",
-        "import",
-        "info",
-        "evaluate",
-        "status",
-        "clean",
-        "compose",
-    }
-    for words in found:
-        result = CliRunner().invoke(cli.app, words[3:], catch_exceptions=False)
-        assert result.exit_code == 0, (words, result.output)
-    for stem in jukesep.STEMS:
-        header = soundfile.info(trained / f"stems/song/{stem}.wav")
+    found = [" ".join(words[3:]) for words in commands() if words[:3] == ["uv", "run", "jukesep"]]
+    said = {}
+    for line in dict.fromkeys(found):
+        result = CliRunner().invoke(cli.app, shlex.split(line), catch_exceptions=False)
+        assert result.exit_code == 0, (line, result.output)
+        said[line] = result.stdout
+    assert {line.split()[0] for line in said} == {
+        "separate", "listen", "import", "info", "evaluate", "status", "clean", "compose"
+    }  # fmt: skip
+
+    def folder(name):
+        return {path.name for path in Path(name).iterdir()}
+
+    every = {f"{stem}.wav" for stem in jukesep.STEMS}
+    assert folder("stems/song") == folder("plain/song") == every
+    assert folder("karaoke/song") == {"vocals.wav", "no_vocals.wav"}
+    assert folder("mine-stems/song") == {"vocals.wav"}
+    assert folder("stems") == {"song", "one", "more"}
+    assert folder("stems/one") == {f"{stem}.flac" for stem in jukesep.STEMS}
+    for path in (*Path().glob("*/song/*.wav"), *Path("stems").glob("*/*.flac")):
+        header = soundfile.info(path)
         assert (header.samplerate, header.channels, header.frames) == (11025, 2, 22053)
-        assert header.subtype == "FLOAT"
-    assert (
-        "Somebody - Something,test,vocals,separation,,20001,sdr," in Path("scores.csv").read_text()
+    assert soundfile.info("stems/song/drums.wav").subtype == "FLOAT"
+    assert Path("stems-listen/index.html").is_file()
+    assert all(stem in said["info models/separator"] for stem in jukesep.STEMS)
+    assert all(
+        "Somebody - Something" in text for line, text in said.items() if line.startswith("evaluate")
     )
-
-
-def test_overrides_in_the_documentation_compose(tmp_path):
-    """Each `-S` of an experiment, a sweep by each of its values, makes valid parameters."""
-    experiments = [words for words in commands() if words[2:5] == ["dvc", "exp", "run"]]
-    assert experiments
-    for words in experiments:
-        overrides = [words[i + 1] for i, word in enumerate(words) if word == "-S"]
-        choices = []
-        for override in overrides:
-            key, value = override.split("=", 1)
-            values = [value] if value.startswith("[") else value.split(",")
-            choices.append([f"{key}={value}" for value in values])
-        for chosen in itertools.product(*choices):
-            path = tmp_path / "params.yaml"
-            path.write_text(params.compose(list(chosen), ROOT / "conf"))
-            params.load(path)
-
-
-def test_the_commands_of_the_quick_start():
-    found = commands([ROOT / "README.md"])
-    assert shlex.split("pip install uv && uv run dvc repro") in found
-    assert shlex.split("uv run pytest") in found
+    assert re.search(
+        r"^Somebody - Something,test,vocals,separation,,20001,sdr,-?\d+\.\d+",
+        Path("scores.csv").read_text(),
+        re.MULTILINE,
+    )
+    assert params.load("params.yaml").scale == "demo"
+    assert said["status"].startswith("No unfinished trainings")
+    assert said["clean"].startswith("Nothing to delete")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

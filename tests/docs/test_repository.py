@@ -49,3 +49,19 @@ def test_the_container_has_the_oldest_python_of_the_project():
     oldest = tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
     assert f">={container['image'].rpartition(':')[2]}" == oldest
     assert container["postCreateCommand"] == "pip install uv && uv sync"
+
+
+def test_the_lock_file_has_the_pins_of_the_project():
+    content = tomllib.loads(read("pyproject.toml"))
+    project = content["project"]
+    pins = {*project["dependencies"], *project["optional-dependencies"]["pipeline"]}
+    pins |= {*content["dependency-groups"]["dev"]} - {"jukesep[pipeline]"}
+    lines = read("requirements.lock").splitlines()
+    locked = [line.split(" ;")[0].lower() for line in lines]
+    # A second version for other Pythons would stand beside a pin.
+    names = [line.split("==")[0] for line in locked]
+    for pin in pins:
+        assert pin.lower() in locked
+        assert names.count(pin.lower().split("==")[0]) == 1
+    # Versions alone: no address of a package index, no file of somebody's machine.
+    assert all(re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", line) for line in locked)
