@@ -14,6 +14,7 @@ import pytest
 
 from jukesep.base.errors import UserError
 from jukesep.report import figures, plots_page
+from jukesep.report.results import read_results
 from jukesep.report.write import write_report
 from jukesep.scoring.evaluation import COLUMNS
 
@@ -133,6 +134,32 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of a report's time."""
     monkeypatch.setattr(figures, "write_figures", lambda results, folder: None)
+
+
+def test_songs_are_averaged_and_those_of_sdr_v4_have_a_median(tmp_path: Path) -> None:
+    songs = {name: "seen" for name in "abc"}
+    make_results(make_params(), tmp_path, songs)
+    path = tmp_path / "results/baselines.csv"
+    rows = read_csv(path)
+    for row in rows:
+        if row["song"] == "c":
+            row["value"] = str(float(row["value"]) + 3)
+    write_csv(path, COLUMNS, [list(row.values()) for row in rows])
+    found = read_results(make_params(), tmp_path)
+    for metric, average in (("sdr", np.mean), ("sdr_mdx", np.mean), ("sdr_v4", np.median)):
+        for stem in STEMS:
+            values = [
+                float(row["value"])
+                for row in rows
+                if (row["system"], row["stem"], row["metric"]) == ("mixture", stem, metric)
+            ]
+            assert len(values) == 3
+            table = found.table(metric)
+            assert table["mixture"][stem] == pytest.approx(average(values), abs=1e-9)
+            assert abs(np.mean(values) - np.median(values)) > 0.5
+        assert table["mixture"]["total"] == pytest.approx(
+            np.mean([table["mixture"][stem] for stem in STEMS])
+        )
 
 
 @pytest.mark.usefixtures("no_pictures")
