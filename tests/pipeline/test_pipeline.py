@@ -1,7 +1,8 @@
-"""The pipeline, with the commands of the README, at scale=tiny.
+"""The pipeline, and every command of the README, at scale=tiny.
 
 One `dvc repro` in a copy of this working tree makes the experiment that all tests share. Each test
-leaves it as it was found, by the way back that the README names.
+leaves it as it was found, by the way back that the README names. A test that is marked with lines
+of the README runs them as they are written there, or says what it puts in or adds.
 """
 
 import csv
@@ -19,13 +20,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import yaml
 from browser import opened, wait
+from documents import blocks, read, readme_commands
 from folders import write_musdb18hq, write_song
 
 from jukesep.resume.status import trainings
@@ -52,11 +55,27 @@ class Project:
     env: dict[str, str]
     repro: str = ""  # what the first `dvc repro` said
     cpu: float = 0.0  # and its processor time, in seconds
+    ran: set[str] = field(default_factory=set)  # every line that was run
 
-    def __call__(self, line: str, status: int = 0, timeout: float = 600) -> str:
-        """Run a command line as a user types it; what it said, on both channels."""
+    def __call__(
+        self,
+        line: str,
+        status: int = 0,
+        timeout: float = 600,
+        *,
+        instead: dict[str, object] | None = None,
+        plus: str = "",
+    ) -> str:
+        """Run a command line as a user types it; what it said, on both channels.
+
+        `instead` maps what stands in the line to what is put there, and `plus` is added to it.
+        """
+        self.ran.add(_short(line))
+        for written, other in (instead or {}).items():
+            assert written in line
+            line = line.replace(written, str(other))
         ended = subprocess.run(
-            shlex.split(line.removeprefix("uv run ")),
+            shlex.split(f"{line} {plus}".removeprefix("uv run ")),
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
@@ -82,6 +101,20 @@ class Project:
             for path in self.path(name).rglob("*")
             if path.is_file()
         }
+
+
+def _short(line: str) -> str:
+    """A command with or without `uv run` is the same."""
+    return line.replace("uv run ", "")
+
+
+MARKED: list[str] = []  # lines that tests are marked with
+
+
+def readme(*lines: str) -> pytest.MarkDecorator:
+    """Mark a test that runs these lines of the README."""
+    MARKED.extend(map(_short, lines))
+    return pytest.mark.readme(*lines)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -127,7 +160,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project("git add --all")
     project("git commit --quiet --message tiny")
     before = os.times()
-    project.repro = project("dvc repro")
+    project.repro = project(
+        "pip install uv && uv run dvc repro", instead={"pip install uv && uv run ": ""}
+    )
     after = os.times()
     project.cpu = sum(after[2:4]) - sum(before[2:4])
     project("git add --all")
@@ -136,9 +171,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(finished: Project):
+def project(finished: Project, request: pytest.FixtureRequest):
     """The finished project; whatever a test does to it is taken back."""
     yield finished
+    for mark in request.node.iter_markers("readme"):
+        assert {_short(line) for line in mark.args} <= finished.ran
     finished("git restore .")
     finished("dvc checkout --quiet")
     assert finished("git status --porcelain") == ""
@@ -178,6 +215,7 @@ def _experiments(project: Project) -> set[str]:
 # --- dvc repro --------------------------------------------------------------------------------
 
 
+@readme("pip install uv && uv run dvc repro")
 def test_repro_makes_the_experiment(project: Project):
     assert _ran(project.repro) == _stages()
     assert project.cpu < CPU_SECONDS
@@ -264,10 +302,13 @@ def test_plots_pictures_and_page_are_written(project: Project):
         assert f"{project.metrics(f'sdr/{init}_{name}')['total']:.2f}" in page
 
 
+@readme("uv run dvc repro", "uv run dvc metrics diff")
 def test_repro_again_runs_nothing(project: Project):
-    said = project("dvc repro")
+    said = project("uv run dvc repro")
     assert _ran(said) == set()
     assert "up to date" in said
+    # Nothing has changed.
+    assert project("uv run dvc metrics diff") == ""
     assert _ran(project("dvc repro --dry --allow-missing")) == set()
 
 
@@ -343,6 +384,7 @@ def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@readme("jukesep status")
 def test_a_killed_training_goes_on_by_the_same_commands(project: Project):
     """Killed with DVC, in the workspace and in a temporary folder."""
     project(f"jukesep compose {LONGER}")
@@ -366,12 +408,21 @@ def test_a_killed_training_goes_on_by_the_same_commands(project: Project):
 # --- real songs -------------------------------------------------------------------------------
 
 
+PAPER = "uv run dvc exp run -S scale=paper -S data=musdb18hq -S data.root=/abs/path"
+
+
+@readme(PAPER)
 def test_musdb18hq_in_place(project: Project, tmp_path: Path):
     """Read where it lies, by an experiment that runs elsewhere; a wrong root is said."""
     root = write_musdb18hq(tmp_path / "musdb18hq", samples=5000)
-    given = "-S data=musdb18hq -S model.sample_rate=44100 -S data.root="
-    said = project(f"uv run dvc exp run --temp {given}{root} prepare")
+    # Short songs, and the first stage alone: the others take days. No weights from a network.
+    short = " ".join(f"-S {stage}.segment=4096" for stage in ("pretrain", "stage1", "stage2"))
+    said = project(
+        PAPER, instead={"/abs/path": root}, plus=f"{short} -S weights=pretrain --temp prepare"
+    )
+    assert _ran(said) == {"prepare"}
     assert "prepare: 86 train, 14 valid, 50 test, 86 pretrain songs" in said
+    given = "-S data=musdb18hq -S model.sample_rate=44100 -S data.root="
     said = project(f"uv run dvc exp run --temp {given}{root / 'train'} prepare", status=255)
     assert f"Give the folder above, {root}." in said
     assert str(root / "none") in project(f"dvc exp run {given}{root / 'none'} prepare", status=255)
@@ -395,8 +446,9 @@ RESULTS = ("runs", "results", "data/prepared", "models", "listen", "metrics", "p
 UNTRAINED = {"baselines", "separator", "listen", "report"}
 
 
+@readme("uv run dvc exp run -S stem=other", "dvc gc -w", "uv run dvc exp run")
 def test_one_stem(project: Project):
-    total = project.metrics("sdr/pretrained_late")
+    total, before = project.metrics("sdr/pretrained_late"), project.tree(*RESULTS)
 
     said = project("uv run dvc exp run -S stem=other")
     assert _considered(said) <= _stages(("other",))
@@ -412,6 +464,16 @@ def test_one_stem(project: Project):
     headings = [line for line in page.splitlines() if line.startswith("| system | metric |")]
     assert headings
     assert not [line for line in headings if "total" in line]
+    # What it would delete from the cache, had it not been warned of.
+    said = project("dvc gc -w", plus="--dry --force")
+    lock = yaml.safe_load(project("git show HEAD:dvc.lock"))["stages"]
+    (out,) = lock["stage1@bass-scratch"]["outs"]
+    assert f"{out['md5'][:2]}/{out['md5'][2:]}" in said
+
+    # The way back: the other stems are not trained again.
+    assert not project.path("runs/stage1/bass_scratch").exists()
+    assert _kinds(_ran(project("uv run dvc exp run"))) <= {"report"}
+    assert project.tree(*RESULTS) == before
 
 
 @pytest.fixture
@@ -477,6 +539,12 @@ def _kinds(stages: set[str]) -> set[str]:
     return {name.split("@")[0] for name in stages}
 
 
+SHOWN = "uv run dvc exp show --only-changed --drop '.*/|runs' --keep '.*total'"
+
+
+@readme(
+    "uv run dvc exp run -S scale=tiny -S stem=drums,bass --queue", "uv run dvc queue start", SHOWN
+)
 def test_queue(project: Project):
     known = _experiments(project)
     project("uv run dvc exp run -S scale=tiny -S stem=drums,bass --queue")
@@ -517,9 +585,7 @@ def _tables_one_can_read(project: Project, experiments: set[str]) -> None:
     trained = re.compile("runs/(weights|stage1|stage2)/")
     assert len([name for name in row if name in dependencies and not trained.match(name)]) <= 30
 
-    readme = (ROOT / "README.md").read_text()
-    (line,) = re.findall(r"^uv run dvc exp show .*?(?=  +#|$)", readme, re.MULTILINE)
-    table = list(csv.DictReader(project(f"{line} --csv").splitlines()))
+    table = list(csv.DictReader(project(SHOWN, plus="--csv").splitlines()))
     columns = set(table[0])
     assert len(columns) <= 20
     totals = {f"metrics/sdr/{init}_{name}.json:total" for init in INITS for name in STEPS}
@@ -546,10 +612,13 @@ def _wait_for_the_queue(project: Project, timeout: float) -> None:
         time.sleep(2)
 
 
+@readme(
+    "uv run dvc exp run -S stage1.steps=320", "uv run dvc metrics diff", "uv run dvc plots diff"
+)
 def test_one_parameter_changed(project: Project):
-    said = project(
-        "uv run dvc exp run -S stem=bass -S 'inits=[scratch]' -S stage1.steps=7 --name longer"
-    )
+    # One training instead of eight.
+    plus = "-S stem=bass -S 'inits=[scratch]' --name longer"
+    said = project("uv run dvc exp run -S stage1.steps=320", plus=plus)
     stages = _stages(("bass",), ("scratch",))
     assert {name for name in stages if name.split("@")[0] in TRAININGS} <= _ran(said)
     assert "prepare" not in _ran(said)
@@ -574,7 +643,7 @@ def test_one_parameter_changed(project: Project):
     project("git restore .")
     project("dvc checkout")
     project("dvc exp apply longer")
-    assert "steps: 7" in project.path("params.yaml").read_text()
+    assert "steps: 320" in project.path("params.yaml").read_text()
     assert list(project.metrics("sdr/scratch_late")) == ["step", "bass"]
 
 
@@ -620,6 +689,7 @@ def test_a_setting_that_does_not_fit_is_named(project: Project, override: str, n
 # --- metrics and plots ------------------------------------------------------------------------
 
 
+@readme("uv run dvc metrics show", "uv run dvc metrics show metrics/baselines")
 def test_metrics_show_one_kind_of_sdr(project: Project):
     said = project("uv run dvc metrics show")
     header, *rows = said.splitlines()
@@ -647,6 +717,7 @@ def _needs_no_network(page: str) -> None:
     assert not re.search(r"@import|url\(['\"]?https?:", page)
 
 
+@readme("uv run dvc plots show")
 def test_plots_show_opens_offline(project: Project):
     said = project("uv run dvc plots show")
     path = project.path("dvc_plots/index.html")
@@ -674,15 +745,93 @@ def test_plots_open_in_a_browser(project: Project):
 # --- the models -------------------------------------------------------------------------------
 
 
+SEPARATED = (
+    "uv run jukesep separate song.wav -o stems",
+    "uv run jukesep separate songs/ more.flac -o stems --format flac",
+    "uv run jukesep separate song.wav -o karaoke --stems vocals --residual",
+    "uv run jukesep separate song.wav -o plain --refine none",
+    "uv run jukesep listen stems",
+)
+
+
+@readme(*SEPARATED)
 def test_separate_uses_the_models_of_the_pipeline(project: Project, tmp_path: Path):
-    song = next(project.path("data/prepared/songs/test").iterdir()) / "mixture.wav"
-    said = project(f"uv run jukesep separate {shlex.quote(str(song))} -o {tmp_path}")
-    for stem in STEMS:
-        path = tmp_path / f"mixture/{stem}.wav"
-        assert str(path) in said
-        found, given = soundfile.info(path), soundfile.info(song)
-        assert (found.samplerate, found.channels, found.frames) == (
-            given.samplerate,
-            given.channels,
-            given.frames,
-        )
+    """In a folder with songs and the models of the pipeline."""
+    own = replace(project, folder=tmp_path)
+    own.path("models").symlink_to(project.path("models"))
+    own.path("songs").mkdir()
+    found = sorted(project.path("data/prepared/songs/test").iterdir())
+    song, rate = soundfile.read(found[0] / "mixture.wav", dtype="float32")
+    soundfile.write(own.path("song.wav"), song, rate, subtype="FLOAT")
+    for name in ("songs/one.wav", "songs/two.wav", "more.flac"):
+        soundfile.write(own.path(name), song[:rate], rate)
+    first, several, karaoke, plain, listen = SEPARATED
+
+    said = own(first)
+    files = [f"stems/song/{stem}.wav" for stem in STEMS]
+    assert all(file in said for file in files)
+    stems = [_read(own, file, song.shape, rate) for file in files]
+    np.testing.assert_allclose(sum(stems), song, atol=1e-4)
+    said = own(several)
+    for name in ("one", "two", "more"):
+        files = [f"stems/{name}/{stem}.flac" for stem in STEMS]
+        assert all(file in said for file in files)
+        parts = [_read(own, file, (rate, 2), rate) for file in files]
+        np.testing.assert_allclose(sum(parts), song[:rate], atol=1e-4)
+    own(karaoke)
+    assert [path.name for path in sorted(own.path("karaoke/song").iterdir())] == [
+        "no_vocals.wav",
+        "vocals.wav",
+    ]
+    vocals = _read(own, "karaoke/song/vocals.wav", song.shape, rate)
+    np.testing.assert_array_equal(vocals, stems[STEMS.index("vocals")])
+    rest = _read(own, "karaoke/song/no_vocals.wav", song.shape, rate)
+    np.testing.assert_allclose(vocals + rest, song, atol=1e-6)
+    own(plain)
+    # As in the paper: each model alone, so that they need not add up.
+    total = sum(_read(own, f"plain/song/{stem}.wav", song.shape, rate) for stem in STEMS)
+    assert np.abs(total - song).max() > 1e-2
+    assert own(listen).split()[-1] == str(own.path("stems-listen/index.html").relative_to(tmp_path))
+    page = own.path("stems-listen/index.html").read_text()
+    assert all(name in page for name in ("song", "one", "two", "more", *STEMS))
+
+    (example,) = blocks(read("README.md"), "python")
+    said = own(f"python -c {shlex.quote(example)}")
+    assert float(said) > 30  # dB: the stems add up to the mixture
+
+
+def _read(project: Project, name: str, shape: tuple[int, ...], rate: int) -> np.ndarray:
+    samples, found = soundfile.read(project.path(name), dtype="float32")
+    assert (samples.shape, found) == (shape, rate)
+    return samples
+
+
+# --- the rest of the README -------------------------------------------------------------------
+
+
+@readme("uv run jukesep compose")
+def test_an_edit_in_conf_becomes_a_parameter(project: Project):
+    path = project.path("conf/scale/tiny.yaml")
+    path.write_text(path.read_text().replace("learning_rate: 1.0e-3", "learning_rate: 0.004"))
+    before = project.path("params.yaml").read_text()
+    project("uv run jukesep compose")
+    after = project.path("params.yaml").read_text()
+    assert after == before.replace("learning_rate: 0.001", "learning_rate: 0.004") != before
+
+
+@readme("uv run pytest")
+def test_the_tests_run(project: Project):
+    """One file of them: this one would never end."""
+    said = project("uv run pytest", plus="-n 0 tests/base/test_unchanged.py")
+    assert re.search(r"\b[1-9]\d* passed", said)
+
+
+@readme("uv run python -m benchmarks paper-gpu")
+def test_the_benchmark_says_that_it_needs_a_gpu(project: Project):
+    hidden = {"python": "env CUDA_VISIBLE_DEVICES= python"}
+    said = project("uv run python -m benchmarks paper-gpu", instead=hidden)
+    assert re.search(r"^paper-gpu: not measured here: .*NVIDIA GPU", said, re.MULTILINE)
+
+
+def test_every_command_of_the_readme_is_run_by_a_test():
+    assert set(map(_short, readme_commands())) == set(MARKED)

@@ -32,16 +32,25 @@ def _lock(md5):
 def test_an_experiment_is_done_while_parameters_and_code_are_its_own(
     tmp_path, monkeypatch, overrides, code, there, expected
 ):
-    ran = {"params.yaml": params.compose(["seed=1"], ROOT / "conf"), "dvc.lock": _lock("a")}
-    refs = "refs/exps/12/345/seed-1" if there else "refs/exps/12/345/seed-10"
+    """In a repository that keeps an experiment as DVC does: a commit that a reference names."""
 
-    def git(*words):
-        return refs if words[0] == "for-each-ref" else ran[words[-1].split(":")[1]].strip()
+    def run(*words):
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *author, *words], cwd=tmp_path, check=True)
 
-    monkeypatch.setattr(experiments, "git", git)
+    monkeypatch.chdir(tmp_path)
+    run("init", "-q", "-b", "main")
+    run("commit", "-q", "--allow-empty", "-m", "before the experiment")
+    run("checkout", "-q", "--detach")
+    (tmp_path / "params.yaml").write_text(params.compose(["seed=1"], ROOT / "conf"))
+    (tmp_path / "dvc.lock").write_text(_lock("a"))
+    run("add", ".")
+    run("commit", "-q", "-m", "the experiment")
+    # The name of another one begins like it.
+    run("update-ref", f"refs/exps/12/345/seed-1{'' if there else '0'}", "HEAD")
+    run("checkout", "-q", "main")
     (tmp_path / "dvc.lock").write_text(_lock(code))
     (tmp_path / "conf").symlink_to(ROOT / "conf")
-    monkeypatch.chdir(tmp_path)
     assert experiments.done("seed-1", overrides) is expected
 
 
