@@ -59,11 +59,12 @@ def test_an_epoch_visits_every_place_once(songs):
 def test_segments_lie_within_their_song_and_shift(songs):
     segments = _segments(songs)
     starts = {}
-    for index in range(400):
+    for index in range(4000):
         song, start = segments._place(index)
         assert 0 <= start <= song.samples - SEGMENT
         starts.setdefault(song.name, set()).add(start)
-    assert len(starts["1"]) > 100
+    # The shift is as large as half a segment on either side: no place is left out.
+    assert np.diff(sorted(starts["1"])).max() < 20
 
 
 def test_mixture_and_stem_share_place_and_blend(songs):

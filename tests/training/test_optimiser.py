@@ -1,0 +1,23 @@
+"""Clipping, against PyTorch's; tests/model/test_golden.py compares the steps with Jukebox's."""
+
+import pytest
+import torch
+
+from jukesep.training.optimiser import Adam
+
+
+@pytest.mark.parametrize("size", [0.01, 0.5, 2.0, 100.0])
+def test_gradients_are_scaled_down_and_never_up(size):
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(3, 4)) for _ in range(2)] for _ in range(2))
+    for one, other in zip(ours, theirs, strict=True):
+        one.grad = torch.randn(3, 4)
+        one.grad *= size / one.grad.norm() / 2**0.5
+        other.grad = one.grad.clone()
+    norm = Adam(ours).clip(1.0)
+    torch.testing.assert_close(norm, torch.tensor(size))
+    torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    total = torch.cat([one.grad.flatten() for one in ours]).norm()
+    assert float(total) == pytest.approx(min(size, 1.0), rel=1e-4)
