@@ -791,7 +791,7 @@ def test_separate_uses_the_models_of_the_pipeline(project: Project, tmp_path: Pa
     # As in the paper: each model alone, so that they need not add up.
     total = sum(_read(own, f"plain/song/{stem}.wav", song.shape, rate) for stem in STEMS)
     assert np.abs(total - song).max() > 1e-2
-    assert own(listen).split()[-1] == str(own.path("stems-listen/index.html").relative_to(tmp_path))
+    assert str(own.path("stems-listen/index.html")) in own(listen)
     page = own.path("stems-listen/index.html").read_text()
     assert all(name in page for name in ("song", "one", "two", "more", *STEMS))
 
