@@ -347,7 +347,7 @@ def test_a_program_is_followed_line_by_line_and_named_when_it_fails(tmp_path):
 def _noise_songs(parameters, folder):
     """In place of `prepare`: a song of noise in each split."""
     songs, samples = [], int(parameters.band.seconds * 44_100)
-    for split in ("train", "valid"):
+    for split in ("train", "valid", "test"):
         song = Song(split, split, "test", folder / split, samples)
         for seed, part in enumerate((MIXTURE, *STEMS)):
             noise = np.random.default_rng(seed).uniform(-0.1, 0.1, (2, samples))

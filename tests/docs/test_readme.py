@@ -103,7 +103,7 @@ def test_the_jukesep_commands_run(trained):
     assert folder("stems/song") == folder("plain/song") == every
     assert folder("karaoke/song") == {"vocals.wav", "no_vocals.wav"}
     assert folder("mine-stems/song") == {"vocals.wav"}
-    assert folder("stems") == {"song", "one", "more"}
+    assert folder("stems") == {"song", "one", "more", "separated.json"}
     assert folder("stems/one") == {f"{stem}.flac" for stem in jukesep.STEMS}
     for path in (*Path().glob("*/song/*.wav"), *Path("stems").glob("*/*.flac")):
         header = soundfile.info(path)
