@@ -1,7 +1,6 @@
 """How many samples a file holds, whatever its header says.
 
-libsndfile reads as many samples as the header promises. Here the promise is compared with the
-file:
+libsndfile reads what the header promises. Here the promise is compared with the file:
 
 - Fewer samples than promised: the file is truncated or damaged, which is an error.
 - No promise, as in a wav file from a pipe or from a recorder that crashed: the samples go up to
@@ -30,6 +29,7 @@ from ..base.errors import UserError
 
 UNKNOWN = 1 << 62  # samples or bytes; a header with at least so many does not know the length
 TAIL = 4096  # bytes after the samples that may be padding
+ZEROS = 1 << 20  # as many may be, if all are zero
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 TRIMMED = 8190  # samples that the header of an mp3 file can remove, at both ends together
 WIDTHS = {  # bytes of a sample, by libsndfile's subtype
@@ -56,6 +56,8 @@ def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
     """
     with ExitStack() as stack:
         with Path(path).open("rb") as raw:
+            if not raw.seek(0, io.SEEK_END):  # libsndfile opens some, by their suffix
+                raise UserError(f"{path}: the file is empty.")
             found = _samples_in(raw)
             if found:
                 _check_rest(path, raw, found)
@@ -181,7 +183,7 @@ def _samples_in(file: BinaryIO) -> _Data | None:
         start, more = start + kind.before, kind.before + kind.counted
         promised, there = size - more, max(end - start, 0)
         if _no_promise(size, form):
-            rest = _rest(file, kind, start) if promised == 0 else 0
+            rest = _rest(file, kind, start + max(promised, 0)) if promised <= there else 0
             if there and rest < end:  # not only chunks follow, so the bytes are samples
                 most = min(there, (1 << 8 * struct.calcsize(form)) - 1 - more)
                 return _Data(None, most, start + most, field, form, more)
@@ -192,8 +194,7 @@ def _samples_in(file: BinaryIO) -> _Data | None:
 
 def _chunks(file: BinaryIO, kind: _Kind, at: int) -> Iterator[tuple[bytes, int, int, int]]:
     """Each chunk from `at`: its name, where its size stands, where its content starts, its size."""
-    width = struct.calcsize(kind.form)
-    while len(head := _at(file, at, width)) == width:
+    while len(head := _at(file, at, width := struct.calcsize(kind.form))) == width:
         name, size = struct.unpack(kind.form, head)
         yield name, at + len(name), at + width, size
         at += width + max(size - kind.counted, 0)
@@ -203,17 +204,19 @@ def _chunks(file: BinaryIO, kind: _Kind, at: int) -> Iterator[tuple[bytes, int, 
 def _rest(file: BinaryIO, kind: _Kind, at: int) -> int:
     """Where the chunks end that follow the samples; `at` is the end of the samples."""
     end = file.seek(0, io.SEEK_END)
-    at += -at % kind.padding
-    if not kind.samples:
-        return at
-    for name, _, start, size in _chunks(file, kind, at):
-        stop = start + max(size - kind.counted, 0)
-        if name[:4] in _KINDS or not name[:4].isascii() or not name[:4].decode().isprintable():
+    padded = min(at + -at % kind.padding, end)
+    if not kind.samples or padded == end:
+        return padded
+    for begin in (padded, at):  # some programs leave out the padding
+        at = begin
+        for name, _, start, size in _chunks(file, kind, begin):
+            stop = start + max(size - kind.counted, 0)
+            if stop > end or name[:4] in _KINDS or not re.fullmatch(b"[ -~]{4}", name[:4]):
+                break
+            at = min(stop + -stop % kind.padding, end)
+        if at > begin:
             break
-        if stop > end:
-            break
-        at = stop + -stop % kind.padding
-    return min(at, end)
+    return at
 
 
 def _no_promise(size: int, form: str) -> bool:
@@ -228,14 +231,17 @@ def _check_chunks(path: str | Path, file: soundfile.SoundFile, found: _Data) -> 
     """Refuse a file that ends before its last sample."""
     if found.promised is not None and found.held < found.promised:
         frame = WIDTHS.get(file.subtype, 0) * file.channels or found.held / max(file.frames, 1)
-        raise incomplete(path, file.frames, int(found.promised / frame) if frame else 0)
+        promised = int(found.promised / frame) if frame else 0
+        if promised > file.frames or not frame:  # else a part of a sample is missing
+            raise incomplete(path, file.frames, promised)
 
 
 def _check_rest(path: str | Path, file: BinaryIO, found: _Data) -> None:
     """Refuse a file in which more follows than the chunks that its header describes."""
     tail = _at(file, found.rest, 11)
     after = file.seek(0, io.SEEK_END) - found.rest
-    if tail[:4] in _KINDS or (after > TAIL and not tail.startswith(TAGS)):
+    zeros = after <= ZEROS and not _at(file, found.rest, ZEROS).strip(b"\0")
+    if tail[:4] in _KINDS or not (after <= TAIL or zeros or tail.startswith(TAGS)):
         raise Incomplete(
             f"{path}: {after} bytes follow the samples that its header describes, as in joined "
             "files. They would be lost. Export the song as one file."
@@ -367,7 +373,7 @@ def _count_mpeg(path: str | Path, header: int, data: mmap.mmap) -> int:
             "files. Convert the songs to one rate before they are joined."
         )
     if promised is not None and (frames < promised - 1 or (cut and frames < promised)):
-        raise incomplete(path, min(total, header), header)
+        raise incomplete(path, min(total, header * frames // max(promised, 1)), header)
     if header + (TRIMMED if tagged else 0) < total or (promised and frames > promised):
         raise Longer(
             f"{path}: holds {total} samples, but its header says {header}, as in joined or "

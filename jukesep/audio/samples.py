@@ -315,7 +315,5 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
         return UserError(f"{path}: no such file.")
     if path.is_dir():
         return UserError(f"{path}: is a folder, not an audio file. Give a file.")
-    if path.stat().st_size == 0:
-        return UserError(f"{path}: the file is empty.")
     reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
     return UserError(f"{path}: not readable as audio ({reason}). Supported: {READABLE}.")

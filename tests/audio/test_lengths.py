@@ -89,6 +89,9 @@ def test_a_wav_file_beyond_what_its_header_can_say(tmp_path, number):
     path, _ = _chunked(tmp_path, "WAV")
     _said(path, "WAV", number)
     os.truncate(path, 2**32 + 44 + 8000)
+    with path.open("r+b") as file:  # zeros alone would be padding
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
     with pytest.raises(Incomplete, match="bytes follow the samples that its header describes"):
         audio.info(path)
     os.truncate(path, 0)
@@ -117,12 +120,42 @@ def test_a_header_that_says_less_is_not_believed(tmp_path):
         b"TAG" + 125 * b"x",
         100 * b"\0",
         b"ID3" + bytes(9999),
+        bytes(32768),
     ],
 )
 def test_what_follows_the_samples_may_be_chunks_tags_or_padding(tmp_path, after):
     path, expected = _chunked(tmp_path, "WAV")
     path.write_bytes(path.read_bytes() + after)
     np.testing.assert_array_equal(audio.read(path), expected)
+
+
+@pytest.mark.parametrize("after", [b"", b"LIST\x04\0\0\0INFO", b"id3 " + struct.pack("<I", 9000)])
+@pytest.mark.parametrize(("samples", "subtype"), [(1, "PCM_16"), (4, "PCM_16"), (5001, "PCM_24")])
+def test_short_and_unpadded_samples_are_not_mixed_up_with_chunks(tmp_path, samples, subtype, after):
+    """A size of 8 bytes or fewer can stand for an unknown one; some programs pad no odd size."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(samples, 1), RATE, subtype=subtype)
+    expected = soundfile.read(path, dtype="float32")[0]
+    content = path.read_bytes()
+    end = content.index(b"data") + 8 + samples * int(subtype[-2:]) // 8
+    path.write_bytes(content[:end] + after + (bytes(9000) if after[:3] == b"id3" else b""))
+    np.testing.assert_array_equal(audio.read(path)[0], expected)
+
+
+def test_a_part_of_a_sample_that_is_missing_is_none(tmp_path):
+    path, expected = _chunked(tmp_path, "WAV")
+    _said(path, "WAV", SAMPLES * FRAME + 2)
+    np.testing.assert_array_equal(audio.read(path), expected)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "au", "mp3"])
+def test_an_empty_file(tmp_path, suffix):
+    """libsndfile opens an empty .au file, as samples without a header."""
+    path = tmp_path / f"a.{suffix}"
+    path.touch()
+    for reader in (audio.info, audio.read):
+        with pytest.raises(audio.samples.UserError, match="the file is empty"):
+            reader(path)
 
 
 def test_a_file_without_samples_has_none(tmp_path):
@@ -244,6 +277,13 @@ def test_what_lies_around_the_frames_of_an_mp3_file_is_no_frame(tmp_path, capfd)
         path.write_bytes(before + content + after)
         np.testing.assert_array_equal(audio.read(path), expected)
     assert not capfd.readouterr().err
+
+
+def test_an_mp3_file_that_ends_in_its_last_frame(tmp_path):
+    path = _compressed(tmp_path, "mp3")
+    _cut(path, path.stat().st_size - 20)
+    with pytest.raises(Incomplete, match=r"ends at sample 38\d{3}, expected 40000"):
+        audio.info(path)
 
 
 def test_damage_in_an_mp3_file_is_seen_before_it_is_read(tmp_path):
