@@ -1,5 +1,6 @@
 """Where compiled functions are kept, and what the user is told. It holds what we use of numba."""
 
+import ast
 import contextlib
 import errno
 import os
@@ -243,6 +244,20 @@ def test_the_next_folder_is_used_where_one_cannot_be_written_to(kept, tmp_path, 
     assert not kept()
     assert only(tmp_path / "user")
     assert capsys.readouterr().err == LINE
+
+
+def test_the_digest_covers_every_file_whose_constants_are_compiled_in():
+    """numba copies constants into the code: `SOURCE` of network.py is a number in passes.py's."""
+    folder = Path(compiled.__file__).parent
+    imported = {
+        (folder.parent / f"{node.module}.py")
+        for file in folder.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module
+    }
+    assert folder.parent / "network.py" in imported
+    for file in imported:
+        assert file.read_bytes() in compiled._source()
 
 
 def test_a_user_without_a_home_folder_keeps_it_beside_the_source(monkeypatch):

@@ -120,8 +120,10 @@ def folders() -> list[Path]:
 
 @cache
 def _source() -> bytes:
-    """All of this folder: functions of one file become part of functions of another."""
-    return b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    """All of this folder, and `network`: the code of one file becomes part of others."""
+    folder = Path(__file__).parent
+    sources = [folder.parent / "network.py", *sorted(folder.glob("*.py"))]
+    return b"".join(file.read_bytes() for file in sources)
 
 
 def _read(path: Path, key: bytes) -> bytes | None:
