@@ -23,28 +23,22 @@ from .lengths import Incomplete, Longer
 READ = frozenset(
     (
         *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"),
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".caf",
-        ".w64",
+        *(".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"),
     )
 )
 DECODED = frozenset(
     (
         *(".m4a", ".mp4", ".m4b", ".aac", ".wma", ".webm"),
-        ".mkv",
-        ".mka",
-        ".mov",
-        ".ac3",
-        ".ape",
-        ".wv",
+        *(".mkv", ".mka", ".mov", ".ac3", ".ape", ".wv"),
     )
 )
 BLOCK = 1 << 20  # bytes
 FIRST_ONLY = (
     rb"....ftyp|\x1a\x45\xdf\xa3|\x30\x26\xb2\x75"  # how mp4, mkv, webm and wma files begin
+)
+# Errors of ffmpeg's that say nothing about the sound: in a cover, or about chapters that are gone.
+BESIDE = (
+    r"\[(mjpeg|png|bmp|gif|webp)\b|.*Referenced QT chapter track not found|Last message repeated"
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
 
@@ -114,9 +108,10 @@ def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
         )
     # ffmpeg leaves out what it cannot decode, such as the end of a truncated file, and succeeds.
     # It also complains about the borders of joined files, which it reads in full.
-    if done.stderr and not isinstance(error, Longer):
+    faults = [line for line in said if not re.match(BESIDE, line)]
+    if faults and not isinstance(error, Longer):
         raise Incomplete(
-            f"{song}: ffmpeg cannot decode all of it ({said[0]}). The file is truncated or "
+            f"{song}: ffmpeg cannot decode all of it ({faults[0]}). The file is truncated or "
             "damaged; copy it again."
         )
 

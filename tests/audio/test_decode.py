@@ -71,6 +71,31 @@ def test_what_ffmpeg_says_becomes_one_line(tmp_path, says, line, status, message
         assert str(caught.value).startswith(f"{tempfile.gettempdir()}: ")
 
 
+def test_a_damaged_cover_and_lost_chapters_are_no_fault_of_the_sound(tmp_path):
+    ffmpeg = needs("ffmpeg")
+    song, cover, path = (tmp_path / name for name in ("a.wav", "cover.png", "a.m4a"))
+    soundfile.write(song, noise(SAMPLES), RATE)
+    colour = ["-f", "lavfi", "-i", "color=red:s=64x64", "-frames:v", "1"]
+    subprocess.run([ffmpeg, "-v", "error", *colour, cover], check=True)
+    words = ["-map", "0", "-map", "1", "-c:a", "alac", "-c:v", "copy", "-disposition:v:0"]
+    files = ["-i", song, "-i", cover]
+    subprocess.run([ffmpeg, "-v", "error", *files, *words, "attached_pic", path], check=True)
+    # A cover of another format than the file says, and without its content.
+    path.write_bytes(path.read_bytes().replace(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0JFIF"))
+    with decode.readable(path) as found:
+        np.testing.assert_array_equal(audio.read(found), audio.read(song))
+
+
+@pytest.mark.parametrize(
+    "line", ["[mov,mp4 @ 0x5] Referenced QT chapter track not found", "[png @ 0x5] Invalid PNG"]
+)
+def test_what_ffmpeg_says_of_covers_and_chapters(tmp_path, says, line):
+    says(f"{line}\n    Last message repeated 1 times", 0)
+    (tmp_path / "a.mp4").write_bytes(b"no audio")
+    with decode.readable(tmp_path / "a.mp4"):
+        pass
+
+
 @pytest.mark.parametrize(
     "begin", [b"\0\0\0\x18ftypisom", b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\1\x42"]
 )
