@@ -21,6 +21,7 @@ from jukesep.base import unchanged
 from jukesep.base.errors import UserError
 from jukesep.base.git import git
 from jukesep.base.signals import when_orphaned
+from jukesep.songs.parallel import cores as cores
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,13 +32,6 @@ ROOT = Path(__file__).parents[1]
 # Of a processor's many features, those that decide how fast matrix products are.
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 LIBRARIES = ("torch", "numpy", "numba", "scipy")
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    with suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def fresh(count: int, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ import torch
 
 from ..base import progress
 from ..base.errors import UserError
+from ..songs.parallel import cores
 from . import enabled, prepare
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -35,8 +35,8 @@ def choose(name: str, threads: int = 0) -> torch.device:
     """
     if threads:
         torch.set_num_threads(threads)
-        if threads > (cores := _cores()):
-            progress.note(f"threads={threads} gains nothing on {cores} cores. Use at most {cores}.")
+        if threads > (count := cores()):
+            progress.note(f"threads={threads} gains nothing on {count} cores. Use at most {count}.")
     device = torch.device(resolve(name))
     set_precision("fp32", device)
     prepare(device)
@@ -109,10 +109,3 @@ def _no_gain(device: torch.device) -> str | None:
         if known and not (able.get("avx512_bf16") or able.get("amx_bf16")):
             return "this processor has no AVX-512 BF16"
     return None
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

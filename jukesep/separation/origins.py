@@ -66,8 +66,8 @@ class Origins:
         whole = len(there) == len(job.targets)
         for name, path in there.items():
             # A stem alone stays what it is, whatever was written with it.
-            alone = whole and name != job.residual
-            if difference := self._difference(path, wanted[name], alone):
+            by_itself = whole and name != job.residual
+            if difference := self._difference(path, wanted[name], by_itself):
                 raise UserError(f"{path}: {difference}. {REPLACE}")
         if whole:
             return {}
@@ -153,14 +153,14 @@ class Origins:
             }
         return entries
 
-    def _difference(self, path: Path, wanted: Entry, alone: bool) -> str:
+    def _difference(self, path: Path, wanted: Entry, by_itself: bool) -> str:
         """What makes an existing file another than the wanted one, or nothing."""
         entry = self._known.get(self._key(path))
         if entry is None:
             return f"exists, and {RECORD} does not say what it was made from"
         if difference := _other_song(entry, wanted) or _other_way(entry, wanted):
             return difference
-        if not alone and entry.get("together") != wanted["together"]:
+        if not by_itself and entry.get("together") != wanted["together"]:
             names = entry.get("together")
             listed = ", ".join(map(str, names)) if isinstance(names, list) and names else "others"
             return f"was made to lie beside {shown(listed)}"

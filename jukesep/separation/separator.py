@@ -123,6 +123,7 @@ class Separator:
                     whole[stem] = np.empty((len(found), np.shape(mixture)[1]), np.float32)
                 whole[stem][:, done : done + found.shape[1]] = found
             done += found.shape[1]
+        assert done == np.shape(mixture)[1]  # else the rest would be whatever was in memory
         return whole
 
     @torch.inference_mode()

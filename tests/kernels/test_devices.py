@@ -225,7 +225,7 @@ def test_a_gpu_that_gains_nothing_is_told(precision, capability, said, monkeypat
 
 
 def test_more_threads_than_cores_are_told(said, monkeypatch):
-    monkeypatch.setattr(devices, "_cores", lambda: 2)
+    monkeypatch.setattr(devices, "cores", lambda: 2)
     devices.choose("cpu", 2)
     assert said() == ""
     devices.choose("cpu", 3)
