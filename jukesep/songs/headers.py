@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import audio
 from ..audio import AudioInfo
 from ..base.errors import UserError
-from .manifest import part_file, part_files
+from .manifest import STEMS, part_file, part_files
 
 
 def read_headers(
@@ -91,7 +91,7 @@ def without_path(error: UserError, path: Path) -> str:
 
 
 def _name_fault(folder: Path, part: str) -> str | None:
-    """What is wrong with the names in a song's folder: two files for a part, or another format."""
+    """The fault in the names of a song's files: none for a part, two, or another format."""
     found = part_files(folder, part)
     if len(found) > 1:
         others = (path.name for path in found if path != part_file(folder, part))
@@ -100,6 +100,8 @@ def _name_fault(folder: Path, part: str) -> str | None:
         near = [path.name for path in entries(folder) if path.stem.lower() == part]
         if near:
             return f"no such file, but {held(near)}. Convert it to wav or flac."
+        if part in STEMS:
+            return "no such file. Copy it again, or add a silent one if the song lacks this stem."
     return None
 
 

@@ -64,7 +64,7 @@ def test_a_dozen_planted_faults_are_one_report(tmp_path):
 
     report = _faults(root, musdb.layout(shortest=0.1))
     for file, found in (
-        (f"{faulty[0]}/vocals.wav", "no such file"),
+        (f"{faulty[0]}/vocals.wav", "no such file. Copy it again, or add a silent one"),
         (f"{faulty[1]}/bass.wav", "the file is empty"),
         (f"{faulty[2]}/drums.wav", "ends at sample 2489, expected 6000. The file is truncated"),
         (f"{faulty[3]}/other.wav", "not readable as audio"),
