@@ -28,7 +28,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -345,23 +345,23 @@ class Training:
         self._last_tick = time.monotonic()
         step, seconds = self.step, self._last_tick - self._began
         rate = (step - self._first) / seconds if seconds > 0 else 0.0
+        known = {} if self._steps else read_progress(self.folder)  # not begun: of an earlier run
         content = {
             "title": self.about.title,
-            "state": state,
-            "message": message,
-            "step": step,
+            "step": self.step,
             "steps": self._steps,
             "steps_per_second": round(rate, 4),
-            "seconds_left": round((self._steps - step) / rate, 1) if rate else None,
+            "seconds_left": round((self._steps - self.step) / rate, 1) if rate else None,
             "saved_step": self._saves.step,
-            "updated": time.time(),
             "runs_in": str(Path.cwd()),
             **self._facts,
+            **known,
+            "state": state,
+            "message": message,
+            "updated": time.time(),
         }
-        try:
+        with suppress(OSError):  # it is only for information
             write_json(self.folder / "progress.json", content)
-        except OSError:
-            return  # it is only for information
 
     def _note(self, message: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")

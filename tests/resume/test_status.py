@@ -16,6 +16,7 @@ from jukesep import cli
 from jukesep.base import files, paths
 from jukesep.base.errors import Interrupted, UserError
 from jukesep.resume import status
+from jukesep.training.state import State
 
 pytestmark = pytest.mark.usefixtures("entered")
 
@@ -107,6 +108,16 @@ def test_a_table_shows_what_runs_and_what_was_interrupted(four):
     for shown in ("running", "1000/2000", " 10 ", "2 min", "cpu x 2", " s ago"):
         assert shown in rows["going"]
     assert output.splitlines()[-1] == "test broken: songs/x.wav: no such file."
+
+
+def test_a_resumed_training_that_fails_before_it_begins_keeps_its_step(songs, monkeypatch):
+    _interrupted(songs, "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "load", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _train(songs, "stopped")
+    row = _rows(_jukesep("status"))["stopped"].split()
+    assert row[2:6] == ["failed", "2/3", "2", "cpu"]
 
 
 def test_finished_ones_are_shown_when_asked_for(four):
