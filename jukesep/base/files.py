@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 UNFINISHED = ".unfinished-"
 LOCK, EARLIER = f"{UNFINISHED}lock", f"{UNFINISHED}earlier"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -115,7 +116,9 @@ def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
             yield unfinished
         finally:
             _discard(hidden, lock)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+            error.filename = os.fspath(path)  # Python names no file where a write fails
         with suppress(OSError):
             for parent in missing:
                 parent.rmdir()

@@ -343,3 +343,17 @@ def test_a_folder_is_removed_at_once(tmp_path, monkeypatch):
     files.remove(tmp_path / "folder")
     assert set(seen) == {False}
     assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_to_a_full_disk_names_the_file(tmp_path, number):
+    """Python names none: the error of a write has no file name."""
+    with pytest.raises(OSError, match="Errno") as error, files.atomic(tmp_path / "whole.wav"):
+        raise OSError(number, os.strerror(number))
+    assert error.value.filename == str(tmp_path / "whole.wav")
+    with pytest.raises(OSError, match="Errno") as error, files.atomic(tmp_path / "whole.wav"):
+        raise OSError(number, os.strerror(number), "elsewhere")
+    assert error.value.filename == "elsewhere"
+    with pytest.raises(OSError, match="Errno") as error, files.atomic(tmp_path / "whole.wav"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # perhaps of what the block reads
+    assert error.value.filename is None
