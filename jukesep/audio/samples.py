@@ -135,7 +135,7 @@ def write(
     """Write (channels, samples) to a file atomically; the file's suffix selects the format.
 
     `subtype` is libsndfile's sample format (PCM_16, PCM_24, FLOAT, ...); None takes the
-    format's default. int16 arrays are written to PCM_16 unchanged.
+    format's default. int16 arrays are written to PCM_16 unchanged. UserError if the disk is full.
     """
     samples = np.asarray(audio)
     if subtype == "FLOAT" and Path(path).suffix == ".wav":
@@ -145,7 +145,11 @@ def write(
     if Path(path).suffix == ".ogg" and len(samples) in XIPH:
         samples = samples[np.argsort(XIPH[len(samples)])]
     with atomic(path) as temporary:
-        soundfile.write(str(temporary), samples.T, sample_rate, subtype=subtype)
+        try:
+            soundfile.write(str(temporary), samples.T, sample_rate, subtype=subtype)
+        except soundfile.LibsndfileError as error:  # it does not say that a disk is full
+            reason = str(error).rsplit(": ", 1)[-1].rstrip(".")
+            raise UserError(f"{path}: cannot be written ({reason}). Is the disk full?") from error
 
 
 @contextmanager

@@ -143,3 +143,18 @@ def test_pieces_of_other_channels_are_refused(tmp_path):
     ):
         put(np.zeros((1, 10), np.float32))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "wav"])
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, suffix):
+    resource = pytest.importorskip("resource")  # Windows has none
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).uniform(-1, 1, (1, 40000)).astype(np.float32)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(UserError, match=rf"a\.{suffix}: cannot be written \(.*disk full"):
+            audio.write(path, noise, 8000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
