@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import soundfile
 
 from .. import audio
 from ..audio import Audio
@@ -294,11 +295,10 @@ def _encoded(samples: Audio, rate: int, container: Container) -> tuple[dict[str,
     gain = max(float(np.abs(samples).max(initial=0)), 1.0)
     if gain > 1:
         samples = samples / np.float32(gain)
-    with tempfile.TemporaryDirectory(prefix="jukesep-") as folder:
-        path = Path(folder) / f"sound.{container}"
-        audio.write(path, samples, rate, "PCM_16" if container == "flac" else None)
-        content = path.read_bytes()
-    data = base64.b64encode(content).decode()
+    content = io.BytesIO()
+    subtype = "PCM_16" if container == "flac" else None
+    soundfile.write(content, samples.T, rate, subtype, format=container.upper())
+    data = base64.b64encode(content.getvalue()).decode()
     return {"type": f"audio/{container}", "data": data, "gain": round(gain, 6)}, rate
 
 

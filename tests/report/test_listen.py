@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,12 @@ def test_what_is_above_full_scale_keeps_its_proportion(stems):
     assert clips["bass"]["gain"] == pytest.approx(2.4, abs=0.01)
     assert max(clips["bass"]["peaks"]) == pytest.approx(2400, abs=10)
     assert clips["drums"]["gain"] == 1
+
+
+def test_a_page_needs_no_temporary_folder(stems, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "missing")
+    assert run_jukesep("listen", "stems/one", "-o", "page") == 0
+    assert Path("page/index.html").exists()
 
 
 @pytest.mark.parametrize(
