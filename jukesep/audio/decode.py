@@ -99,7 +99,7 @@ def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
         raise UserError(f"{program}: cannot be run ({failure}). Install ffmpeg.") from failure
     said = [re.sub(" @ 0x[0-9a-f]+", "", line).strip() for line in done.stderr.splitlines()]
     if any(os.strerror(number) in done.stderr for number in FULL):
-        raise _unusable(target.parent, "is full")
+        raise _unusable(target.parent.parent, "is full")
     if "matches no streams" in done.stderr:
         raise UserError(f"{song}: not readable as audio: it has no sound. Pass another file.")
     if done.returncode:
@@ -120,8 +120,10 @@ def _decode(program: str, song: Path, target: Path, error: UserError) -> None:
 def spooled(stream: BinaryIO | None = None) -> Iterator[Path]:
     """Yield a temporary file with the content of standard input or `stream`, since readers seek.
 
-    UserError if it is empty or cannot be read, or if the temporary folder is full.
+    UserError if it is closed or empty, if it cannot be read, or if the temporary folder is full.
     """
+    if stream is None and sys.stdin is None:
+        raise UserError("standard input: is closed. Pass a file, or pipe the song to this command.")
     with _temporary() as folder:
         path = folder / "stdin"
         try:
@@ -129,7 +131,7 @@ def spooled(stream: BinaryIO | None = None) -> Iterator[Path]:
                 shutil.copyfileobj(stream or sys.stdin.buffer, file, BLOCK)
         except OSError as error:
             if error.errno in FULL:
-                raise _unusable(folder, "is full") from error
+                raise _unusable(folder.parent, "is full") from error
             raise UserError(f"standard input: cannot be read ({error.strerror}).") from error
         if not path.stat().st_size:
             raise UserError("standard input: is empty.")
@@ -142,12 +144,14 @@ def _temporary() -> Iterator[Path]:
     try:
         folder = tempfile.TemporaryDirectory(prefix="jukesep-")
     except OSError as error:
-        inside = Path(error.filename or "TMPDIR/")
-        raise _unusable(inside, f"cannot be used ({error.strerror})") from error
+        if error.filename is None:  # none of the usual folders can be used; the reason names them
+            raise UserError(f"{error.strerror}. Set TMPDIR to a folder with space.") from error
+        raise _unusable(
+            Path(error.filename).parent, f"cannot be used ({error.strerror})"
+        ) from error
     with folder as name:
         yield Path(name)
 
 
-def _unusable(inside: Path, why: str) -> UserError:
-    """The error for the folder of a temporary file or folder."""
-    return UserError(f"{inside.parent}: the temporary folder {why}. Set TMPDIR to another one.")
+def _unusable(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder}: the temporary folder {why}. Set TMPDIR to another one.")

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import audio
 from ..audio import Audio, decode, encode
-from ..base.errors import Interrupted, UserError
+from ..base.errors import REMEDIES, Interrupted, UserError
 from ..base.files import PartlyWritten, final, sweep, temporary
 from ..base.progress import bar
 from ..base.signals import handled
@@ -247,7 +247,9 @@ def _named(error: Exception, job: Job, options: Options, file: Path | None) -> E
     if isinstance(error, PartlyWritten):
         return UserError(f"{job.song}: {why}.")
     place = final(error.filename) if error.filename else options.output
-    return UserError(f"{job.song}: {place}: {why}. No stem of it was written.")
+    # The remedies are for the folder that is written to, not for a song that cannot be read.
+    remedy = REMEDIES.get(error.errno or 0, "") if place != Path(job.song) else ""
+    return UserError(f"{job.song}: {place}: {why}. No stem of it was written. {remedy}".rstrip())
 
 
 def _end(number: int, _: object) -> None:

@@ -115,7 +115,8 @@ def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> li
     """Return the files to write for each song; `songs` is what `find` returned.
 
     UserError if the pattern for file names lacks a field that it needs, if two songs would be
-    written to the same file, or if a file would be outside the output folder or replace a song.
+    written to the same file, or if a file would be outside the output folder, replace a song, or be
+    in a folder that is a file.
     """
     residual = None
     if options.residual:
@@ -150,6 +151,11 @@ def plan(songs: Mapping[str, str], stems: Sequence[str], options: Options) -> li
                 raise UserError(f"{target}: is {which}. Choose another --output.")
             if target.is_dir():
                 raise UserError(f"{target}: is a folder. Change --filename.")
+            for parent in target.parents:
+                if os.path.lexists(parent) and not os.path.isdir(parent):
+                    raise UserError(
+                        f"{parent}: is not a folder. Choose another --output or --filename."
+                    )
             targets[name] = target
         jobs.append(Job(song, track, targets, residual, beside))
     return jobs

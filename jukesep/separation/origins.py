@@ -67,7 +67,7 @@ class Origins:
         for name, path in there.items():
             # A stem alone stays what it is, whatever was written with it.
             by_itself = whole and name != job.residual
-            if difference := self._difference(path, wanted[name], by_itself):
+            if difference := self._difference(path, name, wanted[name], by_itself):
                 raise UserError(f"{path}: {difference}. {REPLACE}")
         if whole:
             return {}
@@ -153,7 +153,7 @@ class Origins:
             }
         return entries
 
-    def _difference(self, path: Path, wanted: Entry, by_itself: bool) -> str:
+    def _difference(self, path: Path, name: str, wanted: Entry, by_itself: bool) -> str:
         """What makes an existing file another than the wanted one, or nothing."""
         entry = self._known.get(self._key(path))
         if entry is None:
@@ -161,9 +161,8 @@ class Origins:
         if difference := _other_song(entry, wanted) or _other_way(entry, wanted):
             return difference
         if not by_itself and entry.get("together") != wanted["together"]:
-            names = entry.get("together")
-            listed = ", ".join(map(str, names)) if isinstance(names, list) and names else "others"
-            return f"was made to lie beside {shown(listed)}"
+            earlier, now = (_others(one, name) for one in (entry, wanted))
+            return f"was made {earlier}; it would now be made {now}"
         if entry.get("marks") != _marks(path) and entry.get("file_sha256") != file_digest(path):
             return "was changed after it was written"
         return ""
@@ -179,6 +178,13 @@ class Origins:
         if self._options.one_gain:
             return f"{beside}, which may be lowered by another gain"
         return ""
+
+
+def _others(entry: Entry, name: str) -> str:
+    """Which stems a file belongs together with, beside itself."""
+    together = entry.get("together")
+    names = [str(one) for one in together if one != name] if isinstance(together, list) else []
+    return f"together with {shown(', '.join(names))}" if names else "alone"
 
 
 def _other_song(entry: Entry, wanted: Entry) -> str:

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -132,6 +133,26 @@ def test_standard_input_that_cannot_be_read(tmp_path):
         decode.spooled(Folder()),
     ):
         pass
+
+
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of it
+    with (
+        pytest.raises(UserError, match=r"^standard input: is closed\. Pass a file"),
+        decode.spooled(),
+    ):
+        pass
+
+
+def test_no_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
+    with pytest.raises(UserError) as caught, decode.spooled(io.BytesIO(b"x")):
+        pass
+    assert str(caught.value) == (
+        f"No usable temporary directory found in ['{tmp_path / 'missing'}']. Set TMPDIR to a "
+        "folder with space."
+    )
 
 
 def test_a_temporary_folder_that_does_not_exist(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`jukesep separate` as people use it: what is read, what is written, and where."""
 
+import errno
 import functools
 import io
 import itertools
@@ -24,7 +25,7 @@ from programs import needs
 
 from jukesep.audio import decode
 from jukesep.audio.encode import FORMATS, writing
-from jukesep.base.errors import UserError
+from jukesep.base.errors import REMEDIES, UserError
 from jukesep.base.files import temporary
 from jukesep.model.checkpoints import load_model
 from jukesep.model.vqvae import VQVAE
@@ -539,6 +540,51 @@ def test_a_file_in_the_place_of_the_record_is_left_alone(project, capsys, conten
     said = _said(capsys, "song.wav", "-o", "stems", "--overwrite")
     assert said.startswith("error: stems/separated.json: ")
     assert "ove it elsewhere, or choose another --output" in said
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(project, capsys):
+    Path("file").write_text("mine")
+    Path("stems").mkdir()
+    Path("stems/song").write_text("mine")
+    for output, named in (
+        ("file", "file"),
+        ("file/sub", "file"),
+        ("stems", "stems/song"),
+    ):
+        said = _said(capsys, "song.wav", "-o", output)
+        expected = f"error: {named}: is not a folder. Choose another --output or --filename."
+        assert said == expected
+    Path("nowhere").symlink_to("missing")
+    assert run_jukesep("separate", "song.wav", "-o", "nowhere") == 1
+    assert "error: nowhere: is not a folder." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "Free some space."), (errno.EROFS, REMEDIES[errno.EROFS]), (errno.EIO, "")],
+)
+def test_a_disk_that_takes_no_stems_is_named_with_the_remedy(
+    project, capsys, monkeypatch, number, remedy
+):
+    def fail(path):
+        raise OSError(number, os.strerror(number), os.fspath(path))
+
+    monkeypatch.setattr(files, "temporary", fail)
+    said = _said(capsys, "song.wav", "-o", "stems", "--stems", "bass")
+    why = f"stems/song/bass.wav: {os.strerror(number)}. No stem of it was written."
+    assert said == f"error: song.wav: {why} {remedy}".rstrip()
+
+
+def test_stems_of_one_gain_say_what_they_were_made_with(project, capsys):
+    words = ("song.wav", "-o", "stems", "--format", "flac", "--stems")
+    assert run_jukesep("separate", *words, "bass") == 0
+    said = _said(capsys, *words, "bass,drums")
+    assert "bass.flac: was made alone; it would now be made together with drums. Pass" in said
+    assert run_jukesep("separate", *words, "bass,drums", "--overwrite") == 0
+    said = _said(capsys, *words, "bass,vocals")
+    assert (
+        "bass.flac: was made together with drums; it would now be made together with vocals" in said
+    )
 
 
 def test_a_record_that_was_tampered_with_steers_no_terminal(project, capsys):
