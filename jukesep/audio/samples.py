@@ -5,6 +5,7 @@ Audio is a float32 array (channels, samples) with full scale at +-1.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +151,14 @@ def write(
         except soundfile.LibsndfileError as error:  # it does not say that a disk is full
             reason = str(error).rsplit(": ", 1)[-1].rstrip(".")
             raise UserError(f"{path}: cannot be written ({reason}). Is the disk full?") from error
+
+
+def in_memory(samples: Audio, sample_rate: int, container: Literal["flac", "mp3"]) -> bytes:
+    """The content of a 16-bit flac file or an mp3 file with these samples (channels, samples)."""
+    content = io.BytesIO()
+    subtype = "PCM_16" if container == "flac" else None
+    soundfile.write(content, samples.T, sample_rate, subtype, format=container.upper())
+    return content.getvalue()
 
 
 @contextmanager

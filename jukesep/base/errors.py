@@ -13,10 +13,12 @@ from .files import final
 
 _PERMISSIONS = "Change the permissions, or choose a folder that you may write to."
 _SPACE = "Free some space."
+_FILE = "There is a file where a folder should be: move it elsewhere."
 # What a user can do about an error of the disk.
 REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _FILE),
 }
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import soundfile
 
 from .. import audio
 from ..audio import Audio
@@ -295,10 +293,7 @@ def _encoded(samples: Audio, rate: int, container: Container) -> tuple[dict[str,
     gain = max(float(np.abs(samples).max(initial=0)), 1.0)
     if gain > 1:
         samples = samples / np.float32(gain)
-    content = io.BytesIO()
-    subtype = "PCM_16" if container == "flac" else None
-    soundfile.write(content, samples.T, rate, subtype, format=container.upper())
-    data = base64.b64encode(content.getvalue()).decode()
+    data = base64.b64encode(audio.in_memory(samples, rate, container)).decode()
     return {"type": f"audio/{container}", "data": data, "gain": round(gain, 6)}, rate
 
 
