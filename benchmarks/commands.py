@@ -137,23 +137,48 @@ def hour(rate: int = 11_025, lengths: tuple[int, int] = (60, 3600)) -> Result:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measuring.fresh(0, make_models, folder, STEMS[0], "pretrained", rate)
-        sides: dict[str, dict[str, float]] = {}
-        for seconds in lengths:
-            song = folder / f"{seconds}.wav"
-            noise = np.random.default_rng(0).integers(-4000, 4000, (1, seconds * rate), np.int16)
-            audio.write(song, noise, rate, "PCM_16")
-            arguments = ["separate", str(song), "-o", str(folder / "stems")]
-            arguments += ["--models", str(folder / "runs"), "--device", "cpu"]
-            taken, peak = measuring.fresh(0, _command, arguments)
-            unit = f"{seconds / 60:g} minute{'s' if seconds != 60 else ''}"
-            sides[unit] = {"seconds": taken, "megabytes": peak / 1e6}
-            song.unlink()
+        sides = {
+            f"{seconds / 60:g} minute{'s' if seconds != 60 else ''}": _separated(
+                folder, seconds, 1, rate
+            )
+            for seconds in lengths
+        }
     short, long = (side["megabytes"] for side in sides.values())
     return Result(
         sides,
         {"growth": long - short},
         note=f"`jukesep separate`, demo model, one stem, mono at {rate:,} Hz",
     )
+
+
+def small_chunks(rate: int = 44_100, seconds: int = 120, chunk: int = 1024) -> Result:
+    """Peaks of memory of `jukesep separate` with the default chunk and with a small one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for stem in STEMS:
+            measuring.fresh(0, make_models, folder, stem, "pretrained", rate // 4)
+        sides = {
+            "default chunk": _separated(folder, seconds, 2, rate),
+            f"{chunk:,} samples": _separated(folder, seconds, 2, rate, "--chunk", str(chunk)),
+        }
+    default, small = (side["megabytes"] for side in sides.values())
+    return Result(
+        sides,
+        {"memory": small / default},
+        note=f"`jukesep separate`, demo models, four stems, {seconds} s of stereo at {rate:,} Hz",
+    )
+
+
+def _separated(
+    folder: Path, seconds: int, channels: int, rate: int, *options: str
+) -> dict[str, float]:
+    """Seconds and MB of `jukesep separate` on noise, in a process of its own."""
+    song, stems = folder / f"{seconds}.wav", folder / f"stems {' '.join(options)}"
+    noise = np.random.default_rng(0).integers(-4000, 4000, (channels, seconds * rate), np.int16)
+    audio.write(song, noise, rate, "PCM_16")
+    arguments = ["separate", str(song), "-o", str(stems), "--models", str(folder / "runs")]
+    taken, peak = measuring.fresh(0, _command, [*arguments, "--device", "cpu", *options])
+    return {"seconds": taken, "megabytes": peak / 1e6}
 
 
 def make_models(
@@ -283,6 +308,12 @@ ROWS = {
         hour,
         SEPARATE,
         (AT_MOST("growth", 50),),
+    ),
+    "chunks": Row(
+        "memory of separating a song in chunks of 1,024 samples against the default",
+        small_chunks,
+        SEPARATE,
+        (AT_MOST("memory", 1),),
     ),
     "help": Row("`jukesep --help`", start, HELP, (AT_MOST("seconds", 0.5),)),
     "repro": Row(

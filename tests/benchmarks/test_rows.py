@@ -266,6 +266,20 @@ def test_separating_is_measured_by_the_command(monkeypatch):
     assert found.figures == {"growth": 30}
 
 
+@pytest.mark.usefixtures("_small")
+def test_a_small_chunk_is_compared_with_the_default(monkeypatch):
+    peaks, command, given = iter((200e6, 150e6)), commands._command, []
+
+    def run(arguments):
+        given.append(arguments)
+        return command(arguments)[0], next(peaks)
+
+    monkeypatch.setattr(commands, "_command", run)
+    found = commands.small_chunks(rate=8000, seconds=2)
+    assert ["--chunk" in arguments for arguments in given] == [False, True]
+    assert found.figures == {"memory": 0.75}
+
+
 LINES = [
     (1.0, "Running stage 'prepare':\n"),
     (9.0, "band: 100%|##########| 196/196 [00:06<00:00, 5.69song/s]\n"),
