@@ -1,6 +1,7 @@
 """Common to all tests."""
 
 import gc
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,10 @@ CONF = Path(__file__).parents[1] / "conf"
 
 # Cycles are looked for among all that torch and Hydra hold, by default some five thousand times.
 gc.set_threshold(20_000, 20, 20)
+
+# Under nohup the tests would start with SIGHUP ignored, and so would the commands that they run.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
