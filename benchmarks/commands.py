@@ -151,7 +151,7 @@ def hour(rate: int = 11_025, lengths: tuple[int, int] = (60, 3600)) -> Result:
     )
 
 
-def small_chunks(rate: int = 44_100, seconds: int = 120, chunk: int = 1024) -> Result:
+def small_chunks(rate: int = 44_100, seconds: int = 30, chunk: int = 1024) -> Result:
     """Peaks of memory of `jukesep separate` with the default chunk and with a small one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
