@@ -414,6 +414,7 @@ PAPER = "uv run dvc exp run -S scale=paper -S data=musdb18hq -S data.root=/abs/p
 @readme(PAPER)
 def test_musdb18hq_in_place(project: Project, tmp_path: Path):
     """Read where it lies, by an experiment that runs elsewhere; a wrong root is said."""
+    known = _experiments(project)
     root = write_musdb18hq(tmp_path / "musdb18hq", samples=5000)
     # Short songs, and the first stage alone: the others take days. No weights from a network.
     short = " ".join(f"-S {stage}.segment=4096" for stage in ("pretrain", "stage1", "stage2"))
@@ -427,6 +428,9 @@ def test_musdb18hq_in_place(project: Project, tmp_path: Path):
     assert f"Give the folder above, {root}." in said
     assert str(root / "none") in project(f"dvc exp run {given}{root / 'none'} prepare", status=255)
     assert "root is not set" in project("dvc exp run -S data=musdb18hq prepare", status=255)
+    # Of another scale: each of its parameters would be a column of `dvc exp show`.
+    (name,) = _experiments(project) - known
+    project(f"dvc exp remove {name}")
 
 
 def test_songs_of_ones_own(project: Project, tmp_path: Path):
