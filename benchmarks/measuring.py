@@ -20,8 +20,8 @@ from typing import Any, ParamSpec, TypeVar
 from jukesep.base import unchanged
 from jukesep.base.errors import UserError
 from jukesep.base.git import git
+from jukesep.base.parallel import cores as cores
 from jukesep.base.signals import when_orphaned
-from jukesep.songs.parallel import cores as cores
 
 P = ParamSpec("P")
 T = TypeVar("T")

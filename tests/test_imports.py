@@ -51,7 +51,7 @@ TORCH_FREE = (
     "jukesep.songs.headers",
     "jukesep.songs.manifest",
     "jukesep.songs.musdb",
-    "jukesep.songs.parallel",
+    "jukesep.base.parallel",
     "jukesep.songs.prepare",
     "stages.baselines",
     "stages.listen",

@@ -12,7 +12,7 @@ import torch
 
 from ..base import progress
 from ..base.errors import UserError
-from ..songs.parallel import cores
+from ..base.parallel import cores
 from . import enabled, prepare
 
 Precision = Literal["fp32", "tf32", "bf16"]

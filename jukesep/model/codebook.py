@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels
-from ..base import distributed
 from ..base.errors import UserError
+from . import distributed
 
 CHUNK = 2**26
 """Distances that `nearest` computes at a time."""

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from .. import kernels
-from ..base import distributed, paths
+from ..base import paths
 from ..base.errors import UserError
 from ..base.params import Params, Recipe
 from ..base.seeds import torch_seed
 from ..kernels import devices
-from ..model import jukebox
+from ..model import distributed, jukebox
 from ..model.vqvae import VQVAE, Architecture, Encoder
 from ..resume import identity
 from ..resume.folder import About, Training

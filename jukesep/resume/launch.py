@@ -20,8 +20,8 @@ import sys
 from typing import Any
 
 from ..base.errors import Interrupted, UserError
+from ..base.parallel import cores
 from ..base.signals import ENDING, when_orphaned
-from ..songs.parallel import cores
 
 PROCESSES = "JUKESEP_NPROC"
 

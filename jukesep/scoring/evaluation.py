@@ -17,9 +17,9 @@ import numpy as np
 from .. import audio
 from ..audio import Audio
 from ..base.files import atomic
+from ..base.parallel import at_once
 from ..base.progress import bar
 from ..songs.manifest import MIXTURE, STEMS, Song
-from ..songs.parallel import at_once
 from . import metrics
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from .. import audio
 from ..audio import Audio
+from ..base import parallel
 from ..base.errors import UserError
 from ..base.progress import bar
-from ..songs import parallel
 from ..songs.find import Found
 from ..songs.manifest import MIXTURE, STEMS
 from . import evaluation, metrics

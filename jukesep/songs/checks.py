@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from .. import audio
 from ..audio import AudioInfo
 from ..base.errors import UserError
+from ..base.parallel import cores
 from ..base.progress import bar
 from ..base.unchanged import Known, code, marks
 from .headers import compare_headers, entries, held, read_headers, usual, without_path
 from .manifest import MIXTURE, part_file
-from .parallel import cores
 
 SILENCE = 2.0**-15  # one step of 16-bit audio
 RESIDUAL = -50.0  # dB relative to the mixture; rounding to 16 bits stays far below it

@@ -33,12 +33,12 @@ from ..base.download import alone, download
 from ..base.errors import UserError
 from ..base.files import sweep, temporary
 from ..base.packages import package_folder
+from ..base.parallel import at_once
 from ..base.progress import bar
 from ..base.unchanged import Known, code, file_digest, marks
 from .checks import Finding, Layout, raise_errors, wrong_root
 from .headers import held
 from .manifest import MIXTURE, STEMS, is_part, part_file
-from .parallel import at_once
 
 PARTS = (MIXTURE, *STEMS)
 SPLITS = ("train", "test")

@@ -17,13 +17,13 @@ from .. import audio
 from ..base import paths
 from ..base.errors import UserError
 from ..base.files import write_json
+from ..base.parallel import at_once
 from ..base.params import Params
 from ..base.progress import bar
 from ..base.unchanged import Known, code
 from . import musdb
 from .checks import Checked, Finding, Layout, check_root
 from .manifest import MIXTURE, SPLITS, STEMS, Manifest, Song
-from .parallel import at_once
 
 PARTS = (MIXTURE, *STEMS)
 MADE = ("band", "musdb18", "songs")  # folders of generated songs in the cache

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..base import distributed
 from ..base.errors import UserError
 from ..base.params import Recipe
 from ..base.signals import begin_reading
+from ..model import distributed
 from ..resume.folder import Training
 from .segments import Segments
 from .tasks import Prepared, Task

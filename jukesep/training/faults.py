@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ..base import distributed
 from ..base.errors import Interrupted, UserError
 from ..base.params import Recipe
 from ..kernels import devices
+from ..model import distributed
 from ..resume.folder import Training
 from .segments import Segments
 

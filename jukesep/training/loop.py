@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..base import distributed
 from ..base.errors import UserError
 from ..base.params import Recipe
 from ..base.progress import bar
 from ..kernels import devices
+from ..model import distributed
 from ..resume.folder import Training
 from .batches import training_batches, validation_batches
 from .faults import check_finite, explained, warn_of_collapse

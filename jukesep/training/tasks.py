@@ -10,10 +10,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from ..base import distributed
 from ..base.params import CodebookParams, Losses
 from ..base.seeds import torch_generator
-from ..model import jukebox
+from ..model import distributed, jukebox
 from ..model.codebook import straight_through
 from ..model.vqvae import VQVAE, Encoder
 from . import losses

@@ -26,17 +26,13 @@ ANYWHERE = {
     "jukesep/base/signals.py": "ends a training, which then resumes to the same result",
     "jukesep/base/unchanged.py": "saves time: what it finds is what would be found again",
     "jukesep/pipeline/pretrained.py": "the file that it finds is in weights.depends_on",
-    "jukesep/songs/parallel.py": "how many songs at a time does not change a song's result",
+    "jukesep/base/parallel.py": "how many songs at a time does not change a song's result",
     "jukesep/resume": "an interruption does not change a training's result",
 }
 NO_MODEL = "runs no model: what it imports from scoring has no part in that"
-ONE_PROCESS = "a group of processes is for trainings"
 NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
-    "evaluate": ANYWHERE | {"jukesep/base/distributed.py": ONE_PROCESS},
-    "separator": ANYWHERE | {"jukesep/base/distributed.py": ONE_PROCESS},
     "baselines": ANYWHERE
     | {
-        "jukesep/base/distributed.py": NO_MODEL,
         "jukesep/kernels": NO_MODEL,
         "jukesep/model": NO_MODEL,
         "jukesep/separation/chunked.py": NO_MODEL,
@@ -44,7 +40,6 @@ NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
     "report": ANYWHERE
     | {
         "jukesep/audio": "reads scores, no sound",
-        "jukesep/base/distributed.py": NO_MODEL,
         "jukesep/kernels": NO_MODEL,
         "jukesep/model": NO_MODEL,
         "jukesep/separation/chunked.py": NO_MODEL,

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from jukesep import audio
+from jukesep.base import parallel
 from jukesep.base.params import Separation
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring import evaluation
 from jukesep.scoring import metrics as scores
-from jukesep.songs import parallel
 from jukesep.songs.manifest import STEMS, Song
 
 RATE = 1000

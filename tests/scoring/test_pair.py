@@ -661,7 +661,7 @@ def test_an_interruption_drops_the_songs_that_wait(project, capsys, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate_files, "_score_song", interrupted)
-    monkeypatch.setattr("jukesep.songs.parallel.cores", lambda: 1)
+    monkeypatch.setattr("jukesep.base.parallel.cores", lambda: 1)
     code, out, _ = _evaluate(capsys, "-o", "scores.csv")
     assert (code, out) == (130, "")
     assert len(begun) < 42

@@ -440,7 +440,7 @@ def test_a_fault_does_not_cost_what_was_read_before(tmp_path, folder, monkeypatc
 
 @pytest.mark.parametrize("rate", [11025, 44100])
 def test_the_band_is_rendered_once(tmp_path, monkeypatch, rate):
-    monkeypatch.setattr("jukesep.songs.parallel.cores", lambda: 1)
+    monkeypatch.setattr("jukesep.base.parallel.cores", lambda: 1)
     counts = ["band.seconds=2"]
     counts += [f"band.{name}=1" for name in ("train", "valid", "test", "pretrain")]
     settings = _params(tmp_path, *counts, f"model.sample_rate={rate}")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from folders import RATE, write_song
 
+from jukesep.base import parallel
 from jukesep.base.params import Separation
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring import evaluation
-from jukesep.songs import parallel
 from jukesep.songs.manifest import Song
 
 GB = 1 << 30

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..base.errors import UserError
 
 
 def launched() -> bool:
