@@ -185,6 +185,35 @@ def score_separation(
     return rows
 
 
+def score_estimates(
+    song: Song,
+    references: Mapping[str, Audio],
+    estimates: Mapping[str, Audio],
+    system: str,
+    step: int | str,
+    sample_rate: int,
+    *,
+    mono: Mapping[str, Audio] | None = None,
+    museval: bool = False,
+) -> list[Row]:
+    """Score a system's estimates of one song with every metric: one row per stem and metric.
+
+    `references` holds every stem of the song, `estimates` those that the system returns, each
+    (channels, samples) at `sample_rate` Hz. `sdr`, the paper's metric, has two conventions: it
+    scores `mono`, the stems (1, samples) that the system separated from the mono mixture, or, if
+    that is None, the mean of the channels of `estimates`. They are equal for a mono song.
+    """
+    rows = []
+    for stem, estimate in estimates.items():
+        values = metrics.score_song(
+            song.name, stem, references, estimate, sample_rate, extras=museval
+        )
+        if mono is not None and not math.isnan(values["sdr"]):
+            values["sdr"] = metrics.sdr(audio.to_mono(references[stem]), mono[stem])
+        rows += [Row(song, stem, system, "", step, m, v) for m, v in values.items()]
+    return rows
+
+
 def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:
     """Read a song's mixture and its four stems, each (channels, samples)."""
     return audio.read(song.file(MIXTURE)), {stem: audio.read(song.file(stem)) for stem in STEMS}

@@ -1,0 +1,1 @@
+"""Systems: whatever separates a mixture into stems, ours and others'."""
