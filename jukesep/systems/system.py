@@ -66,8 +66,8 @@ class System:
             samples = np.asarray(estimate, np.float32)
             if samples.shape != given.shape:
                 raise UserError(
-                    f"{self.name}: {stem} has the shape {samples.shape}, the mixture {given.shape}: "
-                    "expected (channels, samples) of the mixture."
+                    f"{self.name}: {stem} has the shape {samples.shape}, but the mixture has "
+                    f"{given.shape}, (channels, samples)."
                 )
             if not np.isfinite(samples).all():
                 raise UserError(f"{self.name}: {stem} holds NaN or infinite samples.")
