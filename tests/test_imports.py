@@ -12,7 +12,7 @@ import pytest
 from sources import ROOT, imports
 
 import jukesep
-from jukesep.base.errors import PIPELINE, UserError, not_installed, reported
+from jukesep.base.errors import EXTRAS, UserError, not_installed, reported
 from jukesep.base.packages import package_folder
 
 TORCH_FREE = (
@@ -137,7 +137,7 @@ def test_every_module_that_says_so_is_among_them():
             assert name.removesuffix(".__init__") in TORCH_FREE
 
 
-# --- the extra `pipeline` ---------------------------------------------------------------------
+# --- the extras -------------------------------------------------------------------------------
 
 
 def foreign(path):
@@ -160,22 +160,26 @@ def foreign(path):
                 yield package, node in inner
 
 
-def test_packages_of_the_extra_are_imported_where_they_are_used():
+def test_packages_of_an_extra_are_imported_where_they_are_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     always = {canonical(line) for line in project["dependencies"]} | {"triton"}  # torch's own
-    extra = {canonical(line) for line in project["optional-dependencies"]["pipeline"]}
-    extra |= {"omegaconf"}  # hydra-core's own
-    assert not always & extra
+    extras = {
+        name: {canonical(line) for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
+    extras["pipeline"].add("omegaconf")  # hydra-core's own
+    optional = set().union(*extras.values())
+    assert not always & optional
     distributions = packages_distributions()
     for path in (ROOT / "jukesep").rglob("*.py"):
         for package, within in foreign(path):
             owners = {canonical(name) for name in distributions.get(package, [package])}
             if not owners & always:
-                assert owners & extra, f"{path}: {package} is no dependency"
+                assert owners & optional, f"{path}: {package} is no dependency"
                 assert within, f"{path}: {package} must be imported in a function"
-                assert package in PIPELINE, f"jukesep.base.errors.PIPELINE lacks {package}"
-    owners = {canonical(name) for package in PIPELINE for name in distributions[package]}
-    assert owners <= extra
+                assert package in EXTRAS, f"jukesep.base.errors.EXTRAS lacks {package}"
+    for package, extra in EXTRAS.items():
+        assert {canonical(name) for name in distributions[package]} <= extras[extra]
 
 
 def canonical(line):
@@ -183,21 +187,21 @@ def canonical(line):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "package", "extra"),
     [
-        ModuleNotFoundError("No module named 'symusic.core'", name="symusic.core"),
-        PackageNotFoundError("pretty-midi"),
-        not_installed("symusic"),
+        (ModuleNotFoundError("", name="symusic.core"), "symusic", "pipeline"),
+        (PackageNotFoundError("pretty-midi"), "pretty_midi", "pipeline"),
+        (not_installed("symusic"), "symusic", "pipeline"),
+        (ModuleNotFoundError("", name="demucs.htdemucs"), "demucs", "peers"),
+        (ModuleNotFoundError("", name="openunmix"), "openunmix", "peers"),
     ],
 )
-def test_what_the_extra_would_bring_is_named(error, capsys):
+def test_what_an_extra_would_bring_is_named(error, package, extra, capsys):
     with pytest.raises(SystemExit), reported():
         raise error
-    said = capsys.readouterr().err
-    assert re.fullmatch(
-        r"error: (symusic|pretty_midi) is not installed\. This needs jukesep\[pipeline\]: "
-        r"pip install 'jukesep\[pipeline\]'\n",
-        said,
+    assert capsys.readouterr().err == (
+        f"error: {package} is not installed. This needs jukesep[{extra}]: "
+        f"pip install 'jukesep[{extra}]'\n"
     )
 
 

@@ -9,7 +9,7 @@ import soundfile
 from commands import STEM, noise, save_models
 from programs import needs
 
-from jukesep.base.errors import PIPELINE
+from jukesep.base.errors import EXTRAS
 from jukesep.separation import models
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def _run(*words, cwd=ROOT, **environment):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder of the programs of an environment without the extra `pipeline`.
+    """The folder of the programs of an environment without an extra.
 
     The packages are those that uv has installed for the tests, linked from its cache; in CI it may
     fetch them.
@@ -62,14 +62,14 @@ def run(installed, tmp_path):
     return run
 
 
-def test_the_extra_is_not_there_and_no_module_needs_it_to_be_imported(run):
+def test_no_extra_is_there_and_no_module_needs_one_to_be_imported(run):
     code = f"""
 import pkgutil, sys
 from importlib import import_module
 from importlib.util import find_spec
 import jukesep
 assert not jukesep.__file__.startswith({str(ROOT)!r})
-assert not [name for name in {sorted(PIPELINE)} if find_spec(name)]
+assert not [name for name in {sorted(EXTRAS)} if find_spec(name)]
 skipped = {{"jukesep.__main__"}} if find_spec("triton") else {{
     "jukesep.__main__", "jukesep.kernels.triton_kernels"}}
 for module in pkgutil.walk_packages(jukesep.__path__, "jukesep."):

@@ -26,20 +26,21 @@ class UserError(Exception):
     """An error that a user can correct: it names the file or setting, the value and the remedy."""
 
 
-# Packages of the extra `pipeline`, by import name. pyproject.toml pins them.
-PIPELINE = frozenset(
+# Packages by import name, and the extra to install for each. pyproject.toml pins them.
+# `pipeline` brings openunmix too; who lacks it needs no more than `peers`.
+EXTRAS = dict.fromkeys(
     (
         *("dvc", "hydra", "matplotlib", "musdb", "museval", "omegaconf", "pandas", "pooch"),
         *("pretty_midi", "requests", "stempeg", "symusic", "vl_convert"),
-    )
-)
+    ),
+    "pipeline",
+) | dict.fromkeys(("demucs", "openunmix"), "peers")
 
 
 def not_installed(package: str) -> UserError:
-    """The error for a package of the extra `pipeline` that is not installed."""
-    return UserError(
-        f"{package} is not installed. This needs jukesep[pipeline]: pip install 'jukesep[pipeline]'"
-    )
+    """The error for a package of an extra that is not installed."""
+    extra = f"jukesep[{EXTRAS.get(package, 'pipeline')}]"
+    return UserError(f"{package} is not installed. This needs {extra}: pip install '{extra}'")
 
 
 class Interrupted(Exception):
@@ -54,15 +55,15 @@ class Interrupted(Exception):
 def reported() -> Iterator[None]:
     """Print a UserError raised in the block and exit with status 1; on Ctrl-C, exit with 130.
 
-    A failed import of a package of the extra `pipeline` is reported as a UserError too, and so are
-    missing permissions and a full disk, wherever they are met.
+    A failed import of a package of an extra is reported as a UserError too, and so are missing
+    permissions and a full disk, wherever they are met.
     """
     try:
         try:
             yield
         except ModuleNotFoundError as error:  # names from importlib.metadata contain dashes
             package = str(error.name).partition(".")[0].replace("-", "_")
-            if package not in PIPELINE:
+            if package not in EXTRAS:
                 raise
             raise not_installed(package) from error
     except UserError as error:
