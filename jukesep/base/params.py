@@ -8,7 +8,7 @@ module does not import torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +26,8 @@ Size = Annotated[int, Field(ge=1, le=1 << 16)]
 Depth = Annotated[int, Field(ge=1, le=64)]
 Growth = Annotated[int, Field(ge=1, le=64)]
 Codes = Annotated[int, Field(ge=1, le=1 << 24)]
+# Of a spectrogram, in samples.
+Window = Annotated[int, Field(ge=16, le=1 << 16, multiple_of=4)]
 Halvings = Annotated[int, Field(ge=1, le=16)]
 BLOCKS = Field(min_length=1, max_length=8)
 Init = Literal["pretrained", "scratch"]
@@ -175,6 +177,78 @@ class Stage2(Recipe):
         return self
 
 
+class OpenUnmixSizes(Section):
+    hidden: Annotated[int, Field(ge=2, le=1 << 14, multiple_of=2)]
+    layers: Depth
+    window: Window
+
+
+class HDemucsSizes(Section):
+    channels: Annotated[int, Field(ge=4, le=1 << 12, multiple_of=4)]
+    depth: Annotated[int, Field(ge=5, le=8)]
+    window: Window
+
+
+class ConvTasNetSizes(Section):
+    filters: Size
+    features: Size
+    hidden: Size
+    layers: Annotated[int, Field(ge=1, le=16)]
+    stacks: Depth
+
+
+class DemucsSizes(Section):
+    channels: Size
+    depth: Annotated[int, Field(ge=1, le=8)]
+    lstm: Annotated[int, Field(ge=0, le=8)]
+
+
+class WaveUNetSizes(Section):
+    channels: Size
+    depth: Annotated[int, Field(ge=1, le=8)]
+
+
+class ControlSizes(Section):
+    channels: Size
+    depth: Annotated[int, Field(ge=1, le=8)]
+    window: Window
+
+
+Sizes = TypeVar("Sizes", bound=Section)
+
+
+class Peer(Recipe, Generic[Sizes]):
+    """`network`: the sizes of the network, arguments of `peers.networks`."""
+
+    network: Sizes
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Peer[Sizes]:
+        window = getattr(self.network, "window", 1)
+        if self.segment < window:
+            raise ValueError(f"segment={self.segment} is shorter than network.window={window}")
+        return self
+
+
+class Peers(Section):
+    """The peers to train, by name; None for the others."""
+
+    open_unmix: Peer[OpenUnmixSizes] | None = None
+    hdemucs: Peer[HDemucsSizes] | None = None
+    conv_tasnet: Peer[ConvTasNetSizes] | None = None
+    demucs: Peer[DemucsSizes] | None = None
+    wave_unet: Peer[WaveUNetSizes] | None = None
+    control: Peer[ControlSizes] | None = None
+
+    def recipe(self, name: str) -> Peer[Any]:
+        """The recipe of a chosen peer. UserError for another name."""
+        found: Peer[Any] | None = getattr(self, name, None)
+        if name not in type(self).model_fields or found is None:
+            chosen = ", ".join(one for one, recipe in self if recipe) or "none"
+            raise UserError(f"{paths.PARAMS}: the peers are {chosen}, and not {name}.")
+        return found
+
+
 class Separation(Section):
     """How a model runs over a song: keyword arguments of `separation.chunked.apply_chunked`."""
 
@@ -212,6 +286,7 @@ class Params(Section):
     stage1: Stage1
     stage1_steps: Stage1Steps
     stage2: Stage2
+    peers: Peers
     separation: Separation
     evaluate: Evaluate
 

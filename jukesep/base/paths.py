@@ -24,6 +24,7 @@ WEIGHTS = "vqvae.pth.tar"
 RESULTS = Path("results")
 SCORES = RESULTS / "scores"
 SOUNDS = RESULTS / "audio"
+SYSTEMS = RESULTS / "systems"
 BASELINES = RESULTS / "baselines.csv"
 
 SEPARATOR = Path("models/separator")
@@ -67,6 +68,26 @@ def scores(stem: str, init: str) -> Path:
 def sounds(stem: str, init: str) -> Path:
     """The folder of the audio that was scored."""
     return SOUNDS / f"{stem}_{init}"
+
+
+def peer(name: str) -> Path:
+    """The folder of a peer's training: log.csv and checkpoints/."""
+    return RUNS / "peers" / name
+
+
+def peer_checkpoint(name: str, step: int) -> Path:
+    """A checkpoint of a peer's training."""
+    return peer(name) / "checkpoints" / f"{step}.pt"
+
+
+def system_scores(name: str) -> Path:
+    """The scores for every song of a system that separates all stems at once."""
+    return SYSTEMS / f"{name}.csv"
+
+
+def system_sounds(name: str) -> Path:
+    """The folder of the audio that was scored: <song>/<stem>.flac."""
+    return SOUNDS / name
 
 
 def trainings() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def weights(params: Params, init: str) -> None:
     elif params.weights.source == "pretrain":
         vqvae, recipe = _random_vqvae(params), params.pretrain
         names = {f"checkpoints/{recipe.steps}.pt": paths.WEIGHTS}
-        with _training(params, "weights", "pretrain", {"init": init}, folder, names) as run:
+        with training(params, "weights", "pretrain", {"init": init}, folder, names) as run:
             _train_vqvae(params, recipe, vqvae, MIXTURE, "pretrain", init, run)
     else:
         file = pretrained.find(params.weights)
@@ -72,7 +72,7 @@ def stage1(params: Params, stem: str, init: str) -> None:
             usage = jukebox.restored_usage(vqvae.architecture, recipe.segment)
             vqvae.codebook.restore(torch.zeros_like(vqvae.codebook.k), usage)
     item, folder = {"stem": stem, "init": init}, paths.run("stage1", stem, init)
-    with _training(params, "stage1", "stage1", item, folder) as run:
+    with training(params, "stage1", "stage1", item, folder) as run:
         _train_vqvae(params, recipe, vqvae, stem, "stage1", init, run)
 
 
@@ -85,7 +85,7 @@ def stage2(params: Params, stem: str, init: str) -> None:
     parts, segment, seed = (MIXTURE, stem), recipe.segment, params.seed
     hps = _hps(params, init, stem)
     item, folder = {"stem": stem, "init": init}, paths.run("stage2", stem, init)
-    with _training(params, "stage2", "stage2", item, folder) as run:
+    with training(params, "stage2", "stage2", item, folder) as run:
         train(
             LatentMatching(encoder, first, recipe.loss, params.losses, hps),
             recipe,
@@ -124,29 +124,33 @@ def _train_vqvae(
 
 
 @contextmanager
-def _training(
+def training(
     params: Params,
     stage: str,
     section: str,
     item: Mapping[str, str],
     out: Path,
     names: Mapping[str, str] | None = None,
+    libraries: Sequence[str] = (),
 ) -> Iterator[Training]:
     """Set up the training of a stage in dvc.yaml: its device, and other processes if any.
 
-    `section` names the recipe in the parameters, `item` the stage's matrix values.
+    `section` names the recipe in the parameters, `item` has the values of the stage's matrix or
+    foreach, `libraries` are packages that have a part in this training alone.
     """
     what = identity.identity(
         stage,
         item,
         params.model_dump(mode="json"),
+        libraries,
         device=devices.choose(params.device, params.threads).type,
         threads=str(params.threads),
         # The plain definitions round differently.
         **({} if kernels.enabled() else {"kernels": "off"}),
     )
+    parts = (item.get("stem", MIXTURE), item.get("init", ""))
     about = About(
-        title=" ".join((section, item.get("stem", MIXTURE), item["init"])),
+        title=f"{stage} {item['key']}" if "key" in item else " ".join((section, *parts)),
         section=section,
         out=out,
         names=names or {},

@@ -27,19 +27,26 @@ _ROOTS = (Path(), Path(__file__).parents[2])  # the project, and the repository 
 
 
 def identity(
-    stage: str, item: Mapping[str, str], params: Mapping[str, Any], **more: str
+    stage: str,
+    item: Mapping[str, str],
+    params: Mapping[str, Any],
+    libraries: Iterable[str] = (),
+    **more: str,
 ) -> dict[str, Any]:
     """Return everything that determines the result of a stage, as {kind: {name: value}}.
 
-    `item` is the entry of the stage's matrix, such as {"stem": "vocals", "init": "scratch"};
-    `params` are all parameters; `more` are other values, such as the device. UserError if dvc.yaml
+    `item` is the entry of the stage's matrix, such as {"stem": "vocals", "init": "scratch"}, or the
+    key of its foreach, {"key": "hdemucs"};
+    `params` are all parameters; `libraries` are packages beside LIBRARIES; `more` are other values,
+    such as the device. UserError if dvc.yaml
     or an input is missing.
     """
     file = _find(str(paths.PIPELINE))
     if file is None:
         raise UserError("dvc.yaml: no such file. Run this in the folder of the project.")
     described = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"][stage]
-    values = {**params, "item": item}
+    described = described.get("do", described)  # of a foreach
+    values = {**params, "item": item, "key": item.get("key")}
     chosen: dict[str, Any] = {}
     for name in _filled(described["params"], values):
         chosen |= _flat(name, _value(values, name))
@@ -47,7 +54,7 @@ def identity(
         "stage": {"name": stage, **item},
         "parameters": chosen,
         "inputs": _digests(_filled(described["deps"], values)),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: version(name) for name in (*LIBRARIES, *libraries)},
         "runs on": more,
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +25,7 @@ from . import metrics
 if TYPE_CHECKING:
     from ..base.params import Separation
     from ..model.vqvae import VQVAE
+    from ..systems.system import System
 
 COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
 BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
@@ -182,6 +183,46 @@ def score_separation(
         if kept:
             kept(str(step), mono[None])
         rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
+    return rows
+
+
+def score_systems(
+    songs: list[Song],
+    systems: Sequence[System],
+    step: int | str,
+    sample_rate: int,
+    museval: bool = False,
+    keep: Path | None = None,
+) -> list[Row]:
+    """Score systems on whole songs. `sdr` scores what they separate from the mono mixture.
+
+    `keep` is a folder for that mono audio, to listen to: <song>/<stem>.flac, and
+    <song>/<system>_<stem>.flac of all systems but the first.
+    """
+    rows = []
+    line = bar(songs, desc="evaluate " + ", ".join(one.name for one in systems), unit="song")
+    for song in line if systems else ():
+        mixture, references = _read(song)
+        for system in systems:
+            estimates = system(mixture, sample_rate)
+            mono = estimates
+            if len(mixture) > 1:
+                mono = system(audio.to_mono(mixture), sample_rate)
+            rows += score_estimates(
+                song,
+                references,
+                estimates,
+                system.name,
+                step,
+                sample_rate,
+                mono=mono,
+                museval=museval,
+            )
+            if keep is not None:
+                before = "" if system is systems[0] else f"{system.name}_"
+                for stem, samples in mono.items():
+                    path = keep / song.name / f"{before}{stem}.flac"
+                    audio.write(path, np.clip(samples, -1, 1), sample_rate, "PCM_16")
     return rows
 
 

@@ -89,7 +89,7 @@ def train(
                     run.row(state.step, [_number(row[name]) for name in columns])
                     _show(line, row, task)
                     state.block = Block()
-                    if not warned and state.step > recipe.warmup:
+                    if task.codes and not warned and state.step > recipe.warmup:
                         warned = warn_of_collapse(run, task.codes, row)
                 if state.step in checkpoints:
                     write = partial(task.save, state.averaged, step=state.step)

@@ -7,8 +7,13 @@ import pytest
 import yaml
 from sources import ROOT, closure
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-TRAININGS = ("weights", "stage1", "stage2")
+STAGES = {
+    name: stage.get("do", stage)  # of a foreach
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
+        "stages"
+    ].items()
+}
+TRAININGS = ("weights", "stage1", "stage2", "peer")
 CODE = ("jukesep/", "stages/")
 
 # What a stage runs that does not decide its result, and why.
@@ -34,6 +39,13 @@ NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
     "baselines": ANYWHERE
     | {
         "jukesep/kernels": NO_MODEL,
+        "jukesep/model": NO_MODEL,
+        "jukesep/separation/chunked.py": NO_MODEL,
+    },
+    "peer": ANYWHERE | {"jukesep/kernels": "choose the device: a peer's network is a library's"},
+    "evaluate_peer": ANYWHERE
+    | {
+        "jukesep/kernels": "choose the device: a peer's network is a library's",
         "jukesep/model": NO_MODEL,
         "jukesep/separation/chunked.py": NO_MODEL,
     },

@@ -1,0 +1,1 @@
+"""Peers: other networks, trained on the same songs by the same loop."""

@@ -1,0 +1,32 @@
+"""Score systems that separate all stems at once: stages `evaluate_peer` and `refined`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from ..base import paths
+from ..base.params import Params
+from ..scoring import evaluation
+from ..songs.manifest import Manifest
+from ..systems.system import System
+
+
+def evaluate(params: Params, name: str, systems: Sequence[System], step: int) -> None:
+    """Score systems on whole songs: results/systems/<name>.csv and results/audio/<name>/.
+
+    `step` is the last one of their training. Without systems the table is empty.
+    """
+    manifest = Manifest.load(paths.MANIFEST)
+    listening = paths.system_sounds(name)
+    shutil.rmtree(listening, ignore_errors=True)
+    listening.mkdir(parents=True)  # stays empty without evaluate.audio
+    rows = evaluation.score_systems(
+        manifest.split(params.evaluate.split),
+        systems,
+        step,
+        manifest.sample_rate,
+        params.evaluate.museval,
+        listening if params.evaluate.audio else None,
+    )
+    evaluation.write_scores(paths.system_scores(name), rows)
