@@ -141,11 +141,13 @@ def _models_alone(p: params.Params) -> Step:
         rows = np.concatenate([audio.to_mono(mixture), mixture])
         inputs.append((torch.from_numpy(audio.to_mono(stem)), torch.from_numpy(rows)))
 
+    settings = {**p.separation.model_dump(), "sample_rate": p.model.sample_rate}
+
     def one(song: tuple[torch.Tensor, torch.Tensor]) -> None:
         stem, rows = song
-        apply_chunked(models[0], stem, **p.separation.model_dump())  # the ceiling's
+        apply_chunked(models[0], stem, **settings)  # the ceiling's
         for model in models:
-            apply_chunked(model, rows, **p.separation.model_dump())
+            apply_chunked(model, rows, **settings)
 
     def run() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -253,7 +253,7 @@ class Separation(Section):
     """How a model runs over a song: keyword arguments of `separation.chunked.apply_chunked`."""
 
     chunk: Count
-    chunking: Literal["exact", "hard"]
+    chunking: Literal["exact", "hard", "published"]
     bottleneck: Literal["quantise", "bypass"]
 
 

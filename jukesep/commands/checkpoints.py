@@ -102,10 +102,11 @@ def evaluate(
         int, typer.Option(min=1, help="Samples separated at a time. Fewer need less memory.")
     ] = 393_216,
     chunking: Annotated[
-        Literal["exact", "hard"],
+        Literal["exact", "hard", "published"],
         typer.Option(
             help="exact: chunks with context, with the same result as the whole song at once; "
-            "hard: chunks without context, as in the authors' code."
+            "hard: chunks without context; published: chunks without context, at the positions "
+            "of the authors' code."
         ),
     ] = "exact",
     bottleneck: Annotated[

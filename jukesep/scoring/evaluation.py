@@ -162,7 +162,11 @@ def score_separation(
         device = next(model.parameters()).device
         tell = (lambda done: progress(done * len(rows))) if progress else None
         output = apply_chunked(
-            model, torch.from_numpy(rows).to(device), progress=tell, **separation.model_dump()
+            model,
+            torch.from_numpy(rows).to(device),
+            progress=tell,
+            sample_rate=sample_rate,
+            **separation.model_dump(),
         )
         return output.cpu().numpy()
 

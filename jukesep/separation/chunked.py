@@ -1,4 +1,4 @@
-"""Run a model over a song in chunks: exact, in memory that does not grow with the song."""
+"""Run a model over a song in chunks: exact, or with the chunk borders of the published code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..model.vqvae import VQVAE
 
-CHUNK = 393_216  # samples, as in the authors' code
-Chunking = Literal["exact", "hard"]
+CHUNK = 393_216  # samples, the paper's
+Chunking = Literal["exact", "hard", "published"]
 Bottleneck = Literal["quantise", "bypass"]
 
 
@@ -25,24 +25,60 @@ def apply_chunked(
     *,
     chunking: Chunking = "exact",
     bottleneck: Bottleneck = "quantise",
+    sample_rate: int | None = None,
 ) -> torch.Tensor:
     """decode(quantise(encode(rows))) chunk by chunk: (rows, samples) to the same shape.
 
-    With chunking "exact" each chunk has the model's full receptive field as context on either
-    side, and only the song's own ends are padded: the result equals a run over the whole song.
-    With "hard", as in the authors' code, chunks have no context and the result depends on `chunk`
-    (samples). With bottleneck "bypass" the latents are decoded without quantising.
-    `progress` is called with the number of samples that each chunk finished.
+    Chunks have `chunk` samples, rounded down to a multiple of the hop. With chunking "exact" each
+    chunk has the model's full receptive field as context on either side, and only the song's own
+    ends are padded: the result equals a run over the whole song. With "hard" and "published"
+    chunks have no context, and the result depends on `chunk`. "hard" chunks begin at multiples of
+    it, "published" chunks where those of the authors' code do (`published_chunks`). As there, the
+    outputs follow one another from the start of the song. What exceeds the song is cut, and what
+    they do not reach is zero.
+
+    With bottleneck "bypass" the latents are decoded without quantising. `sample_rate` (Hz) is for
+    "published" alone: ValueError if it is missing. `progress` is called with the number of samples
+    that each chunk finished.
     """
     hop, context = vqvae.architecture.hop, vqvae.context() if chunking == "exact" else 0
-    output, done = torch.empty_like(rows), 0
-    for window, kept in windows([rows], max(chunk // hop, 1) * hop, context):
-        result = apply(vqvae, window, bottleneck)[:, kept]
+    size, samples = max(chunk // hop, 1) * hop, rows.shape[-1]
+    cut: Iterable[tuple[torch.Tensor, slice]]
+    if chunking != "published":
+        cut = windows([rows], size, context)
+    elif sample_rate:
+        spans = published_chunks(samples, size, sample_rate)
+        cut = ((rows[:, span], slice(None)) for span in spans)
+    else:
+        raise ValueError("published chunks depend on the sample rate: pass sample_rate")
+    output, done = torch.zeros_like(rows), 0
+    for window, kept in cut:
+        result = apply(vqvae, window, bottleneck)[:, kept][:, : samples - done]
         output[:, done : done + result.shape[-1]] = result
         done += result.shape[-1]
         if progress:
             progress(result.shape[-1])
     return output
+
+
+def published_chunks(samples: int, chunk: int, sample_rate: int) -> Iterator[slice]:
+    """The chunks that the authors' code cuts a song of `samples` samples into.
+
+    It adds up the duration of a chunk in seconds, and librosa rounds the position down to samples
+    (at `sample_rate` Hz): where the sum is below the exact position, a chunk begins one sample
+    early. For 393,216 samples at 44,100 Hz these are chunks 5, 7, 10, 13, 14 and 15, counted from
+    0, and then none before chunk 70. The last chunk ends with the song, so that an early one has
+    one sample more. Source: `predict_channel.py` of the published code.
+    """
+    seconds = chunk / sample_rate
+    position = 0.0
+    for _ in range(samples // chunk):
+        first = int(position * sample_rate)
+        yield slice(first, first + int(seconds * sample_rate))
+        position += seconds
+    first = int(position * sample_rate)
+    if first < samples:
+        yield slice(first, samples)
 
 
 def windows(

@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jukesep.audio import Resampler
@@ -14,7 +14,7 @@ from jukesep.model.checkpoints import load_model
 from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.separation import chunked as separation
-from jukesep.separation.chunked import apply_chunked, windows
+from jukesep.separation.chunked import apply_chunked, published_chunks, windows
 from jukesep.separation.separator import PIECE, Separator, load_separator
 from jukesep.songs.manifest import STEMS
 
@@ -56,6 +56,75 @@ def test_hard_chunks_are_each_separated_alone():
     parts = [apply_chunked(MODEL, part, chunk=64) for part in song.split(64, dim=1)]
     torch.testing.assert_close(output, torch.cat(parts, dim=1))
     assert (output - apply_chunked(MODEL, song, chunk=64)).abs().max() > 1e-3
+
+
+RATES = [8000, 11025, 44100]
+# Chunk and rate: some chunks begin early (as the paper's, of 3 * 2^17 samples); all are too short.
+EARLY, SHORT = (96, 44100), (60, 44100)
+
+
+def _seconds_added_up(samples, chunk, rate):
+    """First sample of each whole chunk and of the rest, by numpy: seconds added up, cut to samples.
+
+    The published code does the same with Python's floats, and librosa with the sum.
+    """
+    durations = np.full(samples // chunk, chunk / rate)
+    return (np.cumsum([0.0, *durations]) * rate).astype(int)
+
+
+def test_published_chunks_begin_early_where_float_seconds_do():
+    chunk, rate = 393_216, 44_100
+    samples = 80 * chunk + 9
+    spans = list(published_chunks(samples, chunk, rate))
+    starts = [span.start for span in spans]
+    assert starts == _seconds_added_up(samples, chunk, rate).tolist()
+    early = {number: number * chunk - start for number, start in enumerate(starts)}
+    assert [number for number, by in early.items() if by][:7] == [5, 7, 10, 13, 14, 15, 70]
+    assert set(early.values()) == {0, 1}
+    assert {span.stop - span.start for span in spans[:-1]} == {chunk}
+    assert spans[-1].stop == samples
+
+
+@pytest.mark.parametrize("whole", [5, 6, 7])
+def test_an_early_last_chunk_has_a_sample_more(whole):
+    chunk, rest = 393_216, 1000
+    *_, last = published_chunks(whole * chunk + rest, chunk, 44_100)
+    assert last.stop - last.start == rest + (whole in (5, 7))
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(1, 1500), chunk=st.integers(5, 250), rate=st.sampled_from(RATES))
+@example(samples=1000, chunk=EARLY[0], rate=EARLY[1])
+@example(samples=1000, chunk=SHORT[0], rate=SHORT[1])
+def test_published_chunks_are_each_separated_alone_and_follow_one_another(samples, chunk, rate):
+    song = torch.rand(2, samples, generator=torch.Generator().manual_seed(samples)) * 2 - 1
+    output = apply_chunked(MODEL, song, chunk, chunking="published", sample_rate=rate)
+
+    chunk -= chunk % MODEL.architecture.hop
+    *whole, rest = _seconds_added_up(samples, chunk, rate)
+    parts = [song[:, first : first + int(chunk / rate * rate)] for first in whole]
+    parts += [song[:, rest:]] if rest < samples else []
+    joined = torch.cat([apply_chunked(MODEL, part) for part in parts], dim=1)[:, :samples]
+    torch.testing.assert_close(output[:, : joined.shape[1]], joined, atol=1e-5, rtol=0)
+    assert output.shape == song.shape
+    assert not output[:, joined.shape[1] :].any()
+
+
+def test_published_chunks_differ_from_hard_ones_where_they_begin_early():
+    chunk, rate = EARLY
+    song = torch.rand(1, 1000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    hard = apply_chunked(MODEL, song, chunk, chunking="hard")
+    published = apply_chunked(MODEL, song, chunk, chunking="published", sample_rate=rate)
+    starts = _seconds_added_up(1000, chunk, rate)
+    early = int(np.flatnonzero(starts != np.arange(len(starts)) * chunk)[0])
+    assert torch.equal(published[:, : early * chunk], hard[:, : early * chunk])
+    within = slice(early * chunk, (early + 1) * chunk)
+    assert (published[:, within] - hard[:, within]).abs().max() > 1e-3
+
+
+def test_published_chunks_without_a_sample_rate_are_refused():
+    with pytest.raises(ValueError, match="sample_rate"):
+        apply_chunked(MODEL, torch.zeros(1, 9), chunking="published")
 
 
 def test_a_bypassed_bottleneck_decodes_the_latents_themselves():
