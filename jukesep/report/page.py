@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from ..scoring.evaluation import BASELINES
-from ..scoring.published import NOT_STATED, PAPER_URL, PUBLISHED
+from ..scoring.published import NONE, NOT_STATED, PAPER_URL, PUBLISHED
 from ..songs.manifest import GROUPS
 from .results import ALL, Results
 
@@ -137,7 +137,7 @@ def _published(results: Results, metric: str) -> list[tuple[str, str, str, str, 
             [row.values[column] for column in results.columns],
         )
         for row in PUBLISHED
-        if row.metric == metric
+        if row.metric == metric and any(row.values[column] != NONE for column in results.columns)
     ]
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import published
 from .evaluation import Row
+from .published import MUSDB_HQ, NONE, NOT_STATED, PUBLISHED, Published
 
 if TYPE_CHECKING:
     from ..base.params import Separation
@@ -33,10 +33,12 @@ dB, higher is better. sdr: the paper's, whole song, mono. sdr_mdx: whole song, a
 sdr_v4: BSSEval v4, the median of a song's seconds. Ceiling D(Q(E1(stem))), mixture/4 and mixture
 are in sdr."""
 NO_V4 = "A song with a missing or silent stem has no sdr_v4."
+NOT_STATED_NOTE = "Published without a metric or songs, in dB: not comparable with the rows above."
 PUBLISHED_NOTE = """\
-Published rows: the 50 test songs of MUSDB18-HQ at 44100 Hz unless a row names fewer. Do not
-compare them with other songs. They are means unless a row says median; those of Figure 2 were read
-off the plot. The authors' code uses hard chunks (--chunking hard)."""
+Published rows: the 50 test songs of MUSDB18-HQ at 44100 Hz unless a row names others. Do not
+compare them with other songs. In sdr they are means unless a row says median, in sdr_v4 medians;
+those of Figure 2 were read off the plot. The paper's rows are from chunks of 393,216 samples as
+--chunking published cuts them, those of unmix_analysis from chunks as --chunking hard cuts them."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +70,18 @@ class Evaluation:
         wanted = COLUMNS[heading]
         return {row.song.name: row.value for row in self.rows if (row.system, row.metric) == wanted}
 
-    def published(self) -> list[tuple[str, str, str]]:
-        """The stem's published numbers: label, heading of their column, dB.
+    def published(self) -> list[Published]:
+        """The published rows that have a value for the stem.
 
         Empty for other splits: the published numbers hold for the test songs only.
         """
         if self.split != "test":
             return []
-        rows = [(row, "sdr") for row in published.PAPER]
-        rows += [(row, "sdr") for row in published.RERUN]
-        rows.append((published.SCALED_MIXTURE, "mixture/4"))
-        return [
-            (_label(row), heading, row.values[self.stem])
-            for row, heading in rows
-            if self.stem in row.values
-        ]
+        return [row for row in PUBLISHED if row.values[self.stem] != NONE]
 
 
-def _label(row: published.Published) -> str:
-    if row.metric == published.NOT_STATED:
-        songs = ", metric and songs not stated"
-    else:
-        songs = "" if row.data == published.MUSDB_HQ else f", {row.data.split(', ')[-1]}"
+def _label(row: Published) -> str:
+    songs = "" if row.data in (MUSDB_HQ, NOT_STATED) else f", {row.data}"
     return f"{row.system} ({row.source}{songs})"
 
 
@@ -112,9 +104,11 @@ def text(evaluation: Evaluation) -> str:
         ([_number(average(column)) for column in columns.values()], f"{kind} of {of}")
         for kind, average in (("mean", _mean), ("median", _median))
     ]
+    rows, stem = evaluation.published(), evaluation.stem
     beside = [
-        ([value if heading == place else "" for heading in COLUMNS], label)
-        for label, place, value in evaluation.published()
+        ([row.values[stem] if heading == row.metric else "" for heading in COLUMNS], _label(row))
+        for row in rows
+        if row.stated
     ]
     table = _table([(list(COLUMNS), "song")], songs, summary, beside)
     blocks = [_heading(evaluation), table, LEGEND]
@@ -127,8 +121,14 @@ def text(evaluation: Evaluation) -> str:
     missing = sum(math.isnan(v) for name, v in values if name not in evaluation.silent)
     if missing:
         blocks.append(f"{counted(missing)} without sdr_v4, left out of its averages. {NO_V4}")
-    if beside:
-        blocks.append(PUBLISHED_NOTE)
+    if rows:
+        apart = [
+            ([row.values[stem], row.metric, row.data], _label(row))
+            for row in rows
+            if not row.stated
+        ]
+        block = _table([(["dB", "metric", "songs"], "system")], apart)
+        blocks += [f"{NOT_STATED_NOTE}\n\n{block}", PUBLISHED_NOTE]
     return "\n\n".join(blocks)
 
 
@@ -159,8 +159,13 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "mean": line({heading: _mean(column) for heading, column in columns.items()}),
         "median": line({heading: _median(column) for heading, column in columns.items()}),
         "published": [
-            {"row": label, "column": heading, "value": value}
-            for label, heading, value in evaluation.published()
+            {
+                "row": f"{row.system} ({row.source})",
+                "metric": row.metric,
+                "songs": row.data,
+                "value": row.values[evaluation.stem],
+            }
+            for row in evaluation.published()
         ],
     }
 

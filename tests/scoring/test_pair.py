@@ -77,12 +77,18 @@ def _residuals(t, name, x, dilations):
     return x
 
 
-def _run(encoder, t, song, chunk=None, quantise=True):
-    """D(Q(E(song))) of (rows, samples) from the tensors of the files: whole, or in hard chunks."""
+def _run(encoder, t, song, chunk=None, quantise=True, early=()):
+    """D(Q(E(song))) of (rows, samples) from the tensors of the files: whole, or in hard chunks.
+
+    Chunks with the numbers in `early` begin a sample early; the last one then has one more.
+    """
     if chunk:
-        cut = range(0, song.shape[1], chunk)
-        chunks = [_run(encoder, t, song[:, i : i + chunk], None, quantise) for i in cut]
-        return np.concatenate(chunks, axis=1)
+        samples = song.shape[1]
+        first = [i * chunk - (i in early) for i in range(-(-samples // chunk))]
+        ends = [i + chunk for i in first[:-1]] + [samples]
+        cut = [song[:, i:j] for i, j in zip(first, ends, strict=True)]
+        chunks = [_run(encoder, t, part, None, quantise) for part in cut]
+        return np.concatenate(chunks, axis=1)[:, :samples]
     samples = song.shape[1]
     x = torch.tensor(np.pad(song, ((0, 0), (0, -samples % 2**DOWNS))), dtype=torch.float32)[:, None]
     dilations = [3**j for j in range(DEPTH)]
@@ -269,10 +275,15 @@ def test_every_number_is_the_one_computed_by_hand(project, capsys, prefix, parts
 @pytest.mark.parametrize(
     ("words", "how"),
     [
-        (("--chunking", "hard", "--chunk", "2000"), {"chunk": 2000}),
+        (("--chunking", "hard", "--chunk", "1408"), {"chunk": 1408}),
+        # 1408 / 8000 s, added up: 0.88 s after 5 chunks are 7039.999... samples.
+        (
+            ("--chunking", "published", "--chunk", "1408"),
+            {"chunk": 1408, "early": range(5, 12)},
+        ),
         (("--bottleneck", "bypass"), {"quantise": False}),
     ],
-    ids=["hard", "bypass"],
+    ids=["hard", "published", "bypass"],
 )
 def test_the_published_code_s_ways_are_options(project, capsys, words, how):
     code, out, _ = _evaluate(capsys, *words, "-o", "scores.csv", "--song", FIRST)
@@ -281,6 +292,9 @@ def test_the_published_code_s_ways_are_options(project, capsys, words, how):
     assert found == pytest.approx(_by_hand(project, FIRST, **how), abs=2e-4)
     default = _by_hand(project, FIRST)
     assert abs(found["separation", "sdr"] - default["separation", "sdr"]) > 2e-3
+    if "early" in how:
+        hard = _by_hand(project, FIRST, **{**how, "early": ()})
+        assert abs(found["separation", "sdr"] - hard["separation", "sdr"]) > 2e-3
     assert f"{words[0][2:]} {words[1]}" in out
 
 
@@ -300,24 +314,50 @@ def test_files_of_the_pipeline_are_scored_too(project, capsys):
 
 
 @pytest.mark.parametrize(
-    ("stem", "best", "late", "scaled"),
-    [("vocals", "5.060", "5.06", "1.090"), ("bass", "4.073", "4.00", "0.745")],
+    ("stem", "best", "late", "rerun"),
+    [("vocals", "5.060", "5.06", "5.298"), ("bass", "4.073", "4.00", "3.910")],
 )
-def test_the_paper_s_rows_stand_beside(project, capsys, stem, best, late, scaled):
+def test_the_paper_s_rows_stand_beside(project, capsys, stem, best, late, rerun):
     _, out, _ = _evaluate(capsys, stem=stem)
     assert _line(out, f"{published.PAPER[0].system} (Table 1)") == [best]
+    assert _line(out, "the paper, pretrained, step 1 (Figure 2)") == ["about", "0"]
     assert _line(out, "the paper, pretrained, step 80K (Figure 2)") == [late]
-    label = "mixture / 4 (the paper, Table 1, metric and songs not stated)"
-    assert _line(out, label) == [scaled]
-    heading = next(line for line in out.splitlines() if line.endswith("  song"))
-    (line,) = [line for line in out.splitlines() if line.endswith(label)]
-    assert line.index(scaled) + len(scaled) == heading.index("mixture/4") + len("mixture/4")
-    # Of the rerun: mean and median of every stem, and for vocals those of longer chunks.
-    assert out.count("unmix_analysis") == {"vocals": 4, "bass": 2}[stem]
+    again = "the authors' checkpoints, run again in chunks of 147,456 samples, mean"
+    assert _line(out, f"{again} (unmix_analysis, MUSDB18-HQ, 49 test songs)") == [rerun]
+    # Of the rerun: mean and median of every stem, and for vocals those of other chunks.
+    assert (
+        sum("(unmix_analysis" in line for line in out.splitlines())
+        == {"vocals": 9, "bass": 2}[stem]
+    )
     # Published numbers are of the test songs.
     shutil.copytree("musdb/test", "musdb/valid")
     _, out, _ = _evaluate(capsys, "--split", "valid", stem=stem)
     assert "the paper" not in out.split("dB, higher")[0]
+    assert "not stated" not in out
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_each_published_row_stands_in_the_column_of_its_metric(project, capsys, stem):
+    _, out, _ = _evaluate(capsys, "--songs", "1", stem=stem)
+    table, apart = out.split("Published without a metric")
+    heading = next(line for line in table.splitlines() if line.endswith("  song"))
+    table = table.split("median of 1 song")[1]
+    shown = set()
+    for row in published.PUBLISHED:
+        value, label = row.values[stem], f"  {row.system} ({row.source}"
+        if value == published.NONE:
+            assert row.system not in out
+        elif published.NOT_STATED in (row.metric, row.data):
+            (line,) = [line for line in apart.splitlines() if label in line]
+            assert line.split()[:5] == [value, *["not", "stated", "not", "stated"]]
+            assert label not in table
+        else:
+            end = heading.index(f" {row.metric} ") + 1 + len(row.metric)
+            lines = [line for line in table.splitlines() if label in line]
+            assert any(line[:end].strip() == value for line in lines)
+            assert row.data == published.MUSDB_HQ or any(row.data in line for line in lines)
+        shown.add(row.system)
+    assert shown >= {"Demucs", "Wave-U-Net", "Open-Unmix HQ", "ideal ratio mask (oracle)"}
 
 
 def test_json_holds_the_same(project, capsys):
@@ -337,7 +377,16 @@ def test_json_holds_the_same(project, capsys):
     assert content["stage2"] == {"file": "stage2.pth.tar", "step": 20001}
     assert (content["sample_rate"], content["resampled_from"]) == (RATE, [])
     assert content["not_scored"] == {}
-    assert {"column": "sdr", "value": "5.060"}.items() <= content["published"][0].items()
+    first = {"metric": "sdr", "songs": published.MUSDB_HQ, "value": "5.060"}
+    assert first.items() <= content["published"][0].items()
+    rows = {row["row"]: row for row in content["published"]}
+    assert len(rows) == len(published.PUBLISHED) - 1
+    assert rows["Demucs (the paper, Table 1)"] == {
+        "row": "Demucs (the paper, Table 1)",
+        "metric": "not stated",
+        "songs": "not stated",
+        "value": "6.496",
+    }
 
 
 @pytest.mark.parametrize("channels", [1, 3])
