@@ -15,6 +15,9 @@ from jukesep.base.errors import UserError
 from jukesep.model.codebook import Codebook
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring.metrics import METRICS
+from jukesep.scoring.published import PAPER
+from jukesep.scoring.published import RERUN as RERUN_ROWS
+from jukesep.songs.manifest import STEMS
 
 PAGE = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -124,6 +127,24 @@ def test_both_readings_are_one_override_away(key, default, other):
         assert _compose(f"{key}={other}")[key] == other
     except (KeyError, UserError) as error:
         pytest.fail(f"{key}: {error}")
+
+
+FIGURE_2, RERUN = (
+    [row for row in _rows("Table 1 and Figure 2 beside ours") if column in row]
+    for column in ("step", "")
+)
+
+
+def test_the_tables_of_published_numbers_are_those_that_the_commands_print():
+    printed = {row.system.split()[-1]: row.values for row in PAPER if row.source == "Figure 2"}
+    assert {row.pop("step"): row for row in FIGURE_2} == {
+        step: {stem: values[stem] for stem in STEMS} for step, values in printed.items()
+    }
+    for average, row in zip(("mean", "median"), RERUN[2:], strict=True):
+        (values,) = [
+            r.values for r in RERUN_ROWS if r.system.endswith(f"147,456 samples, {average}")
+        ]
+        assert row == {"": f"{average}, dB"} | {stem: values[stem] for stem in STEMS}
 
 
 @pytest.mark.parametrize("row", list(_rows("Golden numbers")), ids=lambda row: row["what"])
