@@ -1,4 +1,4 @@
-"""Stage `baselines`: score the baselines and the oracle on the evaluation songs."""
+"""Stage `baselines`: fit the static equaliser; score it, the other baselines and the oracle."""
 
 from jukesep.base import params
 from jukesep.base.errors import reported

@@ -53,6 +53,7 @@ TORCH_FREE = (
     "jukesep.songs.musdb",
     "jukesep.base.parallel",
     "jukesep.songs.prepare",
+    "jukesep.systems.equaliser",
     "jukesep.systems.system",
     "stages.baselines",
     "stages.listen",

@@ -25,7 +25,7 @@ RESULTS = Path("results")
 SCORES = RESULTS / "scores"
 SOUNDS = RESULTS / "audio"
 SYSTEMS = RESULTS / "systems"
-BASELINES = RESULTS / "baselines.csv"
+BASELINES = SYSTEMS / "baselines.csv"
 
 SEPARATOR = Path("models/separator")
 LISTEN = Path("listen")

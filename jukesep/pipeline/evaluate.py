@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from ..base import paths
 from ..base.params import Params
 from ..scoring import evaluation
 from ..songs.manifest import Manifest
+from ..systems import equaliser
 
 
 def evaluate(params: Params, stem: str, init: str) -> None:
@@ -26,9 +28,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
         for step in params.stage2.checkpoints
     }
     manifest = Manifest.load(paths.MANIFEST)
-    listening = paths.sounds(stem, init)
-    shutil.rmtree(listening, ignore_errors=True)
-    listening.mkdir(parents=True)  # stays empty without evaluate.audio
+    listening = _emptied(paths.sounds(stem, init))
     rows = evaluation.score_models(
         manifest.split(params.evaluate.split),
         stem,
@@ -44,10 +44,26 @@ def evaluate(params: Params, stem: str, init: str) -> None:
 
 
 def baselines(params: Params) -> None:
-    """Score the baselines and the oracle: results/baselines.csv."""
+    """Score the baselines and the oracle: results/systems/baselines.csv.
+
+    Fits the static equaliser to the training songs first. With evaluate.audio, also writes its
+    audio to results/audio/static_equaliser/.
+    """
     manifest = Manifest.load(paths.MANIFEST)
-    songs = manifest.split(params.evaluate.split)
+    fitted = equaliser.fit(manifest.split("train"), params.stems, manifest.sample_rate)
+    listening = _emptied(paths.system_sounds(equaliser.NAME))
     rows = evaluation.score_baselines(
-        songs, params.stems, manifest.sample_rate, params.evaluate.museval
+        manifest.split(params.evaluate.split),
+        fitted,
+        manifest.sample_rate,
+        params.evaluate.museval,
+        listening if params.evaluate.audio else None,
     )
     evaluation.write_scores(paths.BASELINES, rows)
+
+
+def _emptied(listening: Path) -> Path:
+    """A folder for audio that was scored; it stays empty without evaluate.audio."""
+    shutil.rmtree(listening, ignore_errors=True)
+    listening.mkdir(parents=True)
+    return listening

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +20,7 @@ from ..base.files import atomic
 from ..base.parallel import at_once
 from ..base.progress import bar
 from ..songs.manifest import MIXTURE, STEMS, Song
+from ..systems import equaliser
 from . import metrics
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("song", "group", "stem", "system", "init", "step", "metric", "value")
 BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
-    "mixture": metrics.mixture,
     "scaled_mixture": metrics.scaled_mixture,
+    "mixture": metrics.mixture,
     "ideal_ratio_mask": metrics.ideal_ratio_mask,
 }
 
@@ -61,21 +62,41 @@ def write_scores(path: Path, rows: Iterable[Row]) -> None:
 
 
 def score_baselines(
-    songs: list[Song], stems: Iterable[str], sample_rate: int, museval: bool = False
+    songs: list[Song],
+    fitted: equaliser.Equaliser,
+    sample_rate: int,
+    museval: bool = False,
+    keep: Path | None = None,
 ) -> list[Row]:
-    """Score the baselines (the mixture, scaled or not) and the oracle on whole songs."""
-    stems = list(stems)
+    """Score the static equaliser, the mixture, scaled or not, and the oracle on whole songs.
+
+    They are scored for the stems that the equaliser was fitted to. `keep` is a folder for the mono
+    audio of the equaliser, to listen to: <song>/<stem>.flac.
+    """
+
+    def systems(
+        mixture: Audio, references: Mapping[str, Audio]
+    ) -> Iterator[tuple[str, Mapping[str, Audio]]]:
+        yield equaliser.NAME, fitted.separate(mixture, sample_rate)
+        stacked = np.array(list(references.values()))
+        for name, separate in BASELINES.items():
+            yield name, dict(zip(references, separate(mixture, stacked), strict=True))
+
     rows = []
     for song in bar(songs, desc="baselines", unit="song"):
         mixture, references = _read(song)
-        stacked = np.array(list(references.values()))
-        for system, separate in BASELINES.items():
-            estimates = dict(zip(references, separate(mixture, stacked), strict=True))
-            for stem in stems:
-                values = metrics.score_song(
-                    song.name, stem, references, estimates[stem], sample_rate, extras=museval
-                )
-                rows += [Row(song, stem, system, "", "", m, v) for m, v in values.items()]
+        in_mono = {stem: audio.to_mono(reference) for stem, reference in references.items()}
+        both = zip(
+            systems(mixture, references), systems(audio.to_mono(mixture), in_mono), strict=True
+        )
+        for (name, estimates), (_, mono) in both:
+            chosen = {stem: estimates[stem] for stem in fitted.gains}
+            rows += score_estimates(
+                song, references, chosen, name, "", sample_rate, mono=mono, museval=museval
+            )
+            if keep and name == equaliser.NAME:
+                for stem in chosen:
+                    write_sound(keep / song.name / f"{stem}.flac", mono[stem], sample_rate)
     return rows
 
 
@@ -99,8 +120,7 @@ def score_models(
     def score(song: Song) -> list[Row]:
         def kept(system: str, mono: Audio) -> None:
             if keep is not None:
-                path = keep / song.name / f"{system}.flac"
-                audio.write(path, np.clip(mono, -1, 1), sample_rate, "PCM_16")
+                write_sound(keep / song.name / f"{system}.flac", mono, sample_rate)
 
         return score_separation(
             *(song, *_read(song), stem, init, stage1, stage2, sample_rate, separation, museval),
@@ -226,7 +246,7 @@ def score_systems(
                 before = "" if system is systems[0] else f"{system.name}_"
                 for stem, samples in mono.items():
                     path = keep / song.name / f"{before}{stem}.flac"
-                    audio.write(path, np.clip(samples, -1, 1), sample_rate, "PCM_16")
+                    write_sound(path, samples, sample_rate)
     return rows
 
 
@@ -257,6 +277,11 @@ def score_estimates(
             values["sdr"] = metrics.sdr(audio.to_mono(references[stem]), mono[stem])
         rows += [Row(song, stem, system, "", step, m, v) for m, v in values.items()]
     return rows
+
+
+def write_sound(path: Path, mono: Audio, sample_rate: int) -> None:
+    """Write audio that was scored, (1, samples), to listen to: 16-bit flac, clipped at 1."""
+    audio.write(path, np.clip(mono, -1, 1), sample_rate, "PCM_16")
 
 
 def _read(song: Song) -> tuple[Audio, dict[str, Audio]]:

@@ -236,7 +236,7 @@ def test_metrics_are_the_papers_table(project: Project):
     expected = {f"metrics/{kind}/{name}" for kind in KINDS for name in trained}
     expected |= {f"metrics/baselines/{name}" for name in baselines}
     expected |= {f"metrics/{kind}/baselines/{name}" for kind in KINDS[1:] for name in BASELINES}
-    groups = {song["group"] for song in _rows(project.path("results/baselines.csv"))}
+    groups = {song["group"] for song in _rows(project.path("results/systems/baselines.csv"))}
     if "held_out" in groups:
         expected |= {f"metrics/held_out/{name}" for name in trained}
         expected |= {f"metrics/held_out/baselines/{name}" for name in baselines}
@@ -326,10 +326,10 @@ def test_a_change_is_noticed_with_all_that_hangs_on_it(project: Project):
         file.write("\n# changed\n")
     assert _ran(project("dvc repro --dry --allow-missing")) == {"listen", "report"}
     project("git restore jukesep/report/figures.py")
-    with project.path("results/baselines.csv").open("a") as file:
+    with project.path("results/systems/baselines.csv").open("a") as file:
         file.write("\n")
     assert "listen" not in _ran(project("dvc repro --dry"))
-    project("dvc checkout --force --quiet results/baselines.csv")
+    project("dvc checkout --force --quiet results/systems/baselines.csv")
     project("jukesep compose stage2.learning_rate=0.002")
     ran = _ran(project("dvc repro --dry --allow-missing"))
     # What evaluation reads is not there anew yet: a dry run leaves it out.

@@ -74,8 +74,9 @@ def _rows(path):
 def test_scores_are_of_the_songs_that_have_the_stem(project):
     """By any system: vocals of two songs; of the others all, but BSSEval v4 of two songs alone."""
     root, _ = project
-    files = [*(root / f"results/scores/{stem}_scratch.csv" for stem in SCORED)]
-    for row in [row for path in [*files, root / "results/baselines.csv"] for row in _rows(path)]:
+    files = [root / f"results/scores/{stem}_scratch.csv" for stem in SCORED]
+    files.append(root / "results/systems/baselines.csv")
+    for row in [row for path in files for row in _rows(path)]:
         undefined = row["song"] == LACKING and (
             row["stem"] == "vocals" or row["metric"] == "sdr_v4"
         )
@@ -156,7 +157,7 @@ def test_a_score_that_only_one_system_lacks_is_refused(project, tmp_path):
 def test_the_stages_scripts_run_again(project):
     """As DVC runs them, on the same songs: the same rows."""
     root, _ = project
-    before = (root / "results/baselines.csv").read_bytes()
+    before = (root / "results/systems/baselines.csv").read_bytes()
     runpy.run_path(str(ROOT / "stages/baselines.py"), run_name="__main__")
-    assert (root / "results/baselines.csv").read_bytes() == before
+    assert (root / "results/systems/baselines.csv").read_bytes() == before
     assert yaml.safe_load((root / "params.yaml").read_text())["data"]["source"] == "folder"

@@ -35,7 +35,9 @@ ANYWHERE = {
     "jukesep/resume": "an interruption does not change a training's result",
 }
 NO_MODEL = "runs no model: what it imports from scoring has no part in that"
+EQUALISER = {"jukesep/systems": "fits no equaliser: takes its name, or nothing"}
 NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
+    "evaluate": ANYWHERE | EQUALISER,
     "baselines": ANYWHERE
     | {
         "jukesep/kernels": NO_MODEL,
@@ -44,12 +46,14 @@ NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
     },
     "peer": ANYWHERE | {"jukesep/kernels": "choose the device: a peer's network is a library's"},
     "evaluate_peer": ANYWHERE
+    | EQUALISER
     | {
         "jukesep/kernels": "choose the device: a peer's network is a library's",
         "jukesep/model": NO_MODEL,
         "jukesep/separation/chunked.py": NO_MODEL,
     },
     "report": ANYWHERE
+    | EQUALISER
     | {
         "jukesep/audio": "reads scores, no sound",
         "jukesep/kernels": NO_MODEL,

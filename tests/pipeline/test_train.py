@@ -284,7 +284,7 @@ def _evaluated(p):
     Path("params.yaml").write_text(yaml.safe_dump(p.model_dump(mode="json")))
     runpy.run_path(str(ROOT / "stages/baselines.py"), run_name="__main__")
     found = []
-    for path in ("results/scores/drums_scratch.csv", "results/baselines.csv"):
+    for path in ("results/scores/drums_scratch.csv", "results/systems/baselines.csv"):
         with Path(path).open() as file:
             found.append({row["song"] for row in csv.DictReader(file)})
     return found

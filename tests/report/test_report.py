@@ -60,7 +60,7 @@ def make_results(params: dict[str, Any], root: Path, songs: dict[str, str] | Non
         for system, level in LEVELS.items()
         for row in rows(stem, system, "", "", level)
     ]
-    write_csv(root / "results/baselines.csv", COLUMNS, baselines)
+    write_csv(root / "results/systems/baselines.csv", COLUMNS, baselines)
     for stem in params["stems"]:
         for init in params["inits"]:
             level = 3.0 if init == "pretrained" else 1.2
@@ -139,7 +139,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_songs_are_averaged_and_those_of_sdr_v4_have_a_median(tmp_path: Path) -> None:
     songs = {name: "seen" for name in "abc"}
     make_results(make_params(), tmp_path, songs)
-    path = tmp_path / "results/baselines.csv"
+    path = tmp_path / "results/systems/baselines.csv"
     rows = read_csv(path)
     for row in rows:
         if row["song"] == "c":
@@ -286,7 +286,7 @@ SCORES = "results/scores/drums_scratch.csv"
     ("file", "change", "message"),
     [
         (SCORES, None, r"drums_scratch\.csv: no such file"),
-        ("results/baselines.csv", None, r"baselines\.csv: no such file"),
+        ("results/systems/baselines.csv", None, r"baselines\.csv: no such file"),
         ("runs/stage2/drums_scratch/log.csv", None, r"stage2/drums_scratch/log\.csv: no such"),
         ("runs/weights/pretrained/log.csv", None, r"weights/pretrained/log\.csv: no such"),
         (SCORES, lambda text: "", r"drums_scratch\.csv: not a CSV file"),

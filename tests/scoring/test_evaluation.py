@@ -14,6 +14,7 @@ from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.scoring import evaluation
 from jukesep.scoring import metrics as scores
 from jukesep.songs.manifest import STEMS, Song
+from jukesep.systems import equaliser
 
 RATE = 1000
 LENGTHS = {"Long": 3502, "Short": 1201, "Odd, NA": 2333}  # none is whole hops
@@ -210,6 +211,22 @@ def test_progress_adds_up_to_what_is_announced(songs):
 
 # --- baselines --------------------------------------------------------------------------------
 
+GAIN = dict(zip(STEMS, (0.4, 0.2, 0.1, 0.3), strict=True))
+
+
+def _equaliser(stems):
+    """The same gain at all frequencies."""
+    gains = {stem: np.full(equaliser.window(RATE) // 2 + 1, GAIN[stem]) for stem in stems}
+    return equaliser.Equaliser(RATE, gains)
+
+
+def test_the_equaliser_can_be_heard(songs, tmp_path):
+    evaluation.score_baselines(songs[:1], _equaliser(["bass"]), RATE, keep=tmp_path)
+    (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert path == tmp_path / songs[0].name / "bass.flac"
+    wanted = GAIN["bass"] * _mono(_read(songs[0], "mixture"))
+    np.testing.assert_allclose(audio.read(path), wanted, atol=2**-14)
+
 
 @pytest.mark.parametrize("stems", [STEMS, ("vocals", "bass"), ("other",)])
 def test_baselines_are_the_scores_computed_directly(songs, stems):
@@ -218,19 +235,22 @@ def test_baselines_are_the_scores_computed_directly(songs, stems):
         mixture = _read(song, "mixture")
         references = np.array([_read(song, stem) for stem in STEMS])
         masked = dict(zip(STEMS, scores.ideal_ratio_mask(mixture, references), strict=True))
+        of_mono = scores.ideal_ratio_mask(_mono(mixture), [_mono(stem) for stem in references])
+        of_mono = dict(zip(STEMS, of_mono, strict=True))
         for stem in stems:
             target = _read(song, stem)
             systems = {
-                "mixture": mixture,
-                "scaled_mixture": mixture / 4,
-                "ideal_ratio_mask": masked[stem],
+                "static_equaliser": (GAIN[stem] * mixture, GAIN[stem] * _mono(mixture)),
+                "mixture": (mixture, _mono(mixture)),
+                "scaled_mixture": (mixture / 4, _mono(mixture) / 4),
+                "ideal_ratio_mask": (masked[stem], of_mono[stem]),
             }
-            for system, estimate in systems.items():
+            for system, (estimate, mono) in systems.items():
                 key = (song.name, stem, system, "")
-                expected[*key, "sdr"] = _sdr(_mono(target), _mono(estimate))
+                expected[*key, "sdr"] = _sdr(_mono(target), mono)
                 expected[*key, "sdr_mdx"] = _sdr(target, estimate)
                 expected[*key, "sdr_v4"] = _v4(target, estimate)
-    rows = evaluation.score_baselines(songs, stems, RATE)
+    rows = evaluation.score_baselines(songs, _equaliser(stems), RATE)
     assert _numbers(rows) == pytest.approx(expected, abs=1e-4)
     assert {row.init for row in rows} == {""}
     # The oracle's estimate of a stem is of that stem.
@@ -240,12 +260,12 @@ def test_baselines_are_the_scores_computed_directly(songs, stems):
 
 
 def test_baselines_have_museval_s_numbers_too(songs, extras):
-    rows = evaluation.score_baselines(songs, ["vocals"], RATE, museval=True)
+    rows = evaluation.score_baselines(songs, _equaliser(["vocals"]), RATE, museval=True)
     numbers = _numbers(rows)
     assert set(numbers) == {
         (song.name, "vocals", system, "", metric)
         for song in songs
-        for system in evaluation.BASELINES
+        for system in ("static_equaliser", *evaluation.BASELINES)
         for metric in METRICS | MUSEVAL
     }
     for song in songs:
