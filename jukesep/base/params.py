@@ -198,13 +198,13 @@ class ConvTasNetSizes(Section):
 
 
 class DemucsSizes(Section):
-    channels: Size
+    channels: Annotated[int, Field(ge=2, le=1 << 12)]
     depth: Annotated[int, Field(ge=1, le=8)]
     lstm: Annotated[int, Field(ge=0, le=8)]
 
 
 class WaveUNetSizes(Section):
-    channels: Size
+    channels: Annotated[int, Field(ge=2, le=1 << 12)]
     depth: Annotated[int, Field(ge=1, le=8)]
 
 

@@ -148,9 +148,24 @@ def _documented():
 def test_every_parameter_is_documented_with_its_values():
     documented = dict(_documented())
     for column, scale in enumerate(("paper", "demo")):
-        composed = params.compose([f"scale={scale}"], ROOT / "conf")
+        composed = params.compose([f"scale={scale}", "peers=none"], ROOT / "conf")
         found = {key: values[column] for key, values in documented.items()}
         assert found == dict(flat(yaml.safe_load(composed)))
+
+
+def test_every_size_of_a_peer_is_documented():
+    """Sizes and the peers that have them; the other settings of a peer are a training's."""
+    rows = [
+        [set(re.findall(r"`(\w+)`", cell)) for cell in line.split("|")[1:3]]
+        for line in read("docs/parameters.md").splitlines()
+        if re.match(r"\| `\w+`.* \| `(open_unmix|hdemucs|demucs|conv_tasnet)`", line)
+    ]
+    documented = {(peer, size) for sizes, peers in rows for size in sizes for peer in peers}
+    composed = yaml.safe_load(params.compose(["peers=all"], ROOT / "conf"))["peers"]
+    found = {(peer, size) for peer, recipe in composed.items() for size in recipe["network"]}
+    assert documented == found
+    trained = set(yaml.safe_load(params.compose([], ROOT / "conf"))["pretrain"]) | {"network"}
+    assert all(set(recipe) == trained for recipe in composed.values())
 
 
 def test_every_direct_dependency_has_its_reason():

@@ -1,5 +1,8 @@
 """The peers' networks: what goes in, what comes out, and how a song is separated."""
 
+import typing
+
+import annotated_types
 import numpy as np
 import pytest
 import torch
@@ -53,6 +56,27 @@ def test_songs_of_any_length_are_separated(name, samples):
             # The rows are separate songs.
             alone = peer.separate(mixture[1:], RATE, **options)
             torch.testing.assert_close(stems[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def edges():
+    """Each size of each network at the smallest that the parameters allow."""
+    for name, field in params.Peers.model_fields.items():
+        (recipe,) = (one for one in typing.get_args(field.annotation) if one is not type(None))
+        for size, info in recipe.model_fields["network"].annotation.model_fields.items():
+            (least,) = (one.ge for one in info.metadata if isinstance(one, annotated_types.Ge))
+            yield name, size, least
+
+
+@pytest.mark.parametrize(("name", "size", "least"), edges())
+def test_the_smallest_sizes_train_and_separate(name, size, least):
+    torch.manual_seed(0)
+    peer = networks.build(name, {**sizes(name), size: least})
+    given, target = peer.prepare(songs(10, 4096).reshape(2, 5, 4096))
+    loss = peer.loss(peer(given), target)
+    loss.backward()
+    assert loss.isfinite()
+    with torch.no_grad():
+        assert peer.eval().separate(songs(1, 4097), RATE).shape == (1, len(STEMS), 4097)
 
 
 def test_the_masks_of_the_control_share_out_the_mixture():

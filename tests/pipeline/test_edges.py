@@ -38,7 +38,8 @@ STAGES = {
 }
 ALL = ("weights", "stage1", "stage2")
 # Texts and lists of names, and what the songs are made from: no training reads them.
-APART = ("scale", "stem", "stems", "inits", "data", "band", "weights", "evaluate")
+# tests/peers has the edges of the peers' networks; their recipes have the fields of `pretrain`.
+APART = ("scale", "stem", "stems", "inits", "data", "band", "weights", "evaluate", "peers")
 # What has to change with a parameter.
 WITH = {
     "stage2.steps": {"stage2.checkpoints": [1]},
