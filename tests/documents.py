@@ -43,10 +43,15 @@ def readme_commands():
     return [line.split(" #")[0].strip() for line in (*whole, *named)]
 
 
+def stages():
+    """Name -> what dvc.yaml says of a stage; of a foreach, what it does for each."""
+    found = yaml.safe_load(read("dvc.yaml"))["stages"]
+    return {name: stage | stage.get("do", {}) for name, stage in found.items()}
+
+
 def made_by_the_pipeline():
     """What `dvc repro` removes while it works: allowed to be missing."""
-    stages = yaml.safe_load(read("dvc.yaml"))["stages"].values()
-    listed = [
-        out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])
-    ]
+    listed = []
+    for stage in stages().values():
+        listed += [*stage.get("outs", []), *stage.get("metrics", [])]
     return {out if isinstance(out, str) else next(iter(out)) for out in listed}

@@ -15,7 +15,7 @@ import pytest
 import torch.distributed.run
 import typer
 import yaml
-from documents import PAGES, ROOT, blocks, read
+from documents import PAGES, ROOT, blocks, read, stages
 from dvc.cli import parse_args as dvc_takes
 
 from benchmarks.__main__ import rows
@@ -128,9 +128,12 @@ def _jukesep(words, whole):
 
 def _stages():
     """Names of all stages of the pipeline, and the words of their commands."""
-    stages = yaml.safe_load(read("dvc.yaml"))["stages"]
     chosen = yaml.safe_load(read("params.yaml"))
-    for name, stage in stages.items():
+    for name, stage in stages().items():
+        for key in chosen[stage["foreach"][2:-1]] if "foreach" in stage else ():
+            yield f"{name}@{key}", stage["cmd"].replace("${key}", key).split()
+        if "foreach" in stage:
+            continue
         matrix = {key: chosen[values[2:-1]] for key, values in stage.get("matrix", {}).items()}
         for values in itertools.product(*matrix.values()):
             command = stage["cmd"]

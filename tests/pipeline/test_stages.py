@@ -4,15 +4,10 @@ import ast
 from pathlib import Path
 
 import pytest
-import yaml
+from documents import stages
 from sources import ROOT, closure
 
-STAGES = {
-    name: stage.get("do", stage)  # of a foreach
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
-        "stages"
-    ].items()
-}
+STAGES = stages()
 TRAININGS = ("weights", "stage1", "stage2", "peer")
 CODE = ("jukesep/", "stages/")
 
