@@ -237,8 +237,8 @@ def _load(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: too little memory to read it. Free some memory.") from error
         raise UserError(
             f"{path}: not a checkpoint that can be read safely: damaged, another kind of file, "
-            "of a form that this PyTorch does not read, or with more than tensors, numbers and text. "
-            "Compare its checksum with the publisher's, or make it again with `dvc repro`."
+            "in a form that this PyTorch does not read, or with more than tensors, numbers and "
+            "text. Compare its checksum with the publisher's, or make it again with `dvc repro`."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(
