@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..base.files import atomic
+from ..systems import equaliser
+from .others import LABELS, REFINED
 from .results import TOTAL, Results
 
 if TYPE_CHECKING:
@@ -22,7 +24,26 @@ if TYPE_CHECKING:
 
 COLOURS = {"pretrained": "#0072B2", "scratch": "#D55E00"}
 MARKERS = {"pretrained": "o", "scratch": "s"}
-BASELINE, ORACLE = "#555555", "#009E73"
+# Horizontal lines in the plot of checkpoints: key -> colour, dash.
+LINES = {
+    equaliser.NAME: ("#E69F00", "-."),
+    "scaled_mixture": ("#555555", "--"),
+    "ideal_ratio_mask": ("#009E73", ":"),
+}
+OTHERS = "others"
+"""The place of the systems beside ours, after the checkpoints."""
+MARKS = {
+    REFINED: ("*", "#0072B2"),
+    "open_unmix": ("D", "#CC79A7"),
+    "open_unmix_wiener": ("d", "#CC79A7"),
+    "hdemucs": ("^", "#E69F00"),
+    "conv_tasnet": ("<", "#009E73"),
+    "demucs": ("v", "#56B4E9"),
+    "wave_unet": (">", "#56B4E9"),
+    "control": ("X", "#000000"),
+}
+"""Marker and colour of the systems beside ours."""
+LABEL_WIDTH = 1.9  # inches of a label in a legend
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -74,7 +95,10 @@ def _title(figure: Figure, results: Results, title: str) -> None:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    fits = max(1, int(figure.get_figwidth() / LABEL_WIDTH))
+    rows = -(-len(labels) // fits)
+    columns = -(-len(labels) // rows)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _thousands(step: int) -> str:
@@ -85,19 +109,27 @@ def _figure2(results: Results) -> Figure:
     """SDR at each checkpoint of stage 2, one panel per stem: the paper's Figure 2."""
     columns, table = results.columns, results.table("sdr")
     width = 1.2 + 1.75 * len(columns)
-    figure, axes = _figure(1, len(columns), width, 3.2, sharey=True)
+    labels = len(results.inits) + len(LINES) + len(results.others)
+    height = 2.8 + 0.2 * labels / max(1, int(width / LABEL_WIDTH))
+    figure, axes = _figure(1, len(columns), width, height, sharey=True)
     places = range(len(results.steps))
     for axis, stem in zip(axes[0], columns, strict=True):
-        for key, colour, dash, label in (
-            ("scaled_mixture", BASELINE, "--", "mixture / 4"),
-            ("ideal_ratio_mask", ORACLE, ":", "ideal ratio mask (oracle)"),
-        ):
-            axis.axhline(table[key][stem], color=colour, linestyle=dash, label=label)
         for init in results.inits:
             values = [table[f"{init}_{step}"][stem] for step in results.steps]
             axis.plot(places, values, color=COLOURS[init], marker=MARKERS[init], lw=2, label=init)
-        axis.set_xticks(places, [_thousands(step) for step in results.steps])
-        axis.set_xlim(-0.4, len(results.steps) - 0.6)
+        for key, (colour, dash) in LINES.items():
+            axis.axhline(table[key][stem], color=colour, linestyle=dash, label=LABELS[key])
+        count = len(results.others)
+        beside = len(places) + (np.arange(count) - (count - 1) / 2) * 0.7 / max(count, 4)
+        for place, other in zip(beside, results.others, strict=True):
+            marker, colour = MARKS.get(other.name, ("P", "#000000"))
+            value = table[other.name][stem]
+            label = results.label(other.name)
+            axis.plot(place, value, marker, color=colour, ms=7, ls="none", label=label)
+        names = [_thousands(step) for step in results.steps]
+        names += [OTHERS] if results.others else []
+        axis.set_xticks(range(len(names)), names)
+        axis.set_xlim(-0.4, len(names) - 0.6)
         axis.set_title(stem, fontweight="bold" if stem == TOTAL else "normal")
         axis.set_xlabel("step of stage 2")
     axes[0][0].set_ylabel("SDR (dB, mean of songs)")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ..scoring.evaluation import BASELINES
 from ..scoring.published import NONE, NOT_STATED, PAPER_URL, PUBLISHED
 from ..songs.manifest import GROUPS
+from .others import REFINED
 from .results import ALL, Results
 
 METRIC_TITLES = {
@@ -28,11 +28,6 @@ METRIC_TEXTS = {
     "songs.",
     "sdr_v4": "Frames of one second, both channels; the median over a song's frames, then the "
     "median over the songs. A frame where any stem of the song is silent does not count.",
-}
-BASELINE_NAMES = {
-    "mixture": "the mixture as it is",
-    "scaled_mixture": "mixture / 4",
-    "ideal_ratio_mask": "ideal ratio mask (oracle)",
 }
 GROUP_NAMES = {**GROUPS, ALL: "all test songs"}
 
@@ -66,7 +61,16 @@ def _what(results: Results) -> str:
         f"songs{_apart(results)}. Stems: {stems}. "
         f"Stage 1 started from {' and '.join(results.inits)} weights. "
         f"Stage 2 was evaluated at step {steps}: checkpoints fixed in advance, not chosen by score."
+        f"{_peers(results)}"
     )
+
+
+def _peers(results: Results) -> str:
+    peers = {other.peer: other.step for other in results.others if other.name != REFINED}
+    if not peers:
+        return ""
+    named = ", ".join(f"{results.label(peer)} ({step} steps)" for peer, step in peers.items())
+    return f" Peers, trained on the same songs: {named}."
 
 
 def _apart(results: Results) -> str:
@@ -100,7 +104,20 @@ def _how_to_read(results: Results) -> list[str]:
             f"Scale `{results.scale}` trains a smaller model for fewer steps than the paper; "
             "docs/parameters.md lists the differences."
         )
+    if any(other.name == REFINED for other in results.others):
+        points.append(
+            "*Refined* stems come from all four models and Wiener filters, as those of `jukesep "
+            "separate` do. The paper has no refinement: compare its rows with the plain ones."
+        )
+    if any(other.name != REFINED for other in results.others):
+        points.append(
+            "The peers are other separators, trained on the same songs. docs/systems.md compares "
+            "them at the same training time."
+        )
     points += [
+        "The *static equaliser* is one gain per frequency for each stem, fitted to the training "
+        "songs in seconds. A system that is not above it has not learnt more than which "
+        "frequencies a stem has.",
         "*mixture / 4* is the paper's baseline and needs no training. A system below it has "
         "learnt nothing useful.",
         "The *ideal ratio mask* knows the true stems: an upper bound for methods that mask the "
@@ -218,11 +235,10 @@ def _groups(results: Results) -> list[str]:
     rows = []
     for group in (*results.groups, ALL):
         table = results.table("sdr", group)
-        keys = [*results.separations, *BASELINES, *results.ceilings]
         songs = str(results.songs(group))
         rows += [
             [GROUP_NAMES[group], songs, _name(results, key), *_cells(table[key].values())]
-            for key in keys
+            for key in results.keys
         ]
     return [
         "### In and out of distribution",
@@ -234,12 +250,10 @@ def _groups(results: Results) -> list[str]:
 
 
 def _name(results: Results, key: str) -> str:
-    if key in BASELINE_NAMES:
-        return BASELINE_NAMES[key]
-    kind, detail = key.rsplit("_", 1)
-    if kind == "ceiling":
-        return f"ceiling of {detail}"
-    return f"**{kind}**, {_step_name(results, int(detail))}"
+    if key in results.separations:
+        init, step = results.separations[key]
+        return f"**{init}**, {_step_name(results, step)}"
+    return f"**{results.refined_init}**, refined" if key == REFINED else results.label(key)
 
 
 def _step_name(results: Results, step: int) -> str:

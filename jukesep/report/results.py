@@ -7,7 +7,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ import numpy as np
 
 from ..base import paths
 from ..base.errors import UserError
-from ..scoring.evaluation import BASELINES, COLUMNS
+from ..scoring.evaluation import COLUMNS
 from ..scoring.metrics import METRICS
 from ..scoring.published import TOTAL
 from ..songs.manifest import GROUPS, STEMS
+from .others import LABELS, REFINED, UNTRAINED, Other, others
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,9 +42,10 @@ class Results:
     """The scores and curves of one experiment, with the parameters that select them.
 
     scores: one row per score, with the columns of results/scores/*.csv, `key`, the system's name in
-    tables: "pretrained_600", "mixture", "ceiling_scratch", and `undefined`, whether the stem is
-    silent in the song: then the song counts in no metric of the stem.
+    tables: "pretrained_600", "open_unmix", "mixture", "ceiling_scratch", and `undefined`, whether
+    the stem is silent in the song: then the song counts in no metric of the stem.
     curves: in long form, with the columns CURVE_COLUMNS.
+    others: the systems beside ours.
     """
 
     scale: str
@@ -54,6 +56,7 @@ class Results:
     steps: tuple[int, ...]
     scores: pd.DataFrame
     curves: pd.DataFrame
+    others: tuple[Other, ...] = ()
     notes: tuple[str, ...] = ()  # warnings about this run's data, for the reader
 
     @property
@@ -78,6 +81,17 @@ class Results:
         return [f"ceiling_{init}" for init in self.inits]
 
     @property
+    def trained(self) -> dict[str, int]:
+        """Keys of all trained systems, ours and others: the last step of their training."""
+        ours = {key: step for key, (_, step) in self.separations.items()}
+        return ours | {other.name: other.step for other in self.others}
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all systems in the order of the tables."""
+        return [*self.trained, *UNTRAINED, *self.ceilings]
+
+    @property
     def groups(self) -> list[str]:
         """The song groups in order; empty if the songs have none."""
         found = set(self.scores["group"])
@@ -95,6 +109,27 @@ class Results:
     def columns(self) -> list[str]:
         """Columns of a table: the stems, and the total if the run has all four."""
         return [*self.stems, *([TOTAL] if set(self.stems) == set(STEMS) else [])]
+
+    @property
+    def refined_init(self) -> str:
+        """The init whose models are in models/separator, and so in the refined stems."""
+        return "pretrained" if "pretrained" in self.inits else self.inits[0]
+
+    def label(self, key: str) -> str:
+        """What a system is called in plots: "pretrained, step 600", "Open-Unmix"."""
+        if key in self.separations:
+            init, step = self.separations[key]
+            return f"{init}, step {step}"
+        if key in self.ceilings:
+            return f"ceiling of {key.removeprefix('ceiling_')}"
+        return f"{self.refined_init}, refined" if key == REFINED else LABELS.get(key, key)
+
+    def file_name(self, key: str) -> str:
+        """The name of a system's files in metrics/: by checkpoint for our models."""
+        if key not in self.separations:
+            return key
+        init, step = self.separations[key]
+        return f"{init}_{self.checkpoint_names[step]}"
 
     def songs(self, group: str | None = None) -> int:
         """The number of songs scored in a group, by default the headline's."""
@@ -129,7 +164,7 @@ class Results:
         # Both skip NaN.
         values = grouped.median() if metric.endswith("_v4") else grouped.mean()
         table: Table = {}
-        for key in [*self.separations, *BASELINES, *self.ceilings]:
+        for key in self.keys:
             if (key, self.stems[0]) in values.index:
                 row = {stem: float(values[key, stem]) for stem in self.stems}
                 if TOTAL in self.columns:
@@ -148,6 +183,7 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
     stems = tuple(stem for stem in STEMS if stem in params["stems"])
     inits = tuple(params["inits"])
     steps = tuple(int(step) for step in params["stage2"]["checkpoints"])
+    beside = tuple(others(params))
 
     path = root / paths.BASELINES
     baselines = _read_scores(path)
@@ -158,7 +194,7 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
     wanted: list[Cell] = [
         (stem, system, "", None, metric)
         for stem in stems
-        for system in BASELINES
+        for system in UNTRAINED
         for metric in METRICS
     ]
     _check(path, baselines, songs, wanted, undefined)
@@ -172,6 +208,19 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
             wanted.append((stem, "ceiling", init, None, "sdr"))
             _check(path, table, songs, wanted, undefined)
             tables.append(table)
+    for peer in dict.fromkeys(other.peer for other in beside):
+        path = root / paths.system_scores(peer)
+        table = _read_scores(path)
+        table = table[table["stem"].isin(stems)]
+        wanted = [
+            (stem, other.name, "", other.step, metric)
+            for stem in stems
+            for other in beside
+            if other.peer == peer
+            for metric in METRICS
+        ]
+        _check(path, table, songs, wanted, undefined)
+        tables.append(table)
     scores = pd.concat(tables, ignore_index=True)
     scores["key"] = [
         f"{init}_{step}" if system == "separation" else f"{system}_{init}" if init else system
@@ -188,6 +237,7 @@ def read_results(params: dict[str, Any], root: Path) -> Results:
         steps=steps,
         scores=scores,
         curves=_read_curves(params, stems, inits, root),
+        others=beside,
         notes=tuple(_notes(params)),
     )
 
@@ -295,7 +345,10 @@ def _words(cell: tuple[Any, ...]) -> str:
 def _read_curves(
     params: dict[str, Any], stems: tuple[str, ...], inits: tuple[str, ...], root: Path
 ) -> pd.DataFrame:
-    """The losses and codebook columns of every run's log.csv in long form, thinned out."""
+    """The losses and codebook columns of every run's log.csv in long form, thinned out.
+
+    A peer has no codebook: its `stage` and `init` are "peer", its `stem` is its name.
+    """
     import pandas as pd
 
     runs = [
@@ -306,9 +359,12 @@ def _read_curves(
     ]
     if params["weights"]["source"] == "pretrain" and "pretrained" in inits:
         runs.append(("pretrain", "mixture", "pretrained", paths.weights("pretrained")))
+    peers = [peer for peer, recipe in params["peers"].items() if recipe]
+    runs += [("peer", peer, "peer", paths.peer(peer)) for peer in peers]
     curves = []
     for stage, stem, init, folder in runs:
-        for name, points in _curves_of(root / folder / "log.csv"):
+        names = ("loss", "valid_loss") if stage == "peer" else (*LOSS_NAMES, *CODEBOOK_NAMES)
+        for name, points in _curves_of(root / folder / "log.csv", names):
             kept = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).astype(int))
             points = points.iloc[kept if len(points) else []]
             points = points.assign(stage=stage, stem=stem, init=init, name=name)
@@ -316,16 +372,17 @@ def _read_curves(
     return pd.concat(curves, ignore_index=True)
 
 
-def _curves_of(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, steps and values) for every curve in a log.csv."""
+def _curves_of(path: Path, names: Iterable[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(name, steps and values) for every one of the curves that is in a log.csv."""
     import pandas as pd
 
     log = _read_csv(path)
-    missing = {"step", "loss", "perplexity", "usage", "valid_loss"} - set(log.columns)
+    always = {"step", "loss", "perplexity", "usage", "valid_loss"}
+    missing = (always & {"step", *names}) - set(log.columns)
     if missing or log.empty:
         what = f"lacks {sorted(missing)}" if missing else "is empty"
         raise UserError(f"{path}: the log {what}; run its stage again")
-    for name in (*LOSS_NAMES, *CODEBOOK_NAMES):
+    for name in names:
         if name in log.columns:
             written = log[log[name] != ""]
             try:

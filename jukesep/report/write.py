@@ -3,7 +3,10 @@
     metrics/sdr/             the paper's SDR, shown by `dvc metrics show`: one file for each system
       {init}_early.json      {"step": ..., "drums": ..., "bass": ..., ..., "total": ...}, in dB,
       {init}_late.json       for the first and the last checkpoint of stage 2
-    metrics/baselines/       systems without training, the oracle and the codec ceilings
+      refined.json           our refined stems
+      {peer}.json            the peers
+      static_equaliser.json  what a system must reach to be worth its training
+    metrics/baselines/       the mixture, scaled or not, the oracle and the codec ceilings
     metrics/held_out/        the same systems on songs of instruments never heard in training
     metrics/{sdr_mdx,sdr_v4}/  the same systems, measured by the other two kinds of SDR. No folder
                              mixes two kinds, since DVC prints a folder as one table
@@ -26,7 +29,10 @@ import numpy as np
 from ..base import paths
 from ..base.files import write_text
 from ..scoring.metrics import METRICS
+from ..systems import equaliser
 from . import figures, page
+from .figures import LINES, OTHERS
+from .others import LABELS
 from .results import CODEBOOK_NAMES, LOSS_NAMES, Results, Table, read_results
 
 if TYPE_CHECKING:
@@ -61,12 +67,10 @@ def metric_files(results: Results) -> dict[str, dict[str, float | None]]:
                 stem: round(value, DECIMALS) if np.isfinite(value) else None
                 for stem, value in row.items()
             }
-            if key in results.separations:
-                init, step = results.separations[key]
-                path = f"{folder}/{init}_{results.checkpoint_names[step]}.json"
-                files[path] = {"step": step, **content}
-            else:
-                files[f"{baselines}/{key}.json"] = content
+            step = {"step": results.trained[key]} if key in results.trained else {}
+            beside = not step and key != equaliser.NAME
+            path = f"{baselines if beside else folder}/{results.file_name(key)}.json"
+            files[path] = {**step, **content}
 
     add("sdr", "baselines", results.table("sdr"))
     for metric in ("sdr_mdx", "sdr_v4"):
@@ -99,10 +103,16 @@ def plot_tables(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def _scores(results: Results) -> pd.DataFrame:
-    """One row for each song and system, one column for each metric (ceilings only have `sdr`)."""
+    """One row for each song and system, one column for each metric (ceilings only have `sdr`).
+
+    The systems are in the order of the tables, and `label` names them.
+    """
     rows = results.scores
-    index = ["song", "group", "stem", "system", "init", "step", "key"]
+    index = ["song", "group", "stem", "system", "init", "step", "label", "key"]
     rows = rows[rows["metric"].isin(METRICS) & ~rows["undefined"]]
+    order = {key: place for place, key in enumerate(results.keys)}
+    rows = rows.assign(label=rows["key"].map(results.label))
+    rows = rows.sort_values("key", key=lambda keys: keys.map(order), kind="stable")
     # A pivot drops rows without a step, so use `key` in place of system, init and step.
     wide = rows.pivot(index=["song", "stem", "key"], columns="metric", values="value")
     named = rows[index].drop_duplicates().merge(wide.round(DECIMALS), on=["song", "stem", "key"])
@@ -110,18 +120,24 @@ def _scores(results: Results) -> pd.DataFrame:
 
 
 def _checkpoints(results: Results) -> pd.DataFrame:
-    """SDR at each checkpoint, as in the paper's Figure 2. Baselines repeat at every step."""
+    """SDR at each checkpoint, as in the paper's Figure 2. Baselines repeat at every step.
+
+    The other systems have their own place, the step "others", where the baselines end.
+    """
     table = results.table("sdr")
-    lines = [(init, step, f"{init}_{step}") for init in results.inits for step in results.steps]
+    steps = list(map(str, results.steps))
+    ends = [*steps, *([OTHERS] if results.others else [])]
+    lines = [(init, init, step, f"{init}_{step}") for init in results.inits for step in steps]
     lines += [
-        (key, step, key) for key in ("scaled_mixture", "ideal_ratio_mask") for step in results.steps
+        (other.name, results.label(other.name), OTHERS, other.name) for other in results.others
     ]
+    lines += [(key, LABELS[key], step, key) for key in LINES for step in ends]
     return _rows(
-        ["stem", "series", "step", "sdr"],
+        ["stem", "series", "label", "step", "sdr"],
         [
-            (stem, series, step, table[key][stem])
+            (stem, series, label, step, table[key][stem])
             for stem in results.columns
-            for series, step, key in lines
+            for series, label, step, key in lines
         ],
     )
 

@@ -22,7 +22,19 @@ REPO = Path(__file__).parents[2]
 TEMPLATES = REPO / ".dvc" / "plots"
 STEMS = ("drums", "bass", "other", "vocals")
 SONGS = {"Amber Road": "seen", "Blue, Hours": "seen", "NA": "held_out", "Öre": "held_out"}
-LEVELS = {"mixture": -5.0, "scaled_mixture": 1.0, "ideal_ratio_mask": 9.0}
+LEVELS = {
+    "static_equaliser": 2.0,
+    "scaled_mixture": 1.0,
+    "mixture": -5.0,
+    "ideal_ratio_mask": 9.0,
+}
+# File of results/systems -> its systems, with their levels and last steps.
+OTHERS = {
+    "refined": {"refined": (4.0, 600)},
+    "open_unmix": {"open_unmix": (5.0, 40), "open_unmix_wiener": (6.0, 40)},
+    "hdemucs": {"hdemucs": (4.5, 30)},
+}
+BESIDE = {name: values for systems in OTHERS.values() for name, values in systems.items()}
 PLOTS = ("scores", "checkpoints", "transfer", "ceiling", "losses", "codebook")
 
 
@@ -35,6 +47,7 @@ def make_params(**changes: Any) -> dict[str, Any]:
         "data": {"source": "band"},
         "weights": {"source": "pretrain"},
         "stage2": {"steps": 600, "checkpoints": [150, 600]},
+        "peers": {"open_unmix": {"steps": 40}, "hdemucs": {"steps": 30}, "control": None},
         "evaluate": {"split": "test"},
     }
     return params | changes
@@ -61,6 +74,19 @@ def make_results(params: dict[str, Any], root: Path, songs: dict[str, str] | Non
         for row in rows(stem, system, "", "", level)
     ]
     write_csv(root / "results/systems/baselines.csv", COLUMNS, baselines)
+    whole = len(params["stems"]) == len(STEMS)
+    for peer, recipe in {"refined": whole, **params["peers"]}.items():
+        if recipe:
+            # A peer has all stems, whatever the parameters name.
+            scores = [
+                row
+                for system, (level, step) in OTHERS[peer].items()
+                for stem in STEMS
+                for row in rows(stem, system, "", step, level)
+            ]
+            write_csv(root / f"results/systems/{peer}.csv", COLUMNS, scores)
+        if recipe and peer != "refined":
+            make_log(root / f"runs/peers/{peer}/log.csv", "peer", rng, 1.0)
     for stem in params["stems"]:
         for init in params["inits"]:
             level = 3.0 if init == "pretrained" else 1.2
@@ -76,7 +102,8 @@ def make_results(params: dict[str, Any], root: Path, songs: dict[str, str] | Non
 
 def make_log(path: Path, stage: str, rng: np.random.Generator, level: float) -> None:
     terms = ["l2", "linf", "multispectral", "commit"] if stage == "stage1" else []
-    book = ["usage", "perplexity", *(["revived"] if stage == "stage1" else [])]
+    book = ["usage", "perplexity"] if stage in ("stage1", "stage2") else []
+    book += ["revived"] if stage == "stage1" else []
     header = ["step", "loss", *terms, *book, "grad_norm", "lr", "valid_loss"]
     rows = []
     for step in range(10, 610, 10):
@@ -123,7 +150,8 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inits=["pretrained"],
         data={"source": "musdb"},
         weights={"source": "file"},
-        stage2={"checkpoints": [20000, 40000, 80000]},
+        stage2={"steps": 80000, "checkpoints": [20000, 40000, 80000]},
+        peers={},
     )
     make_results(params, root, {"one": "test", "two": "test"})
     write_report(params, root)
@@ -189,19 +217,27 @@ def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
     assert read_json(folder / "ceiling_scratch.json")["drums"] == pytest.approx(4.3)
     early = read_json(report / "metrics/sdr/scratch_early.json")
     assert (early["step"], early["drums"]) == (150, 1.3)
+    for name, step, total in (("refined", 600, 4.25), ("open_unmix_wiener", 40, 6.25)):
+        found = read_json(report / f"metrics/sdr/{name}.json")
+        assert (found["step"], found["total"]) == (step, total)
+    assert read_json(report / "metrics/sdr/static_equaliser.json")["total"] == 2.25
+    assert read_json(report / "metrics/held_out/hdemucs.json")["drums"] == 4.0
     assert read_json(report / "metrics/held_out/scratch_early.json")["drums"] == 0.7
 
 
 def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
     files = {file.relative_to(report).as_posix() for file in report.rglob("*.json")}
     trained = {f"{init}_{name}" for init in ("pretrained", "scratch") for name in ("early", "late")}
-    baselines = {*LEVELS, "ceiling_pretrained", "ceiling_scratch"}
+    # What is printed beside ours, since it is what they must be compared with.
+    trained |= {*BESIDE, "static_equaliser"}
+    untrained = LEVELS.keys() - {"static_equaliser"}
+    baselines = {*untrained, "ceiling_pretrained", "ceiling_scratch"}
     expected = {f"metrics/baselines/{name}.json" for name in baselines}
     expected |= {f"metrics/held_out/baselines/{name}.json" for name in baselines}
     for folder in ("sdr", "held_out", "sdr_mdx", "sdr_v4"):
         expected |= {f"metrics/{folder}/{name}.json" for name in trained}
     for folder in ("sdr_mdx", "sdr_v4"):
-        expected |= {f"metrics/{folder}/baselines/{name}.json" for name in LEVELS}
+        expected |= {f"metrics/{folder}/baselines/{name}.json" for name in untrained}
     assert files == expected
     assert read_json(report / "metrics/sdr_mdx/pretrained_late.json")["drums"] == 3.45
     # The median of 4.1 and 4.3.
@@ -232,10 +268,12 @@ def test_one_stem_has_no_total(small_report: Path) -> None:
 def test_metrics_are_named_by_the_order_of_the_checkpoints(
     tmp_path: Path, steps: list[int], names: list[str]
 ) -> None:
-    params = make_params(stems=["bass"], inits=["scratch"], stage2={"checkpoints": steps})
+    params = make_params(stems=["bass"], inits=["scratch"], peers={})
+    params["stage2"] = {"steps": 600, "checkpoints": steps}
     make_results(params, tmp_path)
     write_report(params, tmp_path)
-    found = {file.stem: read_json(file)["step"] for file in (tmp_path / "metrics/sdr").iterdir()}
+    files = (tmp_path / "metrics/sdr").glob("scratch_*.json")
+    found = {file.stem: read_json(file)["step"] for file in files}
     assert found == {f"scratch_{name}": step for name, step in zip(names, steps, strict=True)}
 
 
@@ -243,11 +281,13 @@ def test_metrics_are_named_by_the_order_of_the_checkpoints(
 def test_reads_the_selected_files_only_and_removes_stale_metrics(tmp_path: Path) -> None:
     make_results(make_params(stems=["bass", "vocals"]), tmp_path)
     write_report(make_params(stems=["vocals"]), tmp_path)
-    chosen = make_params(stems=["vocals"], inits=["scratch"], stage2={"checkpoints": [150, 600]})
+    chosen = make_params(stems=["vocals"], inits=["scratch"], peers={"hdemucs": {"steps": 30}})
+    (tmp_path / "results/systems/open_unmix.csv").write_text("not read")
     (tmp_path / "results/scores/bass_scratch.csv").write_text("not read")
     write_report(chosen, tmp_path)
     names = {file.name for file in (tmp_path / "metrics/sdr").glob("*.json")}
-    assert names == {"scratch_early.json", "scratch_late.json"}
+    systems = ("scratch_early", "scratch_late", "hdemucs", "static_equaliser")
+    assert names == {f"{system}.json" for system in systems}
     assert list(read_json(tmp_path / "metrics/sdr/scratch_late.json")) == ["step", "vocals"]
 
 
@@ -265,7 +305,7 @@ def test_undefined_v4_values_are_left_out_and_counted(tmp_path: Path) -> None:
     folder = tmp_path / "metrics/sdr_v4"
     assert read_json(folder / "scratch_late.json") == {"step": 600, "bass": 2.6}
     assert read_json(folder / "scratch_early.json") == {"step": 150, "bass": None}
-    assert "3 of 10 values" in (tmp_path / "docs/results.md").read_text()
+    assert "3 of 18 values" in (tmp_path / "docs/results.md").read_text()
 
 
 # --- refusals -------------------------------------------------------------------------------
@@ -280,6 +320,7 @@ def edit(old: str, new: str) -> Callable[[str], str]:
 
 
 SCORES = "results/scores/drums_scratch.csv"
+PEER = "results/systems/open_unmix.csv"
 
 
 @pytest.mark.parametrize(
@@ -287,6 +328,14 @@ SCORES = "results/scores/drums_scratch.csv"
     [
         (SCORES, None, r"drums_scratch\.csv: no such file"),
         ("results/systems/baselines.csv", None, r"baselines\.csv: no such file"),
+        (PEER, None, r"open_unmix\.csv: no such file"),
+        (PEER, lambda text: ",".join(COLUMNS), r"has no sdr of drums open_unmix at step 40"),
+        (PEER, edit(r"^Öre,.*,open_unmix_wiener,.*\n", ""), r"'Öre' has no .* open_unmix_wiener"),
+        (PEER, edit(r",40,", ",41,"), r"unexpected scores: drums open_unmix at step 41"),
+        (PEER, edit(r"^Öre,.*,bass,.*\n", ""), r"'Öre' has no sdr of bass open_unmix at step 40"),
+        (PEER, edit(r"(40,sdr),.*", r"\1,nan"), r"sdr of drums open_unmix at step 40 .* is nan"),
+        (PEER, edit(r"^Öre,held_out", "Öre,seen"), r"'Öre' is in group 'seen', but in 'held_o"),
+        ("runs/peers/hdemucs/log.csv", edit("valid_loss", "v"), r"lacks \['valid_loss'\]"),
         ("runs/stage2/drums_scratch/log.csv", None, r"stage2/drums_scratch/log\.csv: no such"),
         ("runs/weights/pretrained/log.csv", None, r"weights/pretrained/log\.csv: no such"),
         (SCORES, lambda text: "", r"drums_scratch\.csv: not a CSV file"),
@@ -304,7 +353,7 @@ SCORES = "results/scores/drums_scratch.csv"
         ),
         (SCORES, edit(r",drums,", ",bass,"), r"unexpected scores: bass"),
         (SCORES, edit(r"^Öre,held_out", "Öre,seen"), r"'Öre' is in group 'seen', but in 'held_o"),
-        (SCORES, edit(r"^Öre,", "Oere,"), r"'Oere' is not in results/baselines\.csv"),
+        (SCORES, edit(r"^Öre,", "Oere,"), r"'Oere' is not in results/systems/base"),
         ("runs/stage1/bass_scratch/log.csv", edit("perplexity", "p"), r"lacks \['perplexity'\]"),
         ("runs/stage1/bass_scratch/log.csv", edit(r"^20,[^,]+", "20,x"), r"'loss' holds no num"),
     ],
@@ -331,21 +380,36 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
 
 def test_plot_data(report: Path) -> None:
     checkpoints = read_csv(report / "plots/checkpoints.csv")
-    assert {"stem": "total", "series": "pretrained", "step": "600", "sdr": "3.85"} in checkpoints
-    assert {row["series"] for row in checkpoints} == {
-        "pretrained",
-        "scratch",
-        "scaled_mixture",
-        "ideal_ratio_mask",
+    found = [(row["series"], row["label"], row["step"], row["sdr"]) for row in checkpoints
+             if row["stem"] == "total"]  # fmt: skip
+    assert ("pretrained", "pretrained", "600", "3.85") in found
+    assert ("open_unmix", "Open-Unmix", "others", "5.25") in found
+    assert ("refined", "pretrained, refined", "others", "4.25") in found
+    lines = {"static_equaliser", "scaled_mixture", "ideal_ratio_mask"}
+    places = {
+        series: {row["step"] for row in checkpoints if row["series"] == series}
+        for series in {row["series"] for row in checkpoints}
+    }
+    steps = {"150", "600"}
+    assert places == {
+        **{key: steps for key in ("pretrained", "scratch")},
+        **{key: steps | {"others"} for key in lines},
+        **{key: {"others"} for key in BESIDE},
     }
     transfer = read_csv(report / "plots/transfer.csv")
     assert {row["gain"] for row in transfer} == {"1.8"}
     ceiling = read_csv(report / "plots/ceiling.csv")
     assert ceiling[0]["gap"] == "3.0"
     songs = read_csv(report / "plots/scores.csv")
-    systems = 2 * 2 + 3 + 2
+    systems = 2 * 2 + len(BESIDE) + len(LEVELS) + 2
     assert len(songs) == len(SONGS) * len(STEMS) * systems
-    assert songs[0].keys() == {*COLUMNS[:-2], "sdr", "sdr_mdx", "sdr_v4"}
+    assert songs[0].keys() == {*COLUMNS[:-2], "label", "sdr", "sdr_mdx", "sdr_v4"}
+    assert list(dict.fromkeys(row["label"] for row in songs)) == [
+        "pretrained, step 150", "pretrained, step 600", "scratch, step 150", "scratch, step 600",
+        "pretrained, refined", "Open-Unmix", "Open-Unmix, Wiener filter", "HDemucs",
+        "static equaliser", "mixture / 4", "the mixture as it is", "ideal ratio mask (oracle)",
+        "ceiling of pretrained", "ceiling of scratch",
+    ]  # fmt: skip
     assert {row["song"] for row in songs} == set(SONGS)
 
 
@@ -353,7 +417,8 @@ def test_plot_data(report: Path) -> None:
 def test_curves_hold_all_runs_and_are_thinned(report: Path, tmp_path: Path) -> None:
     losses = read_csv(report / "plots/losses.csv")
     runs = {(row["stage"], row["stem"], row["init"]) for row in losses}
-    assert len(runs) == 2 * 4 * 2 + 1
+    assert len(runs) == 2 * 4 * 2 + 1 + 2
+    assert ("peer", "open_unmix", "peer") in runs
     assert ("pretrain", "mixture", "pretrained") in runs
     assert {row["name"] for row in read_csv(report / "plots/codebook.csv")} == {
         "perplexity",
@@ -492,7 +557,17 @@ def test_page_of_results(report: Path) -> None:
     header, rows = found[0]
     assert header == ["system", "metric", "scale", "data", *STEMS, "total"]
     systems = [row[0] for row in rows]
-    assert systems[:2] == ["**pretrained**, step 150 (early)", "**pretrained**, step 600 (late)"]
+    assert systems[: 2 * 2 + len(BESIDE) + len(LEVELS) + 2] == [
+        "**pretrained**, step 150 (early)", "**pretrained**, step 600 (late)",
+        "**scratch**, step 150 (early)", "**scratch**, step 600 (late)", "**pretrained**, refined",
+        "Open-Unmix", "Open-Unmix, Wiener filter", "HDemucs",
+        "static equaliser", "mixture / 4", "the mixture as it is", "ideal ratio mask (oracle)",
+        "ceiling of pretrained", "ceiling of scratch",
+    ]  # fmt: skip
+    assert rows[5][1:] == ["sdr", "demo", "band", "5.10", "5.20", "5.30", "5.40", "5.25"]
+    assert "Peers, trained on the same songs: Open-Unmix (40 steps), HDemucs (30 steps)." in text
+    # They are in all tables of all systems.
+    assert text.count("Open-Unmix, Wiener filter |") == 3 + 3
     assert rows[1] == [systems[1], "sdr", "demo", "band", "3.70", "3.80", "3.90", "4.00", "3.85"]
     paper = next(row for row in rows if "best checkpoint" in row[0])
     assert paper[2:] == [
@@ -531,4 +606,7 @@ def test_page_of_results_for_one_stem(small_report: Path) -> None:
     assert "synthetic" not in text
     assert "What pretraining is worth" not in text
     assert "never heard" not in text
+    assert "static equaliser |" in text
+    for absent in ("refined", "Refined", "peers", "Peers"):
+        assert absent not in text
     assert "transfer.png" not in text
