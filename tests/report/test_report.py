@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jukesep.base.errors import UserError
-from jukesep.report import figures, plots_page
+from jukesep.peers import networks
+from jukesep.report import figures, others, plots_page
 from jukesep.report.results import read_results
 from jukesep.report.write import write_report
 from jukesep.scoring.evaluation import COLUMNS
@@ -375,6 +376,18 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
     assert not (tmp_path / "docs").exists()
 
 
+def test_every_peer_and_each_way_to_use_it_has_a_name_and_a_mark() -> None:
+    for peer, builder in networks.BUILDERS.items():
+        variants = getattr(builder, "variants", networks.Peer.variants)
+        assert others.VARIANTS.get(peer, ("",)) == tuple(variants)
+        for suffix in variants:
+            assert others.LABELS[peer + suffix] != peer + suffix
+            assert peer + suffix in figures.MARKS
+    labels, marks = list(others.LABELS.values()), list(figures.MARKS.values())
+    assert len(set(labels)) == len(labels)
+    assert len(set(marks)) == len(marks)
+
+
 # --- plots ----------------------------------------------------------------------------------
 
 
@@ -580,7 +593,7 @@ def test_page_of_results(report: Path) -> None:
     assert [sum(f"({source})" in row[0] for row in others) for source in SOURCES] == [1, 5, 1, 9]
     again = next(row for row in others if "147,456 samples, mean" in row[0])
     assert again[3:] == ["MUSDB18-HQ, 49 test songs", "4.737", "3.910", "2.688", "5.298", "-"]
-    assert not any("Wave-U-Net" in system or "Demucs" in system for system in systems)
+    assert not any("Wave-U-Net" in row[0] or "Demucs" in row[0] for row in others)
     header, rows = next(table for table in found if "Demucs" in table[1][0][0])
     assert {(row[header.index("metric")], row[header.index("data")]) for row in rows} == {
         ("not stated", "not stated")
