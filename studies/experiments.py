@@ -32,14 +32,17 @@ BASELINES = {"seen": "baselines", "held_out": "held_out/baselines"}
 def scores(songs: str, system: str, experiment: str | None = None) -> Scores:
     """The SDR of a system on the "seen" or "held_out" test songs, of the workspace by default.
 
-    A system is an init and a checkpoint, as pretrained_late, or a baseline, as scaled_mixture.
+    A system is an init and a checkpoint, as pretrained_late, a peer, or a baseline, as
+    scaled_mixture.
     """
-    trained = system.startswith(("pretrained_", "scratch_"))
-    path = paths.METRICS / (SONGS if trained else BASELINES)[songs] / f"{system}.json"
-    if experiment is None:
-        text = path.read_text(encoding="utf-8") if path.exists() else None
-    else:
-        text = git("show", f"{_revision(experiment)}:{path.as_posix()}")
+    for folder in (SONGS[songs], BASELINES[songs]):
+        path = paths.METRICS / folder / f"{system}.json"
+        if experiment is None:
+            text = path.read_text(encoding="utf-8") if path.exists() else None
+        else:
+            text = git("show", f"{_revision(experiment)}:{path.as_posix()}")
+        if text is not None:
+            break
     if text is None:
         where = "the workspace" if experiment is None else f"the experiment {experiment}"
         raise UserError(f"{path} is not in {where}. Run `dvc repro`.")

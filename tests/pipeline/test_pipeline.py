@@ -188,6 +188,7 @@ def _stages(stems: tuple[str, ...] = STEMS, inits: tuple[str, ...] = INITS) -> s
         "prepare",
         "baselines",
         "separator",
+        "refined",
         "listen",
         "report",
         *(f"weights@{init}" for init in inits),
@@ -447,7 +448,7 @@ def test_songs_of_ones_own(project: Project, tmp_path: Path):
 # --- experiments ------------------------------------------------------------------------------
 
 RESULTS = ("runs", "results", "data/prepared", "models", "listen", "metrics", "plots", "docs")
-UNTRAINED = {"baselines", "separator", "listen", "report"}
+UNTRAINED = {"baselines", "separator", "refined", "listen", "report"}
 
 
 @readme("uv run dvc exp run -S stem=other", "dvc gc -w", "uv run dvc exp run")
@@ -476,6 +477,23 @@ def test_one_stem(project: Project):
 
     # The way back: the other stems are not trained again.
     assert not project.path("runs/stage1/bass_scratch").exists()
+    assert _kinds(_ran(project("uv run dvc exp run"))) <= {"report"}
+    assert project.tree(*RESULTS) == before
+
+
+@readme("uv run dvc exp run -S peers=hdemucs")
+def test_a_peer_beside_ours(project: Project):
+    before = project.tree(*RESULTS)
+    said = project("uv run dvc exp run -S peers=hdemucs")
+    assert _ran(said) == {"peer@hdemucs", "evaluate_peer@hdemucs", "listen", "report"}
+    assert project.metrics("sdr/hdemucs")["step"] == 4
+    assert {*STEMS, "total"} < set(project.metrics("held_out/hdemucs"))
+    assert re.search(r"^sdr/hdemucs|hdemucs", project("dvc metrics show"), re.MULTILINE)
+    assert "| HDemucs" in project.path("docs/results.md").read_text()
+    assert "HDemucs" in {row["label"] for row in _rows(project.path("plots/scores.csv"))}
+    assert (project.path("results/audio/hdemucs")).is_dir()
+
+    # The way back trains nothing again, and neither does another peer what is there.
     assert _kinds(_ran(project("uv run dvc exp run"))) <= {"report"}
     assert project.tree(*RESULTS) == before
 
