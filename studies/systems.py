@@ -210,9 +210,9 @@ def verdict(whole: Mapping[str, Mapping[str, float]], at: Scores) -> list[str]:
         f"At the demo's compute, the method scores {plain:.2f} dB on the songs of instruments "
         f"heard in training: {_over(plain - floor)} a static equaliser, one gain per frequency "
         f"({floor:.2f} dB). Wiener filters bring it to {refined:.2f} dB.",
-        f"{_count(len(above))} of {len(PEERS)} other systems, trained on the same songs for the "
-        f"same time, score more than its plain stems. The best one, {NAMES[best]}, scores "
-        f"{rivals[best]:.2f} dB: {rivals[best] - plain:.2f} dB more.",
+        f"Of {len(PEERS)} other systems, trained on the same songs for the same time, "
+        f"{len(above)} score more than its plain stems. The best one, {NAMES[best]}, scores "
+        f"{rivals[best]:.2f} dB: {_over(rivals[best] - plain)} the plain stems.",
         f"A plain mask network on spectrograms, our control, scores {seen[CONTROL]:.2f} dB.",
         f"On songs of held-out instruments the method scores {held_out[PLAIN]:.2f} dB, refined "
         f"{held_out[REFINED]:.2f} dB, the static equaliser {held_out[EQUALISER]:.2f} dB. All "
@@ -231,10 +231,6 @@ def verdict(whole: Mapping[str, Mapping[str, float]], at: Scores) -> list[str]:
 
 def _over(difference: float) -> str:
     return f"{abs(difference):.2f} dB {'above' if difference >= 0 else 'below'}"
-
-
-def _count(number: int) -> str:
-    return "None" if number == 0 else "All" if number == len(PEERS) else str(number)
 
 
 def _table(at: Scores, costs: Mapping[str, Cost], songs: str) -> str:

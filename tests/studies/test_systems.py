@@ -1,0 +1,130 @@
+"""docs/systems.md: its runs, and its page from the kept scores and costs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jukesep.base import params
+from jukesep.base.errors import UserError
+from studies import experiments, systems
+from studies.systems_costs import Cost
+
+ROOT = Path(__file__).parents[2]
+
+
+def score(system, total, budget=1.0, seed=0, songs="seen", **stems):
+    numbers = dict.fromkeys(("drums", "bass", "other", "vocals"), total) | stems
+    return systems.Score(system, budget, seed, songs, **numbers, total=total, commit="abc1234")
+
+
+def everything(ours=2.7, floor=2.6):
+    totals = {name: 3.0 + place for place, name in enumerate(systems.PEERS)}
+    totals |= {systems.PLAIN: ours, systems.REFINED: ours + 0.4, systems.CONTROL: 5.0}
+    totals |= {systems.EQUALISER: floor, "scaled_mixture": 1.2, "mixture": -4.8}
+    totals |= {"ideal_ratio_mask": 9.4}
+    return [
+        score(name, total + budget - 1 - (songs == "held_out"), budget, seed, songs)
+        for name, total in totals.items()
+        for budget, seed in ((1.0, 0), (1.0, 1), (0.25, 0), (4.0, 0))
+        for songs in ("seen", "held_out")
+    ]
+
+
+COSTS = {
+    name: Cost(name, 1_234_567, 130.0, 22.0, "a processor", "abc1234")
+    for name in (*systems.TRAINED, systems.EQUALISER)
+}
+
+
+def rows(page, heading):
+    part = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_committed_page_is_of_the_kept_scores(tmp_path):
+    found, costs = systems.load_scores(), systems.load_costs()
+    assert (ROOT / systems.PAGE).read_text(encoding="utf-8") == systems.page(found, costs)
+    assert {one.system for one in found} == {*systems.TRAINED, *systems.UNTRAINED}
+    systems.draw(found, costs, tmp_path / "compute.png")
+    assert (tmp_path / "compute.png").read_bytes() == (ROOT / systems.PICTURE).read_bytes()
+
+
+def test_the_page_orders_systems_by_what_they_score():
+    page = systems.page(everything(), COSTS)
+    seen = rows(page, "Songs of instruments heard in training")
+    totals = [float(row[-1].strip("*")) for row in seen]
+    assert totals == sorted(totals)
+    assert len(seen) == len(systems.TRAINED) + len(systems.UNTRAINED)
+    (ours,) = (row for row in seen if row[0] == "**jukesep**")
+    assert ours[1:4] == ["130", "1.23 M", "22"]
+    held_out = rows(page, "Songs of held-out instruments")
+    assert {row[0]: row[-1] for row in held_out}["**jukesep**"] == "**1.70**"
+    compute = {row[0]: row[1:] for row in rows(page, "SDR against the compute of training")}
+    assert compute["jukesep"] == ["1.95", "2.70", "5.70", "0.95", "1.70", "4.70"]
+
+
+def test_a_system_that_was_not_run_at_a_budget_says_so():
+    found = [one for one in everything() if one.budget != 4.0 or one.system != "demucs"]
+    compute = rows(systems.page(found, COSTS), "SDR against the compute of training")
+    assert {row[0]: row[3] for row in compute}["Demucs (version 2 form)"] == "not run"
+
+
+@pytest.mark.parametrize(("ours", "said"), [(2.7, "0.10 dB above"), (2.5, "0.10 dB below")])
+def test_the_verdict_says_also_where_the_method_loses(ours, said):
+    lines = systems.page(everything(ours=ours), COSTS).split("\n")
+    first = next(line for line in lines if line.startswith("- At the demo's compute"))
+    assert f"{said} a static equaliser" in first
+    assert any("6 other systems, trained" in line and " 6 score more" in line for line in lines)
+    below = [line for line in lines if "plain stems score less than the equaliser" in line]
+    assert bool(below) == (ours < 2.6)
+
+
+def test_scores_and_costs_are_read_as_they_were_written(tmp_path):
+    found = everything()
+    path = tmp_path / "scores.csv"
+    path.write_text(systems.text(found))
+    assert systems.load_scores(path) == found
+    path.write_text(systems.text(list(COSTS.values())))
+    assert systems.load_costs(path) == COSTS
+
+
+def test_each_run_scales_all_steps_alike():
+    demo = yaml.safe_load(params.compose(["peers=all"]))
+    for run in systems.RUNS:
+        p = params.Params.model_validate(yaml.safe_load(params.compose(run.overrides())))
+        assert (p.seed, p.inits, p.stage2.checkpoints) == (
+            run.seed, ("pretrained",), (p.stage2.steps,)
+        )  # fmt: skip
+        assert p.stage2.steps == round(run.budget * demo["stage2"]["steps"])
+        chosen = {name: recipe.steps for name, recipe in p.peers if recipe}
+        assert chosen == {
+            name: round(run.budget * recipe["steps"]) for name, recipe in demo["peers"].items()
+        }
+    assert len({run.name for run in systems.RUNS}) == len(systems.RUNS)
+
+
+def test_an_experiment_is_read_for_every_system(monkeypatch):
+    asked = []
+
+    def scores(songs, system, experiment):
+        asked.append(experiment)
+        return {"drums": 1.0, "bass": 2.0, "other": 3.0, "vocals": 4.0, "total": 2.5, "step": 9}
+
+    monkeypatch.setattr(experiments, "scores", scores)
+    found = systems.scores(systems.Run(0.25, 1))
+    assert set(asked) == {"systems-0_25x-seed-1"}
+    assert {one.songs for one in found} == {"seen", "held_out"}
+    assert dataclasses.asdict(found[0])["total"] == 2.5
+
+
+def test_without_results_the_page_says_how_to_get_them():
+    with pytest.raises(UserError, match="no results yet"):
+        systems.page([], {})
