@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -153,11 +153,10 @@ def write(
             raise UserError(f"{path}: cannot be written ({reason}). Is the disk full?") from error
 
 
-def in_memory(samples: Audio, sample_rate: int, container: Literal["flac", "mp3"]) -> bytes:
-    """The content of a 16-bit flac file or an mp3 file with these samples (channels, samples)."""
+def in_memory(samples: Audio, sample_rate: int) -> bytes:
+    """The content of an mp3 file with these samples (channels, samples)."""
     content = io.BytesIO()
-    subtype = "PCM_16" if container == "flac" else None
-    soundfile.write(content, samples.T, sample_rate, subtype, format=container.upper())
+    soundfile.write(content, samples.T, sample_rate, format="MP3")
     return content.getvalue()
 
 

@@ -6,7 +6,7 @@
       wavesurfer.min.js     draws waveforms (BSD-3-Clause; the licence is in the same folder)
 
 A page that is opened from disk may not fetch files, but it may run scripts. So each sound is a
-script that contains FLAC or MP3 in base64. The same songs give the same files. This module does not
+script that contains mp3 in base64. The same songs give the same files. This module does not
 import torch.
 """
 
@@ -17,29 +17,39 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .. import audio
 from ..audio import Audio
+from ..audio.encode import MP3_RATES
 from ..base import paths
 from ..base.errors import UserError
 from ..base.files import atomic_folder
+from ..base.parallel import cores
 from ..base.progress import bar
 from ..songs.manifest import GROUPS, MIXTURE, STEMS, Manifest
+from ..systems import equaliser
+from .others import LABELS, REFINED, others, refined_init
 
 HERE = Path(__file__).with_name("listening")
 PEAKS = 600  # points in a waveform
 LONGEST = 20 * 60  # seconds; a browser keeps all sounds decoded, here about 2 GB
 TOLERANCE = 0.1  # seconds; some formats add samples at the ends
 FILES = {"index.html", "audio", "wavesurfer.min.js", "wavesurfer.licence.txt"}
-KINDS = ("mixture", "truth", "pretrained", "scratch", "ceiling", *STEMS, "stem")
-Container = Literal["flac", "mp3"]
+KINDS = (
+    *("mixture", "truth", "pretrained", "scratch", "refined", "peer", "equaliser", "ceiling"),
+    *(*STEMS, "stem"),
+)
+Scores = dict[tuple[str, str, str, str, str], float]
+"""(song, stem, system, init, step) -> dB."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,15 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """An encoded sound in the form that `page.js` reads, its length, and its rate in Hz."""
+
+    content: dict[str, Any]
+    seconds: float
+    rate: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A song on the page. The sounds of each part, such as a stem, are compared with each other."""
 
@@ -64,36 +83,32 @@ class Entry:
     parts: Mapping[str, Sequence[Sound]]
 
 
-def write_page(
-    folder: Path, title: str, about: str, entries: Sequence[Entry], container: Container
-) -> None:
+def write_page(folder: Path, title: str, about: str, entries: Sequence[Entry]) -> None:
     """Write the page and its sounds to `folder`, atomically; an existing page is replaced.
 
     UserError if a sound cannot be read, or if `folder` contains anything but a listening page.
     """
     total = sum(len(entry.parts) for entry in entries)
-    with _folder(folder) as new, bar(total=total, desc="listen", unit="part") as line:
+    with (
+        _folder(folder) as new,
+        bar(total=total, desc="listen", unit="part") as line,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
         songs, number, rates = [], 0, {8000}
         (new / "audio").mkdir()
         for entry in entries:
+            encoded = cache(partial(_encoded, entry.name))  # the mixture is in each of its parts
             parts = []
             for part, sounds in entry.parts.items():
-                length, clips, rows = 0.0, [], []
-                for sound in sounds:
-                    samples, rate = sound.read()
-                    if not samples.size:
-                        raise UserError(f"{entry.name}: {sound.label} is empty (0 samples).")
-                    length = max(length, samples.shape[1] / rate)
-                    clip, rate = _encoded(samples, rate, container)
-                    clips.append(clip | {"peaks": _peaks(samples)})
-                    rates.add(rate)
-                    score = None if sound.score is None else round(sound.score, 2)
-                    row = {"label": sound.label, "kind": sound.kind, "score": score}
-                    rows.append(row | ({"hint": sound.hint} if sound.hint else {}))
+                clips = list(pool.map(encoded, sounds))
                 name = f"audio/{number:04}.js"
-                call = f"jukesep.sounds({json.dumps(name)},{_json(clips)});\n"
+                contents = [clip.content for clip in clips]
+                call = f"jukesep.sounds({json.dumps(name)},{_json(contents)});\n"
                 (new / name).write_text(call, encoding="utf-8")
-                parts.append({"name": part, "file": name, "seconds": length, "sounds": rows})
+                seconds = max((clip.seconds for clip in clips), default=0.0)
+                rows = [_row(sound) for sound in sounds]
+                parts.append({"name": part, "file": name, "seconds": seconds, "sounds": rows})
+                rates |= {clip.rate for clip in clips}
                 number += 1
                 line.update()
             songs.append({"name": entry.name, "note": entry.note, "parts": parts})
@@ -116,50 +131,70 @@ def write_page(
 
 
 def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
-    """Write listen/ from the audio that `evaluate` kept; `params` is params.yaml as a dictionary.
+    """Write listen/ from the audio that was scored; `params` is params.yaml as a dictionary.
 
     If no audio was kept, the page says why. UserError if a file is missing.
     """
     manifest = Manifest.load(root / paths.MANIFEST)
     entries = []
-    scores = _scores(root / paths.SCORES)
     if params["evaluate"]["audio"]:
+        scores = _scores(params, root)
         for song in manifest.split(params["evaluate"]["split"]):
             mixture = Sound("mixture", "mixture", _mono(song.file(MIXTURE)), hint="all stems")
             parts = {}
             for stem in (stem for stem in STEMS if stem in params["stems"]):
-                sounds = [mixture, Sound(f"true {stem}", "truth", _mono(song.file(stem)))]
-                for init in params["inits"]:
-                    kept = root / paths.sounds(stem, init) / song.name
-                    for step in sorted(params["stage2"]["checkpoints"], reverse=True):
-                        sounds.append(
-                            Sound(
-                                f"{init}, {step:,} steps",
-                                init,
-                                _mono(kept / f"{step}.flac"),
-                                scores.get((song.name, stem, "separation", init, str(step))),
-                                "separated from the mixture",
-                            )
-                        )
-                sounds += [
-                    Sound(
-                        f"ceiling, {init}",
-                        "ceiling",
-                        _mono(root / paths.sounds(stem, init) / song.name / "ceiling.flac"),
-                        scores.get((song.name, stem, "ceiling", init, "")),
-                        "true stem through the codec",
-                    )
-                    for init in params["inits"]
-                ]
-                parts[stem] = sounds
+                true = Sound(f"true {stem}", "truth", _mono(song.file(stem)))
+                systems = _systems(params, root, scores, song.name, stem)
+                parts[stem] = [mixture, true, *systems]
             entries.append(Entry(song.name, GROUPS.get(song.group, song.group), parts))
     about = (
         f"Songs of the split “{params['evaluate']['split']}”, mono at {manifest.sample_rate:,} Hz, "
-        "as they were scored. Scores are the paper's SDR in dB: higher is better, silence has 0."
+        "as they were scored, in mp3. Scores are the paper's SDR in dB: higher is better, silence "
+        "has 0."
         if entries
         else "Nothing was kept to listen to: set evaluate.audio=true and run `dvc repro`."
     )
-    write_page(root / paths.LISTEN, f"Listen: scale {params['scale']}", about, entries, "flac")
+    write_page(root / paths.LISTEN, f"Listen: scale {params['scale']}", about, entries)
+
+
+def _systems(
+    params: Mapping[str, Any], root: Path, scores: Scores, song: str, stem: str
+) -> Iterator[Sound]:
+    """What separated a stem of a song: ours, the refined stem, peers, the equaliser, ceilings."""
+    inits = params["inits"]
+    for init in inits:
+        for step in sorted(params["stage2"]["checkpoints"], reverse=True):
+            yield Sound(
+                f"{init}, {step:,} steps",
+                init,
+                _mono(root / paths.sounds(stem, init) / song / f"{step}.flac"),
+                scores.get((song, stem, "separation", init, str(step))),
+                "separated from the mixture",
+            )
+    for other in others(params):
+        refined = other.name == REFINED
+        yield Sound(
+            f"{refined_init(inits)}, refined" if refined else LABELS.get(other.name, other.name),
+            "refined" if refined else "peer",
+            _mono(root / other.sound(song, stem)),
+            scores.get((song, stem, other.name, "", str(other.step))),
+            "all models, Wiener filters" if refined else "trained on the same songs",
+        )
+    yield Sound(
+        LABELS[equaliser.NAME],
+        "equaliser",
+        _mono(root / paths.system_sounds(equaliser.NAME) / song / f"{stem}.flac"),
+        scores.get((song, stem, equaliser.NAME, "", "")),
+        "one gain per frequency",
+    )
+    for init in inits:
+        yield Sound(
+            f"ceiling, {init}",
+            "ceiling",
+            _mono(root / paths.sounds(stem, init) / song / "ceiling.flac"),
+            scores.get((song, stem, "ceiling", init, "")),
+            "true stem through the codec",
+        )
 
 
 def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
@@ -194,7 +229,7 @@ def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
         first = Sound("mixture", "mixture", _whole(mixture)) if mixture else None
         first = first or Sound("all stems", "mixture", _sum(name, stems), hint="their sum")
         entries.append(Entry(name, "", {"stems": [first, *sounds]}))
-    write_page(output, f"Listen: {folder.resolve().name}", "", entries, "mp3")
+    write_page(output, f"Listen: {folder.resolve().name}", "", entries)
 
 
 def _stems(folder: Path) -> list[Path]:
@@ -267,34 +302,50 @@ def _sum(song: str, paths: Sequence[Path]) -> Callable[[], tuple[Audio, int]]:
     return read
 
 
-def _scores(folder: Path) -> dict[tuple[str, str, str, str, str], float]:
-    """Return {(song, stem, system, init, step): SDR in dB}, the paper's metric."""
+def _scores(params: Mapping[str, Any], root: Path) -> Scores:
+    """The paper's SDR in dB of what the parameters name."""
+    files = [paths.scores(stem, init) for stem in params["stems"] for init in params["inits"]]
+    files += [paths.BASELINES, *(paths.system_scores(other.peer) for other in others(params))]
     found = {}
-    for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                # A song without the stem has sounds, but no score.
-                if row["metric"] == "sdr" and row["value"] != "nan":
-                    key = (row["song"], row["stem"], row["system"], row["init"], row["step"])
-                    found[key] = float(row["value"])
+    for path in dict.fromkeys(files):
+        try:
+            with (root / path).open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    # A song without the stem has sounds, but no score.
+                    if row["metric"] == "sdr" and row["value"] != "nan":
+                        key = (row["song"], row["stem"], row["system"], row["init"], row["step"])
+                        found[key] = float(row["value"])
+        except FileNotFoundError:
+            raise UserError(f"{root / path}: no such file; run `dvc repro` to write it") from None
     return found
 
 
-def _encoded(samples: Audio, rate: int, container: Container) -> tuple[dict[str, Any], int]:
-    """Return a sound in base64, in the form that `page.js` reads, and its sample rate in Hz.
+def _row(sound: Sound) -> dict[str, Any]:
+    score = None if sound.score is None else round(sound.score, 2)
+    row = {"label": sound.label, "kind": sound.kind, "score": score}
+    return row | ({"hint": sound.hint} if sound.hint else {})
+
+
+def _encoded(song: str, sound: Sound) -> Clip:
+    """Read a sound and encode it as mp3.
 
     Samples beyond full scale are divided by their peak; the page multiplies by it again (`gain`).
     More than two channels become their mean.
     """
+    samples, rate = sound.read()
+    if not samples.size:
+        raise UserError(f"{song}: {sound.label} is empty (0 samples).")
+    seconds, peaks = samples.shape[1] / rate, _peaks(samples)
     if len(samples) > 2:
         samples = audio.to_mono(samples)
-    if container == "mp3" and rate not in (32000, 44100, 48000):
+    if rate not in MP3_RATES:
         samples, rate = audio.resample(np.ascontiguousarray(samples), rate, 44100), 44100
     gain = max(float(np.abs(samples).max(initial=0)), 1.0)
     if gain > 1:
         samples = samples / np.float32(gain)
-    data = base64.b64encode(audio.in_memory(samples, rate, container)).decode()
-    return {"type": f"audio/{container}", "data": data, "gain": round(gain, 6)}, rate
+    data = base64.b64encode(audio.in_memory(samples, rate)).decode()
+    content = {"type": "audio/mp3", "data": data, "gain": round(gain, 6), "peaks": peaks}
+    return Clip(content, seconds, rate)
 
 
 def _peaks(samples: Audio) -> list[int]:

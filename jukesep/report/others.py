@@ -6,7 +6,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Other:
         """The mono audio of a stem that was scored."""
         prefix = "" if self.name == self.peer else f"{self.name}_"
         return paths.system_sounds(self.peer) / song / f"{prefix}{stem}.flac"
+
+
+def refined_init(inits: Sequence[str]) -> str:
+    """The init whose models are in models/separator, and so in the refined stems."""
+    return "pretrained" if "pretrained" in inits else inits[0]
 
 
 def others(params: Mapping[str, Any]) -> list[Other]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from ..scoring.published import NONE, NOT_STATED, PAPER_URL, PUBLISHED
 from ..songs.manifest import GROUPS
-from .others import REFINED
+from .others import REFINED, refined_init
 from .results import ALL, Results
 
 METRIC_TITLES = {
@@ -253,7 +253,7 @@ def _name(results: Results, key: str) -> str:
     if key in results.separations:
         init, step = results.separations[key]
         return f"**{init}**, {_step_name(results, step)}"
-    return f"**{results.refined_init}**, refined" if key == REFINED else results.label(key)
+    return f"**{refined_init(results.inits)}**, refined" if key == REFINED else results.label(key)
 
 
 def _step_name(results: Results, step: int) -> str:

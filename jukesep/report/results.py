@@ -20,7 +20,7 @@ from ..scoring.evaluation import COLUMNS
 from ..scoring.metrics import METRICS
 from ..scoring.published import TOTAL
 from ..songs.manifest import GROUPS, STEMS
-from .others import LABELS, REFINED, UNTRAINED, Other, others
+from .others import LABELS, REFINED, UNTRAINED, Other, others, refined_init
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,11 +110,6 @@ class Results:
         """Columns of a table: the stems, and the total if the run has all four."""
         return [*self.stems, *([TOTAL] if set(self.stems) == set(STEMS) else [])]
 
-    @property
-    def refined_init(self) -> str:
-        """The init whose models are in models/separator, and so in the refined stems."""
-        return "pretrained" if "pretrained" in self.inits else self.inits[0]
-
     def label(self, key: str) -> str:
         """What a system is called in plots: "pretrained, step 600", "Open-Unmix"."""
         if key in self.separations:
@@ -122,7 +117,7 @@ class Results:
             return f"{init}, step {step}"
         if key in self.ceilings:
             return f"ceiling of {key.removeprefix('ceiling_')}"
-        return f"{self.refined_init}, refined" if key == REFINED else LABELS.get(key, key)
+        return f"{refined_init(self.inits)}, refined" if key == REFINED else LABELS.get(key, key)
 
     def file_name(self, key: str) -> str:
         """The name of a system's files in metrics/: by checkpoint for our models."""

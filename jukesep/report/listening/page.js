@@ -6,7 +6,7 @@
   const at = (id) => document.getElementById(id);
   const FADE = 0.008; // seconds of the crossfade between two sounds, so that nothing clicks
   const KINDS = [
-    "mixture", "truth", "pretrained", "scratch", "ceiling",
+    "mixture", "truth", "pretrained", "scratch", "refined", "peer", "equaliser", "ceiling",
     "drums", "bass", "other", "vocals", "stem",
   ];
 
