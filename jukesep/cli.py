@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .base.errors import reported
-from .commands import checkpoints, project, songs
+from .commands import checkpoints, project, songs, weights
 
 app = typer.Typer(
     help="Music source separation by transfer learning with Jukebox.",
@@ -20,6 +20,7 @@ app.command()(songs.listen)
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.info)
 app.command()(checkpoints.evaluate)
+app.command()(weights.fetch)
 app.command()(project.compose)
 app.command()(project.status)
 app.command()(project.clean)

@@ -1,4 +1,4 @@
-"""Download MUSDB18-HQ's archive, which has gigabytes, and resume an interrupted download.
+"""Download MUSDB18-HQ's archive and other large files, and resume an interrupted download.
 
 The data is collected in `.<target>.part`, hidden, which is renamed to the target once its sha256 is
 right. Programs of the user's, such as browsers, do not use this name.
@@ -28,14 +28,15 @@ HEADWAY = 1 << 20  # bytes: a try that receives at least this many does not coun
 
 
 def download(
-    url: str, target: Path, *, sha256: str, title: str, timeout: float = 30, tries: int = 3
+    url: str, target: Path, *, sha256: str | None, title: str, timeout: float = 30, tries: int = 3
 ) -> None:
     """Download `target` from `url` (http or https); resume what an earlier call left unfinished.
 
     Tries again if there is no connection, no data for `timeout` seconds, a broken transfer or a
     server error, until `tries` in a row have failed. If a resumed file has the wrong sha256, it is
     downloaded once from the beginning. If two processes download the same target, one waits for the
-    other.
+    other. `sha256` None: it is not known, and only the server's own word says that the file is
+    whole.
 
     Raises UserError if the file cannot be downloaded, has the wrong sha256, or does not fit on the
     disk.
@@ -47,7 +48,7 @@ def download(
             if target.exists():  # by another process
                 return
             resumed = _receive_all(url, part, title, timeout, tries)
-            found = _sum(part, title)
+            found = sha256 and _sum(part, title)
             if found != sha256 and resumed:
                 _say(f"{title}: the resumed file has the wrong sha256; downloading it again")
                 part.unlink()

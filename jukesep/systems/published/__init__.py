@@ -1,0 +1,1 @@
+"""Systems with weights that others have published."""
