@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .base.errors import reported
-from .commands import checkpoints, project, songs, weights
+from .commands import checkpoints, project, scores, songs, weights
 
 app = typer.Typer(
     help="Music source separation by transfer learning with Jukebox.",
@@ -21,6 +21,8 @@ app.command("import")(checkpoints.import_)
 app.command()(checkpoints.info)
 app.command()(checkpoints.evaluate)
 app.command()(weights.fetch)
+app.command()(scores.score)
+app.command()(scores.evaluate)
 app.command()(project.compose)
 app.command()(project.status)
 app.command()(project.clean)

@@ -260,6 +260,8 @@ def score_estimates(
     *,
     mono: Mapping[str, Audio] | None = None,
     museval: bool = False,
+    si_sdr: bool = False,
+    frames: dict[str, dict[str, metrics.Array]] | None = None,
 ) -> list[Row]:
     """Score a system's estimates of one song with every metric: one row per stem and metric.
 
@@ -267,14 +269,23 @@ def score_estimates(
     (channels, samples) at `sample_rate` Hz. `sdr`, the paper's metric, has two conventions: it
     scores `mono`, the stems (1, samples) that the system separated from the mono mixture, or, if
     that is None, the mean of the channels of `estimates`. They are equal for a mono song.
+    `museval` adds SIR, SAR and ISR, `si_sdr` the scale-invariant SDR. `frames` is filled with the
+    values of every second: {stem: {metric of BSSEval v4: (frames,)}}.
     """
     rows = []
     for stem, estimate in estimates.items():
+        seconds: dict[str, metrics.Array] = {}
         values = metrics.score_song(
-            song.name, stem, references, estimate, sample_rate, extras=museval
+            song.name, stem, references, estimate, sample_rate, extras=museval, frames=seconds
         )
-        if mono is not None and not math.isnan(values["sdr"]):
+        undefined = metrics.silent(references[stem])
+        if mono is not None and not undefined:
             values["sdr"] = metrics.sdr(audio.to_mono(references[stem]), mono[stem])
+        if si_sdr:
+            target = references[stem]
+            values[metrics.SI_SDR] = math.nan if undefined else metrics.si_sdr(target, estimate)
+        if frames is not None:
+            frames[stem] = seconds
         rows += [Row(song, stem, system, "", step, m, v) for m, v in values.items()]
     return rows
 

@@ -6,6 +6,8 @@ The three kinds answer different questions and never share a column:
 - ``sdr_mdx``  the Music Demixing Challenge 2021: the whole song at once, on every channel.
 - ``sdr_v4``   museval's BSSEval v4: one value per second, median over a song, then over songs.
 
+``si_sdr`` is a fourth, which the pipeline does not compute.
+
 Computes in float64 with numpy and scipy; does not import torch. Audio is (channels, samples).
 """
 
@@ -26,10 +28,12 @@ from ..base.packages import package_folder
 Array = NDArray[np.float64]
 
 METRICS = ("sdr", "sdr_mdx", "sdr_v4")
+SI_SDR = "si_sdr"  # computed on request, like the EXTRAS
 EXTRAS = ("sir_v4", "sar_v4", "isr_v4")
 
 # Keeps a perfect or a silent estimate finite; the paper's code and MDX 2021 use the same value.
 ENERGY_FLOOR = 1e-7
+SI_LIMIT = 100.0  # dB, of `si_sdr`
 
 
 def sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
@@ -50,6 +54,25 @@ def sdr_mdx(reference: ArrayLike, estimate: ArrayLike) -> float:
     return _energy_ratio(*_pair(reference, estimate))
 
 
+def si_sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
+    """The scale-invariant SDR in dB of a whole song: the SDR after the best gain.
+
+    ``10 log10(|a s|^2 / |a s - e|^2)`` with ``a = <s, e> / |s|^2`` (Le Roux, Wisdom, Erdogan and
+    Hershey, "SDR - half-baked or well done?", 2019). Both arrays are (channels, samples); all
+    channels are one signal with one gain, as in :func:`sdr_mdx`. Limited to +-100 dB, so that means
+    exist: a silent estimate has -100 dB. Raises ValueError if the shapes differ.
+    """
+    reference, estimate = _pair(reference, estimate)
+    power = np.sum(reference**2)
+    gain = np.sum(reference * estimate) / power if power else 0.0
+    signal = gain**2 * power
+    error = np.sum((gain * reference - estimate) ** 2)
+    if not signal:
+        return -SI_LIMIT
+    with np.errstate(divide="ignore"):
+        return float(np.clip(10.0 * np.log10(signal / error), -SI_LIMIT, SI_LIMIT))
+
+
 def sdr_v4(
     reference: ArrayLike,
     estimate: ArrayLike,
@@ -67,8 +90,15 @@ def sdr_v4(
     are then skipped too. The result equals museval's, unless the *estimate* of another stem is
     exactly silent in some frame. Raises ValueError if the shapes differ.
     """
+    return _median(_frames_v4(reference, estimate, sample_rate, others))
+
+
+def _frames_v4(
+    reference: ArrayLike, estimate: ArrayLike, sample_rate: int, others: ArrayLike | None
+) -> Array:
+    """The values whose median is :func:`sdr_v4`, one a second."""
     reference, estimate = _pair(reference, estimate)
-    frames = framewise_sdr(reference[None], estimate[None], sample_rate)[0]
+    frames: Array = framewise_sdr(reference[None], estimate[None], sample_rate)[0]
     if others is not None:
         stacked = _stack(others)
         if stacked.shape[1:] != reference.shape:
@@ -77,7 +107,7 @@ def sdr_v4(
                 f"not {stacked.shape}"
             )
         frames[_silent_frames(stacked, sample_rate).any(axis=0)] = np.nan
-    return _median(frames)
+    return frames
 
 
 def framewise_sdr(references: ArrayLike, estimates: ArrayLike, sample_rate: int) -> Array:
@@ -123,14 +153,16 @@ def score_song(
     sample_rate: int,
     *,
     extras: bool = False,
+    frames: dict[str, Array] | None = None,
 ) -> dict[str, float]:
     """Score one stem of one song with every metric: metric name -> dB.
 
     ``references`` holds every stem of the song by name and ``estimate`` the estimate of ``stem``,
     each (channels, samples). ``extras`` adds museval's SIR, SAR and ISR (slow, see
-    :func:`museval_extras`). A metric is NaN where the song does not count: every metric if the
-    reference of ``stem`` is silent, those of BSSEval v4 if any reference is. Raises UserError,
-    naming the song, for an estimate with NaN or infinity: no song is skipped silently.
+    :func:`museval_extras`). ``frames`` is filled with the values of every second, for each metric
+    of BSSEval v4. A metric is NaN where the song does not count: every metric if the reference of
+    ``stem`` is silent, those of BSSEval v4 if any reference is. Raises UserError, naming the song,
+    for an estimate with NaN or infinity: no song is skipped silently.
     """
     estimate = np.asarray(estimate, dtype=np.float64)
     if not np.all(np.isfinite(estimate)):
@@ -147,7 +179,7 @@ def score_song(
     if any(map(silent, rest)):
         return scores
     others = np.array(rest) if rest else None
-    scores["sdr_v4"] = sdr_v4(target, estimate, sample_rate, others=others)
+    found = {"sdr_v4": _frames_v4(target, estimate, sample_rate, others)}
     if extras:
         # SIR, SAR and ISR of one stem depend on all references, but on no other estimate. The
         # references stand in for the other estimates.
@@ -156,9 +188,11 @@ def score_song(
         stacked = np.array([references[name] for name in stems], dtype=np.float64)
         estimates = stacked.copy()
         estimates[place] = estimate
-        frames = museval_extras(stacked, estimates, sample_rate)
-        scores |= {metric: _median(values[place]) for metric, values in frames.items()}
-    return scores
+        every = museval_extras(stacked, estimates, sample_rate)
+        found |= {metric: values[place] for metric, values in every.items()}
+    if frames is not None:
+        frames |= found
+    return scores | {metric: _median(values) for metric, values in found.items()}
 
 
 def mixture(mixture: ArrayLike, references: ArrayLike) -> Array:

@@ -7,22 +7,18 @@ others are still scored. torch is imported only when a model is loaded.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import audio
-from ..audio import Audio
 from ..base import parallel
 from ..base.errors import UserError
-from ..base.progress import bar
 from ..songs.find import Found
-from ..songs.manifest import MIXTURE, STEMS
+from ..songs.manifest import STEMS
 from . import evaluation, metrics
+from .batch import Tell, check_rates, counted, read, resampled, score_each
 from .evaluation import Row
-from .table import Evaluation, counted
+from .table import Evaluation
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +48,6 @@ def evaluate(
     pair = load_pair(stage1, stage2, stem, where)
     check_rates(songs, pair.sample_rate, resample)
     rows, failed = score(songs, stem, pair, separation, where, threads)
-    rates = {found.header.sample_rate for found in songs}
     return Evaluation(
         stem=stem,
         stage1=stage1,
@@ -62,24 +57,12 @@ def evaluate(
         split=split,
         songs=tuple(found.song.name for found in songs),
         sample_rate=pair.sample_rate,
-        resampled=tuple(sorted(rates - {pair.sample_rate})),
+        resampled=resampled(songs, pair.sample_rate),
         separation=separation,
         device=where.type,
         rows=rows,
         failed=failed,
     )
-
-
-def check_rates(songs: list[Found], sample_rate: int, resample: bool) -> None:
-    """UserError if songs differ from the model's sample rate (Hz) and `resample` is off."""
-    other = [found for found in songs if found.header.sample_rate != sample_rate]
-    if other and not resample:
-        first = other[0]
-        raise UserError(
-            f"{first.song.file(MIXTURE)}: sample rate {first.header.sample_rate} Hz, the model "
-            f"needs {sample_rate} Hz ({counted(len(other))} of {len(songs)} differ). Resampling "
-            "changes the scores; pass --resample to resample anyway."
-        )
 
 
 def score(
@@ -96,40 +79,16 @@ def score(
     On a CPU songs are scored in parallel, as memory allows, with `threads` threads each (0: share
     all cores evenly).
     """
-    stop, lock = threading.Event(), threading.Lock()
 
-    def attempt(found: Found) -> list[Row] | UserError:
+    def attempt(found: Found, tell: Tell) -> list[Row]:
         length = found.song.samples * pair.sample_rate / found.header.sample_rate
         whole = length * (2 + found.header.channels)
+        return _score_song(found, stem, pair, separation, lambda samples: tell(samples / whole))
 
-        def tell(samples: int) -> None:
-            if stop.is_set():
-                raise CancelledError
-            with lock:
-                line.update(min(samples / whole, len(songs) - line.n))
-
-        try:
-            return _score_song(found, stem, pair, separation, tell)
-        except UserError as error:
-            return error
-
-    rows: list[Row] = []
-    failed = {}
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     each = max(_memory(found, pair, separation) for found in songs)
-    pool = ThreadPoolExecutor(_workers(len(songs), each, device, threads))
-    with bar(total=len(songs), desc=f"{stem}, {counted(len(songs))}", bar_format=form) as line:
-        try:
-            for found, result in zip(songs, pool.map(attempt, songs), strict=True):
-                if isinstance(result, UserError):
-                    failed[found.song.name] = str(result)
-                else:
-                    rows += result
-        finally:
-            # On Ctrl-C queued songs are dropped and running ones stop.
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-    return rows, failed
+    workers = _workers(len(songs), each, device, threads)
+    scored, failed = score_each(songs, attempt, workers, f"{stem}, {counted(len(songs))}")
+    return [row for rows in scored.values() for row in rows], failed
 
 
 def _memory(found: Found, pair: Pair, separation: Separation) -> float:
@@ -159,7 +118,7 @@ def _score_song(
     UserError if another `sdr` or `sdr_mdx` is not finite.
     """
     song, rate = found.song, pair.sample_rate
-    mixture, references = _read(found, stem, rate)
+    mixture, references = read(found, rate, (stem,))
     rows = []
     for system, estimate in (("mixture", mixture), ("scaled_mixture", mixture / len(STEMS))):
         values = metrics.score_song(song.name, stem, references, estimate, rate)
@@ -184,16 +143,3 @@ def _score_song(
     if len(references) < len(STEMS):
         rows = [row._replace(value=math.nan) if row.metric == "sdr_v4" else row for row in rows]
     return rows
-
-
-def _read(found: Found, stem: str, sample_rate: int) -> tuple[Audio, dict[str, Audio]]:
-    """Read a song's mixture and stems at the model's rate, each (channels, samples).
-
-    The other stems count in `sdr_v4` only, and may be missing: the song then has no `sdr_v4`.
-    """
-    references = {}
-    for part in (MIXTURE, *STEMS):
-        if part in (MIXTURE, stem) or found.song.file(part).exists():
-            read = audio.read(found.song.file(part))
-            references[part] = audio.resample(read, found.header.sample_rate, sample_rate)
-    return references.pop(MIXTURE), references

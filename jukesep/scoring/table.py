@@ -6,13 +6,14 @@ A column holds one metric of one system. This module does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .batch import counted
 from .evaluation import Row
 from .published import MUSDB_HQ, NONE, NOT_STATED, PUBLISHED, Published
 
@@ -80,7 +81,8 @@ class Evaluation:
         return [row for row in PUBLISHED if row.values[self.stem] != NONE]
 
 
-def _label(row: Published) -> str:
+def label_of(row: Published) -> str:
+    """A published row in words, with the songs if they are not all of MUSDB18-HQ's."""
     songs = "" if row.data in (MUSDB_HQ, NOT_STATED) else f", {row.data}"
     return f"{row.system} ({row.source}{songs})"
 
@@ -92,7 +94,7 @@ def text(evaluation: Evaluation) -> str:
     note |= dict.fromkeys(evaluation.silent, f": no {evaluation.stem}, left out")
     songs = [
         (
-            [_number(column.get(name, math.nan)) for column in columns.values()],
+            [number(column.get(name, math.nan)) for column in columns.values()],
             name + note.get(name, ""),
         )
         for name in evaluation.songs
@@ -101,16 +103,16 @@ def text(evaluation: Evaluation) -> str:
     if note:
         of = f"{len(evaluation.songs) - len(note)} of {of}"
     summary = [
-        ([_number(average(column)) for column in columns.values()], f"{kind} of {of}")
-        for kind, average in (("mean", _mean), ("median", _median))
+        ([number(average(kind)(column.values())) for column in columns.values()], f"{kind} of {of}")
+        for kind in ("mean", "median")
     ]
     rows, stem = evaluation.published(), evaluation.stem
     beside = [
-        ([row.values[stem] if heading == row.metric else "" for heading in COLUMNS], _label(row))
+        ([row.values[stem] if heading == row.metric else "" for heading in COLUMNS], label_of(row))
         for row in rows
         if row.stated
     ]
-    table = _table([(list(COLUMNS), "song")], songs, summary, beside)
+    table = aligned([(list(COLUMNS), "song")], songs, summary, beside)
     blocks = [_heading(evaluation), table, LEGEND]
     if evaluation.silent:
         blocks.append(
@@ -123,11 +125,11 @@ def text(evaluation: Evaluation) -> str:
         blocks.append(f"{counted(missing)} without sdr_v4, left out of its averages. {NO_V4}")
     if rows:
         apart = [
-            ([row.values[stem], row.metric, row.data], _label(row))
+            ([row.values[stem], row.metric, row.data], label_of(row))
             for row in rows
             if not row.stated
         ]
-        block = _table([(["dB", "metric", "songs"], "system")], apart)
+        block = aligned([(["dB", "metric", "songs"], "system")], apart)
         blocks += [f"{NOT_STATED_NOTE}\n\n{block}", PUBLISHED_NOTE]
     return "\n\n".join(blocks)
 
@@ -156,8 +158,8 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         },
         "silent": sorted(evaluation.silent),
         "not_scored": dict(evaluation.failed),
-        "mean": line({heading: _mean(column) for heading, column in columns.items()}),
-        "median": line({heading: _median(column) for heading, column in columns.items()}),
+        "mean": line({name: average("mean")(one.values()) for name, one in columns.items()}),
+        "median": line({name: average("median")(one.values()) for name, one in columns.items()}),
         "published": [
             {
                 "row": f"{row.system} ({row.source})",
@@ -186,34 +188,30 @@ def _heading(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def counted(songs: int) -> str:
-    """A number of songs in words: "1 song", "2 songs"."""
-    return f"{songs} song{'' if songs == 1 else 's'}"
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits after the point; - for a score that there is not."""
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
-def _mean(column: Mapping[str, float]) -> float:
-    values = [value for value in column.values() if not math.isnan(value)]
-    return float(np.mean(values)) if values else math.nan
+def average(kind: str) -> Callable[[Iterable[float]], float]:
+    """The "mean" or the "median" of the values that are not NaN; NaN if there are none."""
+
+    def of(values: Iterable[float]) -> float:
+        there = [value for value in values if not math.isnan(value)]
+        return float(getattr(np, kind)(there)) if there else math.nan
+
+    return of
 
 
-def _median(column: Mapping[str, float]) -> float:
-    values = [value for value in column.values() if not math.isnan(value)]
-    return float(np.median(values)) if values else math.nan
-
-
-def _table(*blocks: list[tuple[list[str], str]]) -> str:
+def aligned(*blocks: list[tuple[list[str], str]]) -> str:
     """Align the columns; labels go last because they can be long. A rule separates blocks."""
     lines = [cells for block in blocks for cells, _ in block]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "-" * (sum(widths) + 2 * len(widths) + len("song"))
 
-    def aligned(cells: list[str], label: str) -> str:
+    def line(cells: list[str], label: str) -> str:
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
         return "  ".join([*numbers, label])
 
-    parts = ["\n".join(aligned(*line) for line in block) for block in blocks if block]
+    parts = ["\n".join(line(*one) for one in block) for block in blocks if block]
     return f"\n{rule}\n".join(parts)

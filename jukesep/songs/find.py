@@ -3,7 +3,8 @@
     ROOT/test/<song>/{mixture,drums,bass,other,vocals}.wav      or ROOT/<song>/...
     ROOT/train/<song>/...                                       with musdb's validation songs
 
-The files may also be flac, and their names may have upper-case letters.
+The files may also be flac, and their names may have upper-case letters. In a folder that `prepare`
+wrote, such as data/prepared, its manifest names the songs and their groups.
 This module does not import torch.
 """
 
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import audio
+from ..base import paths
 from ..base.errors import UserError
 from .headers import compare_headers, entries, held, read_headers
-from .manifest import MIXTURE, STEMS, Song, part_file
+from .manifest import MIXTURE, STEMS, Manifest, Song, part_file
 from .musdb import validation_songs
 
 
@@ -30,35 +32,56 @@ class Found:
 
 
 def find_songs(
-    root: Path, split: str, stem: str, names: Collection[str] = (), first: int | None = None
+    root: Path,
+    split: str,
+    stems: Collection[str],
+    names: Collection[str] = (),
+    first: int | None = None,
 ) -> list[Found]:
     """The songs of a split, sorted by name: all, those in `names`, or the `first` of them.
 
-    A song needs its mixture and `stem`; other stems are checked if they exist.
+    A song needs its mixture and `stems`; other stems are checked if they exist.
     UserError that names every fault found in the files' headers.
     """
-    if stem not in STEMS:
-        raise UserError(f"--stem {stem}: no such stem. Choose one of {', '.join(STEMS)}.")
-    folders = {folder.name: folder for folder in _song_folders(root, split)}
-    if unknown := sorted(set(names) - set(folders)):
-        near = difflib.get_close_matches(unknown[0], folders, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{root}: no song named {unknown[0]!r} in split {split}.{hint}")
-    chosen = sorted(set(names) or folders)[:first]
     found, faults = [], []
-    for name in chosen:
-        folder = folders[name]
-        there = [part for part in STEMS if part == stem or part_file(folder, part).exists()]
+    for name, (folder, group) in choose(root, split, names, first).items():
+        there = [part for part in STEMS if part in stems or part_file(folder, part).exists()]
         headers, wrong = read_headers(folder, (MIXTURE, *there))
         wrong += compare_headers(headers)
         faults += [f"{part_file(folder, part)}: {text}" for part, text in wrong]
         if not wrong:
-            song = Song(name, split, split, folder, headers[MIXTURE].samples)
+            song = Song(name, split, group, folder, headers[MIXTURE].samples)
             found.append(Found(song, headers[MIXTURE]))
     if faults:
         several = f"{root}: {len(faults)} faults\n  " if len(faults) > 1 else ""
         raise UserError(several + "\n  ".join(faults))
     return found
+
+
+def training_songs(root: Path) -> list[Found]:
+    """The songs of split train with all stems; none if the folder does not divide its songs.
+
+    UserError as for `find_songs`.
+    """
+    divided = (root / "train").is_dir() or (root / paths.MANIFEST.name).is_file()
+    return find_songs(root, "train", STEMS) if divided else []
+
+
+def choose(
+    root: Path, split: str, names: Collection[str] = (), first: int | None = None
+) -> dict[str, tuple[Path, str]]:
+    """Folder and group of the songs that `find_songs` finds, by name. Their files are not read."""
+    manifest = root / paths.MANIFEST.name
+    if manifest.is_file() and not (root / split).is_dir():
+        songs = Manifest.load(manifest).split(split)
+        folders = {song.name: (song.folder, song.group) for song in songs}
+    else:
+        folders = {folder.name: (folder, split) for folder in _song_folders(root, split)}
+    if unknown := sorted(set(names) - set(folders)):
+        near = difflib.get_close_matches(unknown[0], folders, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{root}: no song named {unknown[0]!r} in split {split}.{hint}")
+    return {name: folders[name] for name in sorted(set(names) or folders)[:first]}
 
 
 def _song_folders(root: Path, split: str) -> list[Path]:

@@ -17,7 +17,7 @@ def _song(folder, samples=100, rate=8000, channels=2):
 def test_a_good_folder_is_read_in_order(tmp_path):
     for name in ("b", "a"):
         _song(tmp_path / name)
-    found = [(one.song.name, one.header.samples) for one in find_songs(tmp_path, "test", "bass")]
+    found = [(one.song.name, one.header.samples) for one in find_songs(tmp_path, "test", ("bass",))]
     assert found == [("a", 100), ("b", 100)]
 
 
@@ -30,7 +30,7 @@ def test_every_fault_is_named_at_once(tmp_path):
     (tmp_path / "missing/vocals.wav").unlink()
     (tmp_path / "text/vocals.wav").write_text("no samples here")
     with pytest.raises(UserError) as caught:
-        find_songs(tmp_path, "test", "vocals")
+        find_songs(tmp_path, "test", ("vocals",))
     for expected in (
         "short/bass.wav: 99 samples long, but the song's other files have 100",
         "mono/drums.wav: mono, but the song is stereo",
@@ -44,7 +44,7 @@ def test_every_fault_is_named_at_once(tmp_path):
 def test_a_missing_or_empty_root_is_named(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=str(root)):
-            find_songs(root, "test", "bass")
+            find_songs(root, "test", ("bass",))
 
 
 def test_a_manifest_moves_with_its_folder(tmp_path):
