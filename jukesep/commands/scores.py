@@ -141,6 +141,7 @@ def score(
     from ..scoring import batch, comparison, evaluation, store
     from ..scoring import score as scoring
     from ..songs.find import choose, find_songs
+    from ..systems import equaliser
 
     songs_chosen = choose(data, split, song or (), songs)
     if stems is not None:
@@ -152,9 +153,10 @@ def score(
     found = find_songs(data, split, needed, song or (), songs)
     if isinstance(source, scoring.Separated) and (rate := source.system.sample_rate):
         batch.check_rates(found, rate, resample, source.name)
+    beside = _equaliser(data) if source.name != equaliser.NAME else None
     options = scoring.Options(museval, resample, tuple(needed), overwrite)
     with writing(target):
-        scored = scoring.score(found, source, target, options, _equaliser(data))
+        scored = scoring.score(found, source, target, options, beside)
     if scored.kept:
         note(
             f"{scored.kept} of {batch.counted(len(found))} have not changed, and keep their scores"

@@ -273,11 +273,15 @@ def score_estimates(
     values of every second: {stem: {metric of BSSEval v4: (frames,)}}.
     """
     rows = []
+    asked = metrics.EXTRAS if museval else ()
+    extras = _extras(references, estimates, sample_rate) if museval else {}
     for stem, estimate in estimates.items():
         seconds: dict[str, metrics.Array] = {}
         values = metrics.score_song(
-            song.name, stem, references, estimate, sample_rate, extras=museval, frames=seconds
+            song.name, stem, references, estimate, sample_rate, frames=seconds
         )
+        seconds |= extras.get(stem, {})
+        values |= {metric: metrics.median(seconds.get(metric, [])) for metric in asked}
         undefined = metrics.silent(references[stem])
         if mono is not None and not undefined:
             values["sdr"] = metrics.sdr(audio.to_mono(references[stem]), mono[stem])
@@ -288,6 +292,25 @@ def score_estimates(
             frames[stem] = seconds
         rows += [Row(song, stem, system, "", step, m, v) for m, v in values.items()]
     return rows
+
+
+def _extras(
+    references: Mapping[str, Audio], estimates: Mapping[str, Audio], sample_rate: int
+) -> dict[str, dict[str, metrics.Array]]:
+    """museval's SIR, SAR and ISR of every second: {stem: {metric: (frames,)}}.
+
+    They depend on all references but on no other estimate, so that one call does for all stems: the
+    reference stands in for an estimate that there is not. Empty if a stem is silent.
+    """
+    if any(map(metrics.silent, references.values())):
+        return {}
+    targets = np.array(list(references.values()), np.float64)
+    given = np.array([estimates.get(stem, one) for stem, one in references.items()], np.float64)
+    found = metrics.museval_extras(targets, given, sample_rate)
+    return {
+        stem: {metric: values[place] for metric, values in found.items()}
+        for place, stem in enumerate(references)
+    }
 
 
 def write_sound(path: Path, mono: Audio, sample_rate: int) -> None:

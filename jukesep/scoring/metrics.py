@@ -90,7 +90,7 @@ def sdr_v4(
     are then skipped too. The result equals museval's, unless the *estimate* of another stem is
     exactly silent in some frame. Raises ValueError if the shapes differ.
     """
-    return _median(_frames_v4(reference, estimate, sample_rate, others))
+    return median(_frames_v4(reference, estimate, sample_rate, others))
 
 
 def _frames_v4(
@@ -192,7 +192,7 @@ def score_song(
         found |= {metric: values[place] for metric, values in every.items()}
     if frames is not None:
         frames |= found
-    return scores | {metric: _median(values) for metric, values in found.items()}
+    return scores | {metric: median(values) for metric, values in found.items()}
 
 
 def mixture(mixture: ArrayLike, references: ArrayLike) -> Array:
@@ -326,6 +326,8 @@ def _silent(stems: Array) -> NDArray[np.bool_]:
     return silence
 
 
-def _median(frames: Array) -> float:
+def median(frames: ArrayLike) -> float:
+    """The median of the values that are not NaN; NaN if there are none."""
+    frames = np.asarray(frames, dtype=np.float64)
     counted = frames[~np.isnan(frames)]
     return float(np.median(counted)) if counted.size else float("nan")

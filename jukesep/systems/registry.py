@@ -9,18 +9,20 @@ import difflib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..audio import Audio
 from ..base import paths
 from ..base.errors import UserError
 from ..base.unchanged import digest, file_digest, marks
 from ..songs.find import Found, training_songs
 from ..songs.manifest import MIXTURE, STEMS
-from .system import NOT_STATED, System
+from .system import NOT_STATED, Separate, System
 
 if TYPE_CHECKING:
     from .equaliser import Equaliser
@@ -190,9 +192,24 @@ def _own(name: str, given: Given) -> Loaded:
             f"--system {name}: {place} has no function {attribute}, only "
             f"{', '.join(there) or 'no functions'}."
         )
-    system = found if isinstance(found, System) else System(name, found)
+    system = found if isinstance(found, System) else System(name, _guarded(found))
     file = getattr(module, "__file__", None)
     return Loaded(system, {"function": name, "code": file_digest(file) if file else None})
+
+
+def _guarded(function: Separate) -> Separate:
+    """The same function; what it raises becomes a UserError that says where."""
+
+    def separate(mixture: Audio, sample_rate: int) -> Mapping[str, Audio]:
+        try:
+            return function(mixture, sample_rate)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"{last.filename}, line {last.lineno}: {type(error).__name__}: {error}"
+            ) from error
+
+    return separate
 
 
 def _content(weights: Path) -> str:
