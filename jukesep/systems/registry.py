@@ -71,6 +71,8 @@ def load(name: str, given: Given) -> Loaded:
     """
     if why := refused(name):
         raise UserError(f"--system {name}: {why}")
+    if given.refine != "none" and name != JUKESEP:
+        raise UserError(f"--refine {given.refine}: only refines the stems of {JUKESEP}.")
     if ":" in name:
         return _own(name, given)
     if name not in NAMES:
@@ -80,8 +82,6 @@ def load(name: str, given: Given) -> Loaded:
             f"--system {name}: no such system.{hint} There are {', '.join(NAMES)}, and your own as "
             "package.module:function."
         )
-    if given.refine != "none" and name != JUKESEP:
-        raise UserError(f"--refine {given.refine}: only refines the stems of {JUKESEP}.")
     if name == JUKESEP:
         return _jukesep(given)
     if name == EQUALISER:
