@@ -14,6 +14,7 @@ from commands import run_jukesep
 from folders import write_song
 
 from jukesep.base.packages import package_folder
+from jukesep.base.progress import note
 from jukesep.scoring import evaluation, metrics
 from jukesep.scoring.evaluation import COLUMNS
 from jukesep.songs.manifest import STEMS, Manifest, Song
@@ -27,6 +28,7 @@ RESTS = {"vocals": ("drums", "bass", "other")}
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """A folder, entered, with the test songs of DATA in musdb/test."""
+    note.cache_clear()  # what was said in another test is said again
     monkeypatch.chdir(tmp_path)
     for seed, (name, samples) in enumerate(SONGS.items()):
         write_song(tmp_path / "musdb/test" / name, samples, RATE, seed=seed)
