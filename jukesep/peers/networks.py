@@ -33,7 +33,8 @@ class Peer(nn.Module):
 
     variants: Mapping[str, Mapping[str, Any]] = {"": {}}
     """Suffix of a system's name -> options of `separate`: ways to use the same weights."""
-    long_songs: str
+    long_songs = f"chunks of {CHUNK_SECONDS} s, a quarter of overlap, triangular weights"
+    """How `separate` runs over a song, in words."""
 
     def prepare(self, batch: Tensor) -> Prepared:
         """Input and target of a step, for a batch (batch, 1 + stems, samples): mixture, stems."""
@@ -52,9 +53,7 @@ class Peer(nn.Module):
 
 
 class Waveform(Peer):
-    """A network from the mixture's samples (rows, 1, n) to the stems' (rows, stems, [1,] n): L1."""
-
-    long_songs = f"chunks of {CHUNK_SECONDS} s, a quarter of overlap, triangular weights"
+    """A network from samples (rows, 1, n) to the stems' (rows, stems, [1,] n); absolute error."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -140,8 +139,6 @@ class OpenUnmix(Peer):
 
 class Control(Peer):
     """A U-Net on the magnitude spectrogram with four softmax masks; the phase of the mixture."""
-
-    long_songs = f"chunks of {CHUNK_SECONDS} s, a quarter of overlap, triangular weights"
 
     def __init__(self, channels: int, depth: int, window: int) -> None:
         super().__init__()

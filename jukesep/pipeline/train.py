@@ -148,9 +148,12 @@ def training(
         # The plain definitions round differently.
         **({} if kernels.enabled() else {"kernels": "off"}),
     )
-    parts = (item.get("stem", MIXTURE), item.get("init", ""))
+    if "key" in item:
+        title = f"{stage} {item['key']}"
+    else:
+        title = f"{section} {item.get('stem', MIXTURE)} {item['init']}"
     about = About(
-        title=f"{stage} {item['key']}" if "key" in item else " ".join((section, *parts)),
+        title=title,
         section=section,
         out=out,
         names=names or {},

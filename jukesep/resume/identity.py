@@ -36,10 +36,9 @@ def identity(
     """Return everything that determines the result of a stage, as {kind: {name: value}}.
 
     `item` is the entry of the stage's matrix, such as {"stem": "vocals", "init": "scratch"}, or the
-    key of its foreach, {"key": "hdemucs"};
-    `params` are all parameters; `libraries` are packages beside LIBRARIES; `more` are other values,
-    such as the device. UserError if dvc.yaml
-    or an input is missing.
+    key of its foreach, {"key": "hdemucs"}; `params` are all parameters; `libraries` are packages
+    beside LIBRARIES; `more` are other values, such as the device. UserError if dvc.yaml or an input
+    is missing.
     """
     file = _find(str(paths.PIPELINE))
     if file is None:

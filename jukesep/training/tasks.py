@@ -36,7 +36,7 @@ class Task(Protocol):
 
     @property
     def codes(self) -> int:
-        """The number of codes in the codebook."""
+        """The number of codes in the codebook; 0 without one."""
         ...
 
     def to(self, device: torch.device) -> None:
