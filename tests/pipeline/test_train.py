@@ -167,7 +167,7 @@ def test_a_save_made_with_kernels_is_not_resumed_without_them(project, monkeypat
     keys = []
     for switch in ("auto", "off", "auto"):
         monkeypatch.setenv("JUKESEP_KERNELS", switch)
-        with experiment._training(
+        with experiment.training(
             p, "stage1", "stage1", {"stem": "drums", "init": "scratch"}, Path("out")
         ) as run:
             keys.append(run.folder)

@@ -253,7 +253,7 @@ def test_an_experiment_gives_its_trainings_their_identity(composed, monkeypatch)
             changed = _with(changed, name.replace("__", "."), value)
         p = params.Params.model_validate(changed)
         item, out = ITEMS["stage1"], Path("runs/stage1/drums_scratch")
-        with train._training(p, "stage1", "stage1", item, out) as run:
+        with train.training(p, "stage1", "stage1", item, out) as run:
             assert isinstance(run, Training)
             assert run.about.save_minutes == p.save_minutes
             assert run.about.sample_minutes == p.sample_minutes
