@@ -187,3 +187,17 @@ def test_fetch_lists_what_there_is(capsys):
     assert all(f"{name}\n{one.title}: " in listed for name, one in PUBLISHED.items())
     assert run_jukesep("fetch", "mdx_extra_q", "--accept-licence") == 1
     assert "test songs" in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_catalogue_says():
+    from documents import read
+
+    page = read("docs/published.md")
+    for name, one in PUBLISHED.items():
+        (row,) = (
+            line
+            for line in page.splitlines()
+            if line.startswith(f"| `{name}` |") and one.title in line
+        )
+        size = sum(file.megabytes for file in one.files)
+        assert row.endswith(f"| {one.title}, {size} MB | {one.trained_on} | {one.licence} |")
