@@ -201,7 +201,7 @@ def _folder(
     from ..scoring import estimates
     from ..scoring.score import Files
     from ..songs.headers import held
-    from ..systems import registry
+    from ..systems.published import catalogue
 
     folder = estimates.open_folder(stems, split, songs, residual, chosen)
     name = stems.resolve().name
@@ -209,8 +209,8 @@ def _folder(
         note(f"{stems}: {', '.join(folder.unknown)}: not scored, since they are no stems")
     if others := sorted(set(folder.songs) - set(songs)):
         note(f"{stems}: {held(others)}: not scored, since they are not among the songs")
-    if why := registry.refused(name):
-        note(f"{stems}: if this is {name}, it {why}")
+    if why := catalogue.refused(name):
+        note(f"{stems}: by its name, {why}")
     return Files(name, folder), estimates.needed(folder.targets), {"stems": str(stems)}
 
 

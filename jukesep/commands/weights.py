@@ -10,7 +10,7 @@ import typer
 
 def fetch(
     name: Annotated[
-        str | None, typer.Argument(help="hdemucs, open-unmix or htdemucs. Without it: list them.")
+        str | None, typer.Argument(help="open-unmix, hdemucs or htdemucs. Without it: list them.")
     ] = None,
     output: Annotated[
         Path | None,

@@ -22,23 +22,14 @@ from ..base.errors import UserError
 from ..base.unchanged import digest, file_digest, marks
 from ..songs.find import Found, training_songs
 from ..songs.manifest import MIXTURE, STEMS
+from .published.catalogue import PUBLISHED, refused
 from .system import NOT_STATED, Separate, System
 
 if TYPE_CHECKING:
     from .equaliser import Equaliser
 
 JUKESEP, EQUALISER = "jukesep", "static-equaliser"
-# Name -> the module here whose `load(weights)` makes the system.
-PUBLISHED = {"open-unmix": "open_unmix", "hdemucs": "hdemucs", "htdemucs": "htdemucs"}
 NAMES = (JUKESEP, EQUALISER, *PUBLISHED)
-
-_TESTED = "was trained on the test songs of MUSDB18 too, so that its scores on them say nothing"
-# What is asked for in vain, in lower case and with underscores -> why.
-REFUSED = {
-    "hdemucs_high_musdb_plus": f"{_TESTED}. Use hdemucs, with the weights HDEMUCS_HIGH_MUSDB.",
-    "mdx_extra": f"{_TESTED}. Use htdemucs.",
-    "mdx_extra_q": f"{_TESTED}. Use htdemucs.",
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def load(name: str, given: Given) -> Loaded:
     {stem: (channels, samples)}; it may be a `System`. UserError for an unknown name, for weights
     that are missing or not needed, and for a system that was trained on the test songs.
     """
-    if why := refused(name):
+    if ":" not in name and (why := refused(name)):
         raise UserError(f"--system {name}: {why}")
     if given.refine != "none" and name != JUKESEP:
         raise UserError(f"--refine {given.refine}: only refines the stems of {JUKESEP}.")
@@ -87,11 +78,6 @@ def load(name: str, given: Given) -> Loaded:
     if name == EQUALISER:
         return _equaliser(given)
     return _published(name, given)
-
-
-def refused(name: str) -> str | None:
-    """Why a system is not scored, or None. A folder may have a system's name."""
-    return REFUSED.get(name.lower().replace("-", "_"))
 
 
 def _jukesep(given: Given) -> Loaded:
@@ -162,11 +148,11 @@ def songs_digest(songs: list[Found]) -> str:
 def _published(name: str, given: Given) -> Loaded:
     if given.weights is None:
         raise UserError(f"--system {name}: needs --weights, a file or folder of its weights.")
-    try:
-        module = import_module(f".{PUBLISHED[name]}", __package__)
-    except ModuleNotFoundError as error:
-        raise UserError(f"--system {name}: {error}. Install jukesep[systems].") from error
-    return Loaded(module.load(given.weights), {"weights": _content(given.weights)})
+    from ..kernels import devices
+
+    module = import_module(f".published.{name.replace('-', '_')}", __package__)
+    system = module.load(given.weights, str(devices.choose(given.device)))
+    return Loaded(system, {"weights": _content(given.weights)})
 
 
 def _own(name: str, given: Given) -> Loaded:

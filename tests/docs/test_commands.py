@@ -103,6 +103,8 @@ def _takes(words, whole, monkeypatch):
         assert options.module
         assert options.training_script in {"stages.weights", "stages.stage1", "stages.stage2"}
         _stage(options.training_script, options.training_script_args)
+    elif program.endswith("/bin/python"):  # of an environment of the reader's
+        assert (ROOT / words[1]).is_file()
     elif words[:2] == ["python", "-m"]:
         _module(words[2], words[3:], whole, monkeypatch)
     elif program == "pytest":

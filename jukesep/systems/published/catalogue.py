@@ -55,6 +55,12 @@ _UMXHQ = {
     "other-b52fbbf7.pth": "b52fbbf76479e752bd72e02304c602ac7802aa5bfbfb9cd12054b2695d5093ab",
 }
 PUBLISHED = {
+    "open-unmix": Published(
+        title="umxhq",
+        files=tuple(File(name, _ZENODO + name, sum_, 36) for name, sum_ in _UMXHQ.items()),
+        trained_on=TRAINING_SONGS,
+        licence="MIT (zenodo.org/records/3370489); MUSDB18-HQ itself is for research only",
+    ),
     "hdemucs": Published(
         title="HDEMUCS_HIGH_MUSDB",
         files=(
@@ -67,12 +73,6 @@ PUBLISHED = {
         ),
         trained_on=TRAINING_SONGS,
         licence="none stated: treat these weights as for research only",
-    ),
-    "open-unmix": Published(
-        title="umxhq",
-        files=tuple(File(name, _ZENODO + name, sum_, 36) for name, sum_ in _UMXHQ.items()),
-        trained_on=TRAINING_SONGS,
-        licence="MIT (zenodo.org/records/3370489); MUSDB18-HQ itself is for research only",
     ),
     "htdemucs": Published(
         title="htdemucs",
@@ -135,14 +135,25 @@ def checked(path: Path) -> str:
     return sha256
 
 
-def refuse(name: str, sha256: str = "") -> None:
-    """UserError if the name or the sha256 is that of weights trained on MUSDB18's test songs."""
+def refused(name: str, sha256: str = "") -> str | None:
+    """Why weights of this name or sha256 are not scored: trained on test songs. None if they are.
+
+    A name may have further words, and dashes for underscores.
+    """
+    words = name.lower().replace("-", "_")
     for title, (sums, names) in _WITH_TEST_SONGS.items():
-        if any(word in name.lower() for word in names) or sha256.startswith(sums):
-            raise UserError(
-                f"{name}: {title} was trained on MUSDB18's test songs too, so its scores on them "
-                "would say nothing. Use htdemucs or HDEMUCS_HIGH_MUSDB."
+        if any(word in words for word in names) or sha256.startswith(sums):
+            return (
+                f"{title} was trained on the test songs of MUSDB18 too, so that its scores on them "
+                "say nothing. Use htdemucs, or hdemucs with HDEMUCS_HIGH_MUSDB."
             )
+    return None
+
+
+def refuse(name: str, sha256: str = "") -> None:
+    """UserError if weights of this name or sha256 are not scored (`refused`)."""
+    if why := refused(name, sha256):
+        raise UserError(f"{name}: {why}")
 
 
 def about(name: str, sums: Sequence[str], files: Sequence[str]) -> tuple[str, str]:

@@ -8,8 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from commands import run_jukesep
 from safetensors.torch import save_file
 
+from jukesep.audio import write
 from jukesep.systems.published import hdemucs, htdemucs, open_unmix
 from jukesep.systems.system import NOT_STATED
 
@@ -185,3 +187,17 @@ def test_the_same_song_gives_the_same_stems(transformer, song):
     system = htdemucs.load(transformer)
     first, second = (system(song[:, : 2 * RATE], RATE) for _ in range(2))
     assert all(np.array_equal(first[stem], second[stem]) for stem in first)
+
+
+def test_jukesep_score_runs_it(transformer, song, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    numbers = np.random.default_rng(1)
+    parts = {stem: numbers.uniform(-0.2, 0.2, (2, RATE)) for stem in hdemucs.SOURCES}
+    for part, audio in {**parts, "mixture": sum(parts.values())}.items():
+        write(tmp_path / f"songs/test/one/{part}.wav", audio, RATE)
+    words = ("score", "--system", "htdemucs", "--weights", str(transformer), "--data", "songs")
+    assert run_jukesep(*words, "--device", "cpu") == 0
+    rows = (tmp_path / "htdemucs-scores/scores.csv").read_text(encoding="utf-8")
+    assert rows.count(",htdemucs,") == len(hdemucs.SOURCES) * 4
+    assert run_jukesep("score", "--system", "htdemucs", "--data", "songs") == 1
+    assert "needs --weights" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_float16_becomes_float32(tmp_path):
 
 def test_a_system_refuses_weights_of_test_songs(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "hdemucs_high_trained.pt")
-    with pytest.raises(UserError, match="HDEMUCS_HIGH_MUSDB_PLUS was trained on MUSDB18's test"):
+    with pytest.raises(UserError, match="HDEMUCS_HIGH_MUSDB_PLUS was trained on the test"):
         hdemucs.load(tmp_path / "hdemucs_high_trained.pt")
 
 
