@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 import jukesep
 from jukesep import cli
 from jukesep.base import params
+from jukesep.base.errors import UserError
 from jukesep.model.jukebox import save_encoder, save_jukebox
+from jukesep.report import readme
 from jukesep.separation import models
 
 RATE = 8000
@@ -181,25 +183,48 @@ def test_every_direct_dependency_has_its_reason():
     assert names <= explained
 
 
-# The README's row -> the file of metrics/ whose numbers it shows.
-STANDS = {
-    "jukesep, pretrained, late checkpoint": "sdr/pretrained_late",
-    "jukesep, scratch, late checkpoint": "sdr/scratch_late",
-    "mixture / 4": "baselines/scaled_mixture",
-    "ideal ratio mask (knows the stems)": "baselines/ideal_ratio_mask",
-}
-
-
 def test_the_readme_shows_the_committed_scores():
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in read("README.md").splitlines()
+    values = params.load(ROOT / "params.yaml").model_dump(mode="json")
+    wanted = readme.updated(read("README.md"), values, ROOT)
+    assert read("README.md") == wanted, "run python -m jukesep.report.readme"
+
+
+def test_the_readme_s_table_has_every_system_with_its_own_scores(tmp_path):
+    values = {"scale": "demo", "stems": jukesep.STEMS, "inits": ["pretrained", "scratch"]}
+    values |= {"stage2": {"steps": 6}, "peers": {"open_unmix": {"steps": 4}, "control": None}}
+    files = ("sdr/pretrained_late", "sdr/scratch_late", "sdr/refined", "sdr/open_unmix",
+             "sdr/open_unmix_wiener", "sdr/static_equaliser", "baselines/scaled_mixture",
+             "baselines/ideal_ratio_mask")  # fmt: skip
+    for number, file in enumerate(files):
+        path = tmp_path / f"metrics/{file}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores = {stem: number + 0.1 * place for place, stem in enumerate(jukesep.STEMS)}
+        path.write_text(json.dumps({"step": 9, **scores, "total": number + 0.555}))
+    text = f"# Title\n\n{readme.HEADER}\n|---|\n| old |\n\nMore.\n"
+    new = readme.updated(text, values, tmp_path)
+    assert new.startswith("# Title\n\n| system |")
+    assert new.endswith("|\n\nMore.\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in new.splitlines()[4:]]
+    assert [row[0] for row in rows[:8]] == [
+        "jukesep, pretrained, late checkpoint",
+        "jukesep, scratch, late checkpoint",
+        "jukesep, pretrained, refined by Wiener filters",
+        "Open-Unmix",
+        "Open-Unmix, Wiener filter",
+        "static equaliser",
+        "mixture / 4",
+        "ideal ratio mask (knows the stems)",
     ]
-    shown = {row[0]: row[2:] for row in rows if len(row) == 7}
-    for system, file in STANDS.items():
-        scores = json.loads(read(f"metrics/{file}.json"))
-        columns = (*jukesep.STEMS, "total")
-        assert shown[system] == [f"{scores[column]:.2f}" for column in columns], system
+    assert rows[3][1:] == ["the demo's", "3.00", "3.10", "3.20", "3.30", "3.56"]
+    assert [row[1] for row in rows[8:11]] == ["MUSDB18-HQ", "not stated", "not stated"]
+    assert rows[8][-1] == "4.188"
+    assert rows[9][0].startswith("Demucs")
+    for broken in ("", text + text):
+        with pytest.raises(UserError, match="one is expected"):
+            readme.updated(broken, values, tmp_path)
+    (tmp_path / "metrics/sdr/open_unmix.json").unlink()
+    with pytest.raises(UserError, match=r"open_unmix\.json: no such file"):
+        readme.updated(text, values, tmp_path)
 
 
 def test_the_readme_is_short():

@@ -130,7 +130,8 @@ def test_the_listening_page_has_the_sounds_without_a_score(project):
     songs = json.loads(page[page.index('"songs":') + 8 : page.index("]}]}]") + 5])
     vocals = next(s["parts"] for s in songs if s["name"] == LACKING)[-1]
     assert vocals["name"] == "vocals"
-    assert len(vocals["sounds"]) == 5  # mixture, truth, two checkpoints, ceiling
+    # Mixture, truth, two checkpoints, static equaliser, ceiling.
+    assert len(vocals["sounds"]) == 6
     assert all(sound["score"] is None for sound in vocals["sounds"])
 
 
