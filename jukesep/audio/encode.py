@@ -33,7 +33,6 @@ class Format:
         return self.subtype != "FLOAT"
 
 
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 OGG_LIMIT = 200_000  # Hz; above it libsndfile crashes if given a million samples at once
 BYTES = {"PCM_16": 2, "PCM_24": 3}  # per sample
 FORMATS = {
@@ -135,7 +134,7 @@ def _one(
 def _check(form: Format, sample_rate: int, channels: int) -> None:
     if form.container == "MP3" and channels > 2:
         raise UserError(f"mp3 holds two channels, the song has {channels}. Choose --format flac.")
-    if form.container == "MP3" and sample_rate not in MP3_RATES:
+    if form.container == "MP3" and sample_rate not in audio.samples.MP3_RATES:
         raise UserError(f"mp3 has no sample rate of {sample_rate} Hz. Choose --format flac.")
     if form.container == "OGG" and sample_rate > OGG_LIMIT:
         raise UserError(f"ogg has no sample rate of {sample_rate} Hz. Choose --format flac.")

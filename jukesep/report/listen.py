@@ -29,7 +29,7 @@ import numpy as np
 
 from .. import audio
 from ..audio import Audio
-from ..audio.encode import MP3_RATES
+from ..audio.samples import MP3_RATES
 from ..base import paths
 from ..base.errors import UserError
 from ..base.files import atomic_folder

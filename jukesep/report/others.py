@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..base import paths
-from ..scoring.evaluation import BASELINES
 from ..songs.manifest import STEMS
 from ..systems import equaliser
 
@@ -32,8 +31,6 @@ LABELS = {
     "mixture": "the mixture as it is",
     "ideal_ratio_mask": "ideal ratio mask (oracle)",
 }
-UNTRAINED = (equaliser.NAME, *BASELINES)
-"""The baselines and the oracle, in the order of the tables."""
 
 
 @dataclass(frozen=True)

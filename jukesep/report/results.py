@@ -16,16 +16,19 @@ import numpy as np
 
 from ..base import paths
 from ..base.errors import UserError
-from ..scoring.evaluation import COLUMNS
+from ..scoring.evaluation import BASELINES, COLUMNS
 from ..scoring.metrics import METRICS
 from ..scoring.published import TOTAL
 from ..songs.manifest import GROUPS, STEMS
-from .others import LABELS, REFINED, UNTRAINED, Other, others, refined_init
+from ..systems import equaliser
+from .others import LABELS, REFINED, Other, others, refined_init
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALL = "all"  # both
+# The baselines and the oracle, in the order of the tables.
+UNTRAINED = (equaliser.NAME, *BASELINES)
 
 LOSS_NAMES = ("loss", "valid_loss", "l2", "linf", "multispectral", "commit")
 CODEBOOK_NAMES = ("perplexity", "usage", "revived")

@@ -47,6 +47,7 @@ NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
         "jukesep/model": NO_MODEL,
         "jukesep/separation/chunked.py": NO_MODEL,
     },
+    "listen": ANYWHERE | EQUALISER,
     "report": ANYWHERE
     | EQUALISER
     | {
