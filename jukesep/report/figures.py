@@ -108,7 +108,7 @@ def _thousands(step: int) -> str:
 def _figure2(results: Results) -> Figure:
     """SDR at each checkpoint of stage 2, one panel per stem: the paper's Figure 2."""
     columns, table = results.columns, results.table("sdr")
-    width = 1.2 + 1.75 * len(columns)
+    width = max(1.2 + 1.75 * len(columns), 5.6)  # at least as wide as the title
     labels = len(results.inits) + len(LINES) + len(results.others)
     height = 2.8 + 0.2 * labels / max(1, int(width / LABEL_WIDTH))
     figure, axes = _figure(1, len(columns), width, height, sharey=True)
