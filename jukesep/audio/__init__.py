@@ -23,8 +23,12 @@ from .samples import (
     writing,
 )
 
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+"""Sample rates in Hz that an mp3 file can have."""
+
 __all__ = [
     "BLOCK",
+    "MP3_RATES",
     "READABLE",
     "STEADY",
     "STEP",

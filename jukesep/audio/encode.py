@@ -134,7 +134,7 @@ def _one(
 def _check(form: Format, sample_rate: int, channels: int) -> None:
     if form.container == "MP3" and channels > 2:
         raise UserError(f"mp3 holds two channels, the song has {channels}. Choose --format flac.")
-    if form.container == "MP3" and sample_rate not in audio.samples.MP3_RATES:
+    if form.container == "MP3" and sample_rate not in audio.MP3_RATES:
         raise UserError(f"mp3 has no sample rate of {sample_rate} Hz. Choose --format flac.")
     if form.container == "OGG" and sample_rate > OGG_LIMIT:
         raise UserError(f"ogg has no sample rate of {sample_rate} Hz. Choose --format flac.")

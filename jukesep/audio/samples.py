@@ -31,7 +31,6 @@ BLOCK = 1 << 15  # samples read at a time, so that they stay in the processor's 
 STEP = np.float32(2**-15)  # one step of 16-bit audio
 STEADY = 1 << 15  # samples; for fewer than 20,480 PyTorch sums in another order
 RIFF_LIMIT = 0xFFFFFFFF  # largest size in bytes that a wav file's header can hold
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 # Vorbis' and Opus' channels in wav's order, by their number (Vorbis I specification, 4.3.9). All
 # other formats that libsndfile reads have wav's order. libsndfile keeps the order of the file.
 XIPH = {

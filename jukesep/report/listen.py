@@ -29,7 +29,6 @@ import numpy as np
 
 from .. import audio
 from ..audio import Audio
-from ..audio.samples import MP3_RATES
 from ..base import paths
 from ..base.errors import UserError
 from ..base.files import atomic_folder
@@ -338,7 +337,7 @@ def _encoded(song: str, sound: Sound) -> Clip:
     seconds, peaks = samples.shape[1] / rate, _peaks(samples)
     if len(samples) > 2:
         samples = audio.to_mono(samples)
-    if rate not in MP3_RATES:
+    if rate not in audio.MP3_RATES:
         samples, rate = audio.resample(np.ascontiguousarray(samples), rate, 44100), 44100
     gain = max(float(np.abs(samples).max(initial=0)), 1.0)
     if gain > 1:
