@@ -28,7 +28,7 @@ from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
 from jukesep.report.others import LABELS
 from jukesep.songs.manifest import STEMS
-from studies import experiments, systems_costs
+from studies import experiments, spleeter, systems_costs
 from studies.systems_costs import Cost
 
 BUDGETS = (0.25, 1.0, 4.0)
@@ -189,6 +189,7 @@ def page(found: Sequence[Score], costs: Mapping[str, Cost]) -> str:
         seeds=_seeds(at),
         compute=_compute(at),
         picture=f"{FOLDER.name}/{PICTURE.name}",
+        spleeter=spleeter.table(spleeter.load()),
     )
 
 
