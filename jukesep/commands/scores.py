@@ -42,6 +42,7 @@ def score(
     stems: Annotated[
         Path | None,
         typer.Argument(
+            metavar="STEMS",
             help="Folder of separated stems: STEMS/<song>/<stem>.wav (or .flac), as Demucs, "
             "Open-Unmix, MSST and `jukesep separate` write them. A song's folder has the name of "
             "the song in DATA.",
@@ -60,7 +61,7 @@ def score(
         Path | None,
         typer.Option(
             help="File or folder of the system's weights. Default for jukesep: "
-            f"{paths.SEPARATOR.as_posix()}.",
+            f"{paths.SEPARATOR.as_posix()}; for others' systems: where `jukesep fetch` puts them.",
             show_default=False,
         ),
     ] = None,
@@ -201,7 +202,7 @@ def _folder(
     from ..scoring import estimates
     from ..scoring.score import Files
     from ..songs.headers import held
-    from ..systems.published import catalogue
+    from ..systems.published.catalogue import refuse
 
     folder = estimates.open_folder(stems, split, songs, residual, chosen)
     name = stems.resolve().name
@@ -209,8 +210,10 @@ def _folder(
         note(f"{stems}: {', '.join(folder.unknown)}: not scored, since they are no stems")
     if others := sorted(set(folder.songs) - set(songs)):
         note(f"{stems}: {held(others)}: not scored, since they are not among the songs")
-    if why := catalogue.refused(name):
-        note(f"{stems}: by its name, {why}")
+    try:
+        refuse(name)
+    except UserError as error:
+        note(f"{stems}: {error}")
     return Files(name, folder), estimates.needed(folder.targets), {"stems": str(stems)}
 
 

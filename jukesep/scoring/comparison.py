@@ -74,12 +74,21 @@ class Comparison:
         mean = [MEAN] if len(stems) == len(STEMS) else []
         return [*stems, *sorted(there - set(STEMS)), *mean]
 
-    @property
-    def systems(self) -> dict[str, str]:
-        """The system and the baselines that were scored: name in the rows -> label."""
-        there = {row.system for row in self.rows}
-        beside = {name: label for name, label in BASELINES.items() if name in there}
-        return {self.system: self.system} | beside
+    def systems(self, metric: str) -> dict[str, str]:
+        """The system and the baselines with scores in a metric: name in the rows -> label.
+
+        SIR, SAR and ISR are the system's alone. A baseline may lack songs: its label says so.
+        """
+        songs: dict[str, set[str]] = {}
+        for row in self.rows:
+            if row.metric == metric:
+                songs.setdefault(row.system, set()).add(row.song.name)
+        found = {self.system: self.system}
+        for name, label in BASELINES.items():
+            if name in songs:
+                fewer = len(songs[name]) < len(songs[self.system])
+                found[name] = f"{label}, of {counted(len(songs[name]))}" if fewer else label
+        return found
 
     def values(self, system: str, metric: str) -> dict[str, dict[str, float]]:
         """{column: {song: dB}}; the mean of a song's stems is NaN if one of them is."""
@@ -158,10 +167,6 @@ def _table(scores: Comparison, metric: str) -> Table:
     count = counted(len(scores.songs))
     if scores.failed:
         count = f"{len(scores.songs) - len(scores.failed)} of {count}"
-    # SIR, SAR and ISR are the system's alone.
-    systems = {
-        name: v for name, v in scores.systems.items() if any(scores.values(name, metric).values())
-    }
     averages = [("mean", "", f"mean of {count}"), ("median", "", f"median of {count}")]
     averages += [("mean", group, f"mean, {GROUPS.get(group, group)}") for group in scores.groups]
     beside = [
@@ -169,7 +174,7 @@ def _table(scores: Comparison, metric: str) -> Table:
             ([""] * len(scores.columns), f"{title}:"),
             *(
                 line(scores.averages(system, metric, average(kind), group), label)
-                for system, label in systems.items()
+                for system, label in scores.systems(metric).items()
             ),
         ]
         for kind, group, title in averages
@@ -256,8 +261,7 @@ def as_dict(scores: Comparison) -> dict[str, Any]:
             **{
                 kind: {
                     system: line(scores.averages(system, metric, average(kind)))
-                    for system in scores.systems
-                    if any(scores.values(system, metric).values())
+                    for system in scores.systems(metric)
                 }
                 for kind in ("mean", "median")
             },

@@ -32,7 +32,9 @@ from .estimates import Folder, Targets, reference, targets
 from .evaluation import Row
 from .store import Frames, Store, origin
 
-CODE = code(__file__, metrics.__file__, evaluation.__file__, audio.samples.__file__)
+CODE = code(
+    __file__, audio.samples.__file__, evaluation.__file__, metrics.__file__, static.__file__
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Separated:
             whole = self.system(mixture, sample_rate)
             mono = self.system(audio.to_mono(mixture), sample_rate) if self.mono else None
         wanted, _ = targets(whole, chosen=self.stems)
-        if lacking := sorted(set(self.stems or STEMS[:0]) - {one.name for one in wanted.values()}):
+        if lacking := sorted(set(self.stems) - {one.name for one in wanted.values()}):
             raise UserError(f"{self.name}: returns no {lacking[0]}, only {', '.join(whole)}.")
         if not wanted:
             raise UserError(
@@ -233,7 +235,7 @@ def score(
 
 def memory(found: Found, museval: bool) -> float:
     """Bytes of memory that scoring a song takes; measured, rounded up."""
-    return float((900 if museval else 350) * found.header.channels * found.song.samples)
+    return float((700 if museval else 300) * found.header.channels * found.song.samples)
 
 
 def _score_song(

@@ -22,7 +22,7 @@ from ..base.errors import UserError
 from ..base.unchanged import digest, file_digest, marks
 from ..songs.find import Found, training_songs
 from ..songs.manifest import MIXTURE, STEMS
-from .published.catalogue import PUBLISHED, refused
+from .published.catalogue import PUBLISHED, refuse
 from .system import NOT_STATED, Separate, System
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def load(name: str, given: Given) -> Loaded:
     {stem: (channels, samples)}; it may be a `System`. UserError for an unknown name, for weights
     that are missing or not needed, and for a system that was trained on the test songs.
     """
-    if ":" not in name and (why := refused(name)):
-        raise UserError(f"--system {name}: {why}")
+    refuse(name.replace("-", "_"))
     if given.refine != "none" and name != JUKESEP:
         raise UserError(f"--refine {given.refine}: only refines the stems of {JUKESEP}.")
     if ":" in name:
@@ -146,13 +145,18 @@ def songs_digest(songs: list[Found]) -> str:
 
 
 def _published(name: str, given: Given) -> Loaded:
-    if given.weights is None:
-        raise UserError(f"--system {name}: needs --weights, a file or folder of its weights.")
+    """Another separator with weights that the user names, or that `jukesep fetch` has left."""
     from ..kernels import devices
 
+    weights = given.weights or Path("weights") / name
+    if not weights.exists():
+        raise UserError(
+            f"{weights}: no such file or folder. Give the weights of {name} with --weights; "
+            f"`jukesep fetch {name}` shows their licence, and downloads them once you accept it."
+        )
     module = import_module(f".published.{name.replace('-', '_')}", __package__)
-    system = module.load(given.weights, str(devices.choose(given.device)))
-    return Loaded(system, {"weights": _content(given.weights)})
+    system = module.load(weights, str(devices.choose(given.device)))
+    return Loaded(system, {"weights": _content(weights)})
 
 
 def _own(name: str, given: Given) -> Loaded:
@@ -200,7 +204,5 @@ def _guarded(function: Separate) -> Separate:
 
 def _content(weights: Path) -> str:
     """A digest of a file, or of all files in a folder."""
-    if not weights.exists():
-        raise UserError(f"--weights {weights}: no such file or folder.")
     files = [weights] if weights.is_file() else sorted(p for p in weights.rglob("*") if p.is_file())
     return digest(f"{file.name} {file_digest(file)}\n".encode() for file in files)

@@ -49,6 +49,13 @@ def trained(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for name, stem in zip(("mixture", *jukesep.STEMS), (stems.sum(0), *stems), strict=True):
         soundfile.write(folder / f"{name}.wav", stem, RATE)
+        if name in jukesep.STEMS:
+            estimate = tmp_path / "separated/htdemucs/Somebody - Something" / f"{name}.wav"
+            estimate.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(estimate, stem, RATE)
+    (tmp_path / "mine.py").write_text(
+        "def separate(mixture, sample_rate):\n    return {'vocals': 0.5 * mixture}\n"
+    )
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * 11025 + 3, 2))
     soundfile.write(tmp_path / "song.wav", noise, 11025)
     (tmp_path / "songs").mkdir()
@@ -95,7 +102,7 @@ def test_the_jukesep_commands_run(trained):
         assert result.exit_code == 0, (line, result.output)
         said[line] = result.stdout
     assert {line.split()[0] for line in said} == {
-        "separate", "listen", "import", "info", "evaluate", "fetch", "status", "clean", "compose"
+        "separate", "listen", "import", "info", "score", "evaluate", "status", "clean", "compose"
     }  # fmt: skip
 
     def folder(name):
@@ -114,7 +121,9 @@ def test_the_jukesep_commands_run(trained):
     assert Path("stems-listen/index.html").is_file()
     assert all(stem in said["info models/separator"] for stem in jukesep.STEMS)
     assert all(
-        "Somebody - Something" in text for line, text in said.items() if line.startswith("evaluate")
+        "Somebody - Something" in text
+        for line, text in said.items()
+        if line.startswith(("evaluate", "score"))
     )
     assert re.search(
         r"^Somebody - Something,test,vocals,separation,,20001,sdr,-?\d+\.\d+",

@@ -297,3 +297,47 @@ def test_ideal_ratio_mask_leaves_silence_silent() -> None:
     estimates = metrics.ideal_ratio_mask(references.sum(axis=0), references)
     assert np.all(estimates[0] == 0)
     assert np.all(np.isfinite(estimates))
+
+
+# --- the scale-invariant SDR --------------------------------------------------------------------
+
+
+def test_si_sdr_is_the_sdr_after_the_best_gain():
+    rng = np.random.default_rng(0)
+    reference, noise = rng.standard_normal((2, 2, 5000))
+    estimate = 0.3 * reference + 0.1 * noise
+    gains = np.linspace(0.2, 0.4, 20001)[:, None, None]
+    target = gains * reference
+    errors = np.sum((target - estimate) ** 2, axis=(1, 2))
+    best = np.argmin(errors)
+    expected = 10 * np.log10(np.sum(target[best] ** 2) / errors[best])
+    assert metrics.si_sdr(reference, estimate) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("gain", [1e-4, 0.5, 30.0])
+def test_si_sdr_does_not_depend_on_the_level(gain):
+    rng = np.random.default_rng(1)
+    reference, noise = rng.standard_normal((2, 1, 5000))
+    estimate = reference + 0.2 * noise
+    expected = metrics.si_sdr(reference, estimate)
+    assert metrics.si_sdr(reference, gain * estimate) == pytest.approx(expected, abs=1e-6)
+    assert metrics.si_sdr(gain * reference, estimate) == pytest.approx(expected, abs=1e-6)
+
+
+def test_si_sdr_has_one_gain_for_all_channels():
+    rng = np.random.default_rng(2)
+    reference = rng.standard_normal((2, 5000))
+    moved = reference * [[1.0], [0.5]]
+    power = np.sum(reference**2, axis=1)
+    gain = np.sum(power * [1.0, 0.5]) / np.sum(power)
+    error = np.sum(power * [(gain - 1) ** 2, (gain - 0.5) ** 2])
+    expected = 10 * np.log10(gain**2 * np.sum(power) / error)
+    assert metrics.si_sdr(reference, moved) == pytest.approx(expected, abs=1e-6)
+
+
+def test_si_sdr_is_limited_so_that_means_exist():
+    reference = np.random.default_rng(3).standard_normal((2, 5000))
+    assert metrics.si_sdr(reference, reference) == 100
+    assert metrics.si_sdr(reference, np.zeros_like(reference)) == -100
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.si_sdr(reference, reference[:, 1:])

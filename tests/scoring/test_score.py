@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import tracemalloc
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from folders import write_song
 
 from jukesep.base.packages import package_folder
 from jukesep.base.progress import note
-from jukesep.scoring import evaluation, metrics
+from jukesep.scoring import evaluation, metrics, score
+from jukesep.scoring.estimates import open_folder
 from jukesep.scoring.evaluation import COLUMNS
+from jukesep.songs.find import find_songs
 from jukesep.songs.manifest import STEMS, Manifest, Song
 
 RATE = 8000
@@ -384,6 +387,15 @@ def test_a_folder_of_songs_needs_only_the_stems_that_are_scored(data, capsys):
     assert "ideal_ratio_mask" not in found["metrics"]["sdr"]["mean"]
 
 
+def test_a_baseline_of_fewer_songs_says_so(data, capsys):
+    _estimate(data, "noisy", ("vocals",))
+    (data / "test" / FIRST / "bass.wav").unlink()
+    assert run_jukesep("score", "noisy", "--data", "musdb") == 0
+    said = capsys.readouterr().out
+    assert "ideal ratio mask (oracle), of 1 song\n" in said
+    assert "mixture / 4\n" in said
+
+
 def test_songs_are_resampled_to_the_estimates_when_told(data, capsys):
     for song, samples in SONGS.items():
         count = -(-samples // 2)
@@ -402,12 +414,12 @@ def test_songs_are_resampled_to_the_estimates_when_told(data, capsys):
 def counted(monkeypatch):
     """The songs that are scored, not read from the folder."""
     seen = []
-    score = evaluation.score_estimates
+    original = evaluation.score_estimates
 
     def counting(song, references, estimates, system, *given, **named):
         if system == "noisy":
             seen.append(song.name)
-        return score(song, references, estimates, system, *given, **named)
+        return original(song, references, estimates, system, *given, **named)
 
     monkeypatch.setattr(evaluation, "score_estimates", counting)
     return seen
@@ -443,12 +455,12 @@ def test_a_second_run_scores_only_what_has_changed(data, capsys, counted):
 def test_a_song_is_kept_as_soon_as_it_is_scored(data, capsys, monkeypatch):
     _estimate(data, "noisy")
     monkeypatch.setattr("jukesep.base.parallel.cores", lambda: 1)
-    score = evaluation.score_estimates
+    original = evaluation.score_estimates
 
     def interrupted(song, *given, **named):
         if song.name == SECOND:
             raise KeyboardInterrupt
-        return score(song, *given, **named)
+        return original(song, *given, **named)
 
     monkeypatch.setattr(evaluation, "score_estimates", interrupted)
     status, found, _ = _score(capsys, "noisy")
@@ -556,11 +568,11 @@ def test_a_function_is_scored_by_either_convention_of_sdr(data, capsys, module):
         (("mine:loudest", "--weights", "x"), "loads its own weights"),
         (("mine:loudest", "--refine", "wiener"), "only refines the stems of jukesep"),
         (("htdemucz",), "Did you mean htdemucs? There are jukesep, static-equaliser, open-unmix, "),
-        (("HDEMUCS_HIGH_MUSDB_PLUS",), "was trained on the test songs of MUSDB18 too"),
-        (("mdx-extra",), "was trained on the test songs of MUSDB18 too"),
-        (("mdx_extra_q",), "was trained on the test songs of MUSDB18 too"),
+        (("HDEMUCS_HIGH_MUSDB_PLUS",), "was trained on MUSDB18's test songs too"),
+        (("mdx-extra",), "was trained on MUSDB18's test songs too"),
+        (("mdx_extra_q",), "was trained on MUSDB18's test songs too"),
         (("static-equaliser",), "is fitted to training songs, and musdb has none"),
-        (("hdemucs",), "needs --weights"),
+        (("hdemucs",), "weights/hdemucs: no such file or folder. Give the weights of hdemucs"),
         (("jukesep",), "models/separator: no models"),
     ],
 )
@@ -589,3 +601,20 @@ def test_the_static_equaliser_is_a_system_too(data, capsys):
     assert beside["static_equaliser"]["bass"] == pytest.approx(
         beside["scaled_mixture"]["bass"], abs=0.1
     )
+
+
+def test_the_memory_of_a_song_is_what_was_measured(data, capsys):
+    """By numpy, which holds the song and computes its scores."""
+    samples = 400_000
+    write_song(data / "test/Long - Song", samples, RATE)
+    _estimate(data, "noisy")
+    for stem in STEMS:
+        _write(Path("noisy/Long - Song") / f"{stem}.wav", np.full((samples, 2), 0.1))
+    (found,) = find_songs(data, "test", STEMS, ["Long - Song"])
+    source = score.Files("noisy", open_folder(Path("noisy"), "test", ["Long - Song"]))
+    tracemalloc.start()
+    score._score_song(found, source, RATE, score.Options(), lambda *_: None, lambda _: None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 < peak / score.memory(found, False) < 1
+    assert score.memory(found, True) > score.memory(found, False)
