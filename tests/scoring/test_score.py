@@ -9,9 +9,11 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import openunmix
 import pytest
 import soundfile
-from commands import run_jukesep
+import torch
+from commands import run_jukesep, save_models
 from folders import write_song
 
 from jukesep.base.packages import package_folder
@@ -567,7 +569,7 @@ def test_a_function_is_scored_by_either_convention_of_sdr(data, capsys, module):
         (("yours:loudest",), "no module yours"),
         (("mine:loudest", "--weights", "x"), "loads its own weights"),
         (("mine:loudest", "--refine", "wiener"), "only refines the stems of jukesep"),
-        (("htdemucz",), "Did you mean htdemucs? There are jukesep, static-equaliser, open-unmix, "),
+        (("htdemucz",), "Did you mean htdemucs? There are jukesep, static-equaliser, hdemucs, "),
         (("HDEMUCS_HIGH_MUSDB_PLUS",), "was trained on MUSDB18's test songs too"),
         (("mdx-extra",), "was trained on MUSDB18's test songs too"),
         (("mdx_extra_q",), "was trained on MUSDB18's test songs too"),
@@ -601,6 +603,39 @@ def test_the_static_equaliser_is_a_system_too(data, capsys):
     assert beside["static_equaliser"]["bass"] == pytest.approx(
         beside["scaled_mixture"]["bass"], abs=0.1
     )
+
+
+def test_published_weights_are_found_where_fetch_leaves_them(data, capsys):
+    torch.manual_seed(0)
+    networks = openunmix.umxhq(["vocals"], niter=0, pretrained=False).target_models
+    Path("weights/open-unmix").mkdir(parents=True)
+    torch.save(networks["vocals"].state_dict(), "weights/open-unmix/vocals.pth")
+    write_song(Path("songs/test/One - Song"), samples=20_000)
+    words = ("--system", "open-unmix", "--stems", "vocals")
+    status, found, _ = _score(capsys, *words, data="songs")
+    assert status == 0
+    assert found["system"] == "umxhq"
+    assert found["about"]["long songs"].startswith("the whole song at once")
+    assert np.isfinite(found["metrics"]["sdr"]["songs"]["One - Song"]["vocals"])
+    torch.save({"x": torch.zeros(3)}, "weights/open-unmix/vocals.pth")
+    assert "weights/open-unmix/vocals.pth: lacks tensors" in _fails(
+        capsys, *words, "--data", "songs"
+    )
+
+
+def test_the_models_of_a_folder_are_a_system(data, capsys):
+    """Its scores are those of the stems that `separate` writes."""
+    save_models(Path("runs"), stem="vocals")
+    _, found, _ = _score(capsys, "--system", "jukesep", "--weights", "runs", "--stems", "vocals")
+    for song in SONGS:
+        Path("in").mkdir(exist_ok=True)
+        (Path("in") / f"{song}.wav").symlink_to(data / "test" / song / "mixture.wav")
+    assert run_jukesep("separate", "in", "-o", "stems", "--models", "runs", "--refine", "none") == 0
+    capsys.readouterr()
+    _, folder, _ = _score(capsys, "stems")
+    for metric, table in found["metrics"].items():
+        for song, values in table["songs"].items():
+            assert folder["metrics"][metric]["songs"][song] == pytest.approx(values, abs=1e-4)
 
 
 def test_the_memory_of_a_song_is_what_was_measured(data, capsys):
