@@ -282,7 +282,7 @@ def score_estimates(
         )
         seconds |= extras.get(stem, {})
         values |= {metric: metrics.median(seconds.get(metric, [])) for metric in asked}
-        undefined = metrics.silent(references[stem])
+        undefined = math.isnan(values["sdr"])
         if mono is not None and not undefined:
             values["sdr"] = metrics.sdr(audio.to_mono(references[stem]), mono[stem])
         if si_sdr:
