@@ -146,7 +146,9 @@ def score(
 
     songs_chosen = choose(data, split, song or (), songs)
     if stems is not None:
-        source, needed, about = _folder(stems, songs_chosen, split, residual, chosen)
+        source, needed, about = _folder(
+            stems, songs_chosen, split, residual and residual.lower(), chosen
+        )
         target = output or Path(f"{stems if stems.name else stems.resolve()}-scores")
     else:
         source, needed, about = _system(str(system), weights, device, refine, data, chosen, mono)

@@ -51,7 +51,7 @@ def targets(
     names to score, all by default.
     """
     there = {name.lower() for name in names} - {MIXTURE}
-    rests = {RESIDUAL, *([residual.lower()] if residual else [])}
+    rests = {RESIDUAL, residual}
     alone = [stem for stem in STEMS if stem in there - rests]
     found: Targets = {stem: Target(stem, (stem,)) for stem in alone}
     for name in sorted(there - set(alone)):

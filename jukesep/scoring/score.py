@@ -127,8 +127,8 @@ class Separated:
         self, found: Found, mixture: Audio, sample_rate: int
     ) -> tuple[Targets, dict[str, Audio], dict[str, Audio] | None]:
         with self._turn:
-            whole = self.system(mixture, sample_rate)
-            mono = self.system(audio.to_mono(mixture), sample_rate) if self.mono else None
+            whole = self._separated(mixture, sample_rate)
+            mono = self._separated(audio.to_mono(mixture), sample_rate) if self.mono else None
         wanted, _ = targets(whole, chosen=self.stems)
         if lacking := sorted(set(self.stems) - {one.name for one in wanted.values()}):
             raise UserError(f"{self.name}: returns no {lacking[0]}, only {', '.join(whole)}.")
@@ -141,6 +141,10 @@ class Separated:
             return {label: given[one.name] for label, one in wanted.items()}
 
         return wanted, chosen(whole), None if mono is None else chosen(mono)
+
+    def _separated(self, mixture: Audio, sample_rate: int) -> dict[str, Audio]:
+        found = self.system(mixture, sample_rate)
+        return {name.lower(): estimate for name, estimate in found.items()}
 
 
 @dataclass(frozen=True)

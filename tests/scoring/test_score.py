@@ -253,7 +253,7 @@ def test_folders_in_other_layouts_score_the_same(data, capsys):
         ("no_vocals", (), "no_vocals"),
         ("accompaniment", (), "accompaniment"),
         ("residual", (), "residual"),
-        ("backing", ("--residual", "backing"), "backing"),
+        ("backing", ("--residual", "Backing"), "backing"),
         ("other", ("--residual", "other"), "residual"),
     ],
 )
@@ -517,7 +517,7 @@ import numpy as np
 def loudest(mixture, sample_rate):
     """Half of the louder channel, in all channels: not the same in mono."""
     one = mixture[np.argmax((mixture**2).sum(1))]
-    return {"vocals": 0.5 * np.stack([one] * len(mixture))}
+    return {"Vocals": 0.5 * np.stack([one] * len(mixture))}
 
 def short(mixture, sample_rate):
     return {"vocals": mixture[:, 1:]}
