@@ -200,4 +200,4 @@ def test_jukesep_score_runs_it(transformer, song, tmp_path, monkeypatch, capsys)
     rows = (tmp_path / "htdemucs-scores/scores.csv").read_text(encoding="utf-8")
     assert rows.count(",htdemucs,") == len(hdemucs.SOURCES) * 4
     assert run_jukesep("score", "--system", "htdemucs", "--data", "songs") == 1
-    assert "needs --weights" in capsys.readouterr().err
+    assert "with --weights" in capsys.readouterr().err
