@@ -252,3 +252,10 @@ def _put_back(hidden: Path) -> None:
         path = hidden.parent / earlier.name
         if not os.path.lexists(path):
             earlier.rename(path)
+
+
+def emptied(folder: Path) -> Path:
+    """Delete a stage's own folder of outputs and create it anew, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

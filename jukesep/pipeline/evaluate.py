@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from ..base import paths
+from ..base.files import emptied
 from ..base.params import Params
 from ..scoring import evaluation
 from ..songs.manifest import Manifest
@@ -28,7 +26,7 @@ def evaluate(params: Params, stem: str, init: str) -> None:
         for step in params.stage2.checkpoints
     }
     manifest = Manifest.load(paths.MANIFEST)
-    listening = _emptied(paths.sounds(stem, init))
+    listening = emptied(paths.sounds(stem, init))
     rows = evaluation.score_models(
         manifest.split(params.evaluate.split),
         stem,
@@ -51,7 +49,7 @@ def baselines(params: Params) -> None:
     """
     manifest = Manifest.load(paths.MANIFEST)
     fitted = equaliser.fit(manifest.split("train"), params.stems, manifest.sample_rate)
-    listening = _emptied(paths.system_sounds(equaliser.NAME))
+    listening = emptied(paths.system_sounds(equaliser.NAME))
     rows = evaluation.score_baselines(
         manifest.split(params.evaluate.split),
         fitted,
@@ -60,10 +58,3 @@ def baselines(params: Params) -> None:
         listening if params.evaluate.audio else None,
     )
     evaluation.write_scores(paths.BASELINES, rows)
-
-
-def _emptied(listening: Path) -> Path:
-    """A folder for audio that was scored; it stays empty without evaluate.audio."""
-    shutil.rmtree(listening, ignore_errors=True)
-    listening.mkdir(parents=True)
-    return listening

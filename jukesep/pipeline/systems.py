@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from ..base import paths
+from ..base.files import emptied
 from ..base.params import Params
 from ..scoring import evaluation
 from ..songs.manifest import Manifest
@@ -18,9 +18,7 @@ def evaluate(params: Params, name: str, systems: Sequence[System], step: int) ->
     `step` is the last one of their training. Without systems the table is empty.
     """
     manifest = Manifest.load(paths.MANIFEST)
-    listening = paths.system_sounds(name)
-    shutil.rmtree(listening, ignore_errors=True)
-    listening.mkdir(parents=True)  # stays empty without evaluate.audio
+    listening = emptied(paths.system_sounds(name))
     rows = evaluation.score_systems(
         manifest.split(params.evaluate.split),
         systems,

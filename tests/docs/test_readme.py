@@ -102,7 +102,8 @@ def test_the_jukesep_commands_run(trained):
         assert result.exit_code == 0, (line, result.output)
         said[line] = result.stdout
     assert {line.split()[0] for line in said} == {
-        "separate", "listen", "import", "info", "score", "evaluate", "fetch", "status", "clean", "compose"
+        "separate", "listen", "import", "info", "score", "evaluate", "fetch", "status", "clean",
+        "compose",
     }  # fmt: skip
 
     def folder(name):
