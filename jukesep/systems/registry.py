@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,7 @@ def _own(name: str, given: Given) -> Loaded:
         raise UserError(f"--weights {given.weights}: {name} loads its own weights; leave it out.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    invalidate_caches()  # the file may have been written since the folder was last looked at
     try:
         module = import_module(place)
     except ModuleNotFoundError as error:
