@@ -64,13 +64,14 @@ class Run:
         steps = {section: base[section]["steps"] for section in ("pretrain", "stage1", "stage2")}
         steps |= {f"peers.{name}": recipe["steps"] for name, recipe in base["peers"].items()}
         scaled = {name: round(self.budget * count) for name, count in steps.items()}
+        checkpoints = [round(self.budget * step) for step in base["stage2"]["checkpoints"]]
         return [
             "peers=all",
             "inits=[pretrained]",
             "evaluate.audio=false",
             f"seed={self.seed}",
             *(f"{name}.steps={count}" for name, count in scaled.items()),
-            f"stage2.checkpoints=[{scaled['stage2']}]",
+            f"stage2.checkpoints=[{','.join(map(str, checkpoints))}]",
         ]
 
 

@@ -100,9 +100,10 @@ def test_each_run_scales_all_steps_alike():
     demo = yaml.safe_load(params.compose(["peers=all"]))
     for run in systems.RUNS:
         p = params.Params.model_validate(yaml.safe_load(params.compose(run.overrides())))
-        assert (p.seed, p.inits, p.stage2.checkpoints) == (
-            run.seed, ("pretrained",), (p.stage2.steps,)
-        )  # fmt: skip
+        assert (p.seed, p.inits) == (run.seed, ("pretrained",))
+        # At the demo's own budget and seed, what it has trained is found again.
+        scaled = [round(run.budget * step) for step in demo["stage2"]["checkpoints"]]
+        assert list(p.stage2.checkpoints) == scaled
         assert p.stage2.steps == round(run.budget * demo["stage2"]["steps"])
         chosen = {name: recipe.steps for name, recipe in p.peers if recipe}
         assert chosen == {
