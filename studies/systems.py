@@ -189,6 +189,7 @@ def page(found: Sequence[Score], costs: Mapping[str, Cost]) -> str:
         held_out=_table(at, costs, "held_out"),
         seeds=_seeds(at),
         compute=_compute(at),
+        runs=_runs(at),
         picture=f"{FOLDER.name}/{PICTURE.name}",
         spleeter=spleeter.table(spleeter.load()),
     )
@@ -206,13 +207,14 @@ def verdict(whole: Mapping[str, Mapping[str, float]], at: Scores) -> list[str]:
     seen, held_out = whole["seen"], whole["held_out"]
     plain, refined, floor = seen[PLAIN], seen[REFINED], seen[EQUALISER]
     rivals = {name: seen[name] for name in PEERS}
-    above = [name for name, value in rivals.items() if value > plain]
+    networks = {name.removesuffix("_wiener") for name in PEERS}
+    above = {name.removesuffix("_wiener") for name, value in rivals.items() if value > plain}
     best = max(rivals, key=lambda name: rivals[name])
     lines = [
         f"At the demo's compute, the method scores {plain:.2f} dB on the songs of instruments "
         f"heard in training: {_over(plain - floor)} a static equaliser, one gain per frequency "
         f"({floor:.2f} dB). Wiener filters bring it to {refined:.2f} dB.",
-        f"Of {len(PEERS)} other systems, trained on the same songs for the same time, "
+        f"Of {len(networks)} other networks, trained on the same songs for the same time, "
         f"{len(above)} score more than its plain stems. The best one, {NAMES[best]}, scores "
         f"{rivals[best]:.2f} dB: {_over(rivals[best] - plain)} the plain stems.",
         f"A plain mask network on spectrograms, our control, scores {seen[CONTROL]:.2f} dB.",
@@ -266,6 +268,16 @@ def _seeds(at: Scores) -> str:
     return table(lines)
 
 
+def _runs(at: Scores) -> str:
+    """Which runs there are, and which not yet."""
+    there = {(one.budget, one.seed) for one in at.values()}
+    missing = [run for run in RUNS if _key(run) not in there]
+    if not missing:
+        return ""
+    names = [f"{run.budget:g} times the steps under seed {run.seed}" for run in missing]
+    return f"\n**Not run yet**: {'; '.join(names)}.\n"
+
+
 def _compute(at: Scores) -> str:
     lines = [["system", *(f"{budget:g} times, {songs.replace('_', '-')}"
                           for songs in experiments.SONGS for budget in BUDGETS)]]  # fmt: skip
@@ -277,6 +289,7 @@ def _compute(at: Scores) -> str:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^v<>Px"
+SECONDS = (30, 60, 120, 250, 500, 1000)  # on the axis of the picture
 
 
 def draw(found: Iterable[Score], costs: Mapping[str, Cost], path: Path) -> None:
@@ -313,6 +326,9 @@ def draw(found: Iterable[Score], costs: Mapping[str, Cost], path: Path) -> None:
                 )
                 axes.axhline(level, color="#555555", ls=dash, lw=1, label=NAMES[name])
             axes.set_xscale("log")
+            axes.set_xlim(25, 1200)
+            axes.set_xticks(SECONDS, [str(seconds) for seconds in SECONDS])
+            axes.minorticks_off()
             axes.set_title(title, loc="left")
             axes.set_xlabel("processor time of training (s)")
         panels[0].set_ylabel("SDR, mean of songs and stems (dB)")

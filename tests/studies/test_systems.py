@@ -77,12 +77,21 @@ def test_a_system_that_was_not_run_at_a_budget_says_so():
     assert {row[0]: row[3] for row in compute}["Demucs (version 2 form)"] == "not run"
 
 
+def test_the_page_says_which_runs_are_missing():
+    assert "Not run yet" not in systems.page(everything(), COSTS)
+    page = systems.page([one for one in everything() if (one.budget, one.seed) == (1, 0)], COSTS)
+    assert (
+        "**Not run yet**: 1 times the steps under seed 1; 0.25 times the steps under seed 0; "
+        "4 times the steps under seed 0." in page
+    )
+
+
 @pytest.mark.parametrize(("ours", "said"), [(2.7, "0.10 dB above"), (2.5, "0.10 dB below")])
 def test_the_verdict_says_also_where_the_method_loses(ours, said):
     lines = systems.page(everything(ours=ours), COSTS).split("\n")
     first = next(line for line in lines if line.startswith("- At the demo's compute"))
     assert f"{said} a static equaliser" in first
-    assert any("6 other systems, trained" in line and " 6 score more" in line for line in lines)
+    assert any("5 other networks, trained" in line and " 5 score more" in line for line in lines)
     below = [line for line in lines if "plain stems score less than the equaliser" in line]
     assert bool(below) == (ours < 2.6)
 
