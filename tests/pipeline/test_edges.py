@@ -119,7 +119,7 @@ def trained(tmp_path_factory):
         yield
 
 
-def _identity(stage, item, all_params, **more):
+def _identity(stage, item, all_params, libraries=(), **more):
     return {"stage": {"name": stage, **item}, "parameters": all_params, "runs on": more}
 
 
