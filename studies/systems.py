@@ -55,7 +55,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the experiment, and of the file of conf/ that it needs none of."""
+        """Of the experiment."""
         return f"systems-{self.budget:g}x-seed-{self.seed}".replace(".", "_")
 
     def overrides(self) -> list[str]:
