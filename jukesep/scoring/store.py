@@ -71,6 +71,13 @@ class Store:
                 f"{output}: holds {foreign[0]}, so it is not a folder of scores. Choose another "
                 "--output."
             )
+        # Nobody else's scores are replaced or deleted, such as those that museval has written.
+        for path in sorted(self.folder.glob("*.json")):
+            content = _content(path)
+            if content is not None and "jukesep" not in content:
+                raise UserError(
+                    f"{path}: was not written by `jukesep score`. Choose another --output."
+                )
 
     def path(self, song: str) -> Path:
         """The file of a song."""
@@ -121,12 +128,17 @@ class Store:
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
         """What we keep in a file; None if it is missing or not ours."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        kept = content.get("jukesep") if isinstance(content, dict) else None
+        kept = (_content(path) or {}).get("jukesep")
         return kept if isinstance(kept, dict) else None
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if it is missing or damaged, or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def target(stem: str, values: Mapping[str, metrics.Array]) -> dict[str, Any]:
