@@ -27,8 +27,9 @@ from jukesep.base.params import Params, Recipe
 from jukesep.base.progress import bar
 from jukesep.model import jukebox
 from jukesep.model.vqvae import Architecture, Encoder
-from jukesep.peers import networks
-from jukesep.peers.task import Separation
+from jukesep.peers.common import registry
+from jukesep.peers.common.peer import Peer
+from jukesep.peers.common.task import Separation
 from jukesep.resume.folder import About, Training
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
 from jukesep.systems import equaliser
@@ -64,7 +65,7 @@ def measure() -> list[Cost]:
         os.environ[paths.VARIABLE] = folder
         steps = _step_seconds(p)
     peers = {
-        name: networks.build(name, recipe.network.model_dump()).eval()
+        name: registry.build(name, recipe.network.model_dump()).eval()
         for name, recipe in p.peers
         if recipe
     }
@@ -102,9 +103,7 @@ def measure() -> list[Cost]:
     ]  # fmt: skip
 
 
-def _separation(
-    peer: networks.Peer, rate: int, options: Mapping[str, Any]
-) -> Callable[[Audio], object]:
+def _separation(peer: Peer, rate: int, options: Mapping[str, Any]) -> Callable[[Audio], object]:
     return lambda mixture: peer.separate(torch.from_numpy(mixture), rate, **options)
 
 
@@ -146,7 +145,7 @@ def _step_seconds(p: Params) -> dict[str, float]:
 
     def peer(name: str) -> Callable[[], Task]:
         network = p.peers.recipe(name).network.model_dump()
-        return lambda: Separation(networks.build(name, network), p.seed, about)
+        return lambda: Separation(registry.build(name, network), p.seed, about)
 
     kinds: dict[str, tuple[Callable[[], Task], Recipe, tuple[str, ...]]] = {
         "stage1": (stage1, p.stage1, (STEMS[0],)),

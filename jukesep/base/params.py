@@ -218,7 +218,7 @@ Sizes = TypeVar("Sizes", bound=Section)
 
 
 class Peer(Recipe, Generic[Sizes]):
-    """`network`: the sizes of the network, arguments of `peers.networks`."""
+    """`network`: the sizes of the network, arguments of `build` in jukesep/peers."""
 
     network: Sizes
 

@@ -7,8 +7,8 @@ import torch
 from ..base import paths
 from ..base.params import Params
 from ..base.seeds import torch_seed
-from ..peers import networks
-from ..peers.task import Separation
+from ..peers.common import registry
+from ..peers.common.task import Separation
 from ..songs.manifest import MIXTURE, STEMS, Manifest
 from ..training.loop import train
 from ..training.segments import Segments
@@ -24,8 +24,8 @@ def peer(params: Params, name: str) -> None:
     parts, segment, seed = (MIXTURE, *STEMS), recipe.segment, params.seed
     segments = Segments(songs.split("train"), parts, segment, seed, "peer")
     torch.manual_seed(torch_seed(seed, f"peer/{name}"))
-    network = networks.build(name, recipe.network.model_dump())
-    libraries = networks.PACKAGES.get(name, ())
+    network = registry.build(name, recipe.network.model_dump())
+    libraries = registry.libraries(name)
     item, folder = {"key": name}, paths.peer(name)
     with training(params, "peer", f"peers.{name}", item, folder, libraries=libraries) as run:
         network.measure(segments[index][:1] for index in range(MEASURED))

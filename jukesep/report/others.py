@@ -17,7 +17,7 @@ from ..systems import equaliser
 
 REFINED = "refined"
 VARIANTS: Mapping[str, tuple[str, ...]] = {"open_unmix": ("", "_wiener")}
-"""A peer's ways to use its weights, if there are several: suffixes of `peers.networks`."""
+"""A peer's ways to use its weights, if there are several: the `variants` of its network."""
 LABELS = {
     "open_unmix": "Open-Unmix",
     "open_unmix_wiener": "Open-Unmix, Wiener filter",

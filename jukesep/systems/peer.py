@@ -8,7 +8,7 @@ import torch
 
 from ..audio import Audio
 from ..base.errors import UserError
-from ..peers import networks
+from ..peers.common import registry
 from ..songs.manifest import STEMS
 from .system import System
 
@@ -21,7 +21,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> list[System]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about, weights = content["peer"], content["model"]
-        peer = networks.build(about["name"], about["network"])
+        peer = registry.build(about["name"], about["network"])
         peer.load_state_dict(weights)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run `dvc repro` to train the peer.") from None

@@ -10,10 +10,10 @@ import yaml
 from documents import ROOT
 
 from jukesep.base import params
-from jukesep.peers import networks
+from jukesep.peers.common import registry, spectra
 from jukesep.songs.manifest import STEMS
 
-NAMES = tuple(networks.BUILDERS)
+NAMES = registry.NAMES
 RATE = 8000
 
 
@@ -24,7 +24,7 @@ def sizes(name, scale="tiny"):
 
 def build(name):
     torch.manual_seed(0)
-    return networks.build(name, sizes(name))
+    return registry.build(name, sizes(name))
 
 
 def songs(rows, samples, seed=0):
@@ -67,10 +67,10 @@ def edges():
             yield name, size, least
 
 
-@pytest.mark.parametrize(("name", "size", "least"), edges())
+@pytest.mark.parametrize(("name", "size", "least"), list(edges()))
 def test_the_smallest_sizes_train_and_separate(name, size, least):
     torch.manual_seed(0)
-    peer = networks.build(name, {**sizes(name), size: least})
+    peer = registry.build(name, {**sizes(name), size: least})
     given, target = peer.prepare(songs(10, 4096).reshape(2, 5, 4096))
     loss = peer.loss(peer(given), target)
     loss.backward()
@@ -92,7 +92,7 @@ def test_the_scale_of_the_input_is_that_of_all_mixtures_together():
     mixtures = songs(3, 4000) * torch.tensor([[1.0], [0.1], [3.0]])
     peer.measure(mixture[None] for mixture in mixtures)
     magnitudes = [
-        networks.spectrum(mixture, peer.window, peer.hop).abs().numpy() for mixture in mixtures
+        spectra.spectrum(mixture, peer.window, peer.hop).abs().numpy() for mixture in mixtures
     ]
     whole = np.concatenate(magnitudes, axis=1).astype(np.float64)
     for network in peer.targets.values():
@@ -103,9 +103,9 @@ def test_the_scale_of_the_input_is_that_of_all_mixtures_together():
 
 def test_a_spectrum_becomes_the_sound_again():
     audio = songs(6, 5001).reshape(2, 3, 5001)
-    spectrum = networks.spectrum(audio, 256, 64)
+    spectrum = spectra.spectrum(audio, 256, 64)
     assert spectrum.shape[:3] == (2, 3, 129)
-    found = networks.sound(spectrum, 256, 64, 5001)
+    found = spectra.sound(spectrum, 256, 64, 5001)
     torch.testing.assert_close(found, audio, rtol=0, atol=1e-5)
 
 
@@ -114,6 +114,6 @@ def test_a_spectrum_becomes_the_sound_again():
 )
 def test_the_sizes_are_those_published_or_measured(name, scale, millions):
     """HDemucs of two channels has 83.63 million parameters by torchaudio's documentation."""
-    peer = networks.build(name, sizes(name, scale))
+    peer = registry.build(name, sizes(name, scale))
     count = sum(parameter.numel() for parameter in peer.parameters()) / 1e6
     assert count == pytest.approx(millions, abs=0.06)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jukesep.peers.overlap import overlapped
+from jukesep.peers.common.overlap import overlapped
 
 
 def double(part):

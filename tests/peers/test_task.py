@@ -10,8 +10,8 @@ from tiny import RATE, make_recipe, make_run
 
 from jukesep import audio
 from jukesep.base.errors import Interrupted, UserError
-from jukesep.peers import networks
-from jukesep.peers.task import Separation
+from jukesep.peers.common import registry
+from jukesep.peers.common.task import Separation
 from jukesep.songs.manifest import MIXTURE, STEMS, Song
 from jukesep.systems import peer as systems
 from jukesep.training.loop import train
@@ -34,7 +34,7 @@ def songs(tmp_path, monkeypatch):
 def task(seed=0):
     torch.manual_seed(seed)
     about = {"name": "open_unmix", "network": SIZES, "sample_rate": RATE, "seed": seed}
-    return Separation(networks.build("open_unmix", SIZES), seed, about)
+    return Separation(registry.build("open_unmix", SIZES), seed, about)
 
 
 def fit(songs, folder, steps=6):

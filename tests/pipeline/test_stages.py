@@ -7,6 +7,8 @@ import pytest
 from documents import stages
 from sources import ROOT, closure
 
+from jukesep.peers.common import registry
+
 STAGES = stages()
 TRAININGS = ("weights", "stage1", "stage2", "peer")
 CODE = ("jukesep/", "stages/")
@@ -59,8 +61,12 @@ NOT_DECIDING = dict.fromkeys(STAGES, ANYWHERE) | {
 }
 
 
+NETWORK = "jukesep/peers/${key}.py"
+
+
 def _code(stage: str) -> list[str]:
-    return [name for name in STAGES[stage]["deps"] if name.startswith(CODE)]
+    """The places of code, but for the network of the peer that a stage is for."""
+    return [d for d in STAGES[stage]["deps"] if d.startswith(CODE) and d != NETWORK]
 
 
 def _below(name: str, places) -> bool:
@@ -116,6 +122,19 @@ def test_an_edit_elsewhere_trains_nothing(stage, edited):
     assert not _below(place, _code(stage))
     assert not any(_below(name, [place]) for name in _code(stage))
     assert not _below("jukesep/cli.py", _code(stage))
+
+
+@pytest.mark.parametrize("name", registry.NAMES)
+def test_a_peer_depends_on_its_own_network_alone(name):
+    """An edit of one peer's network trains no other: the registry imports it by its name."""
+    with_network = {stage for stage in STAGES if NETWORK in STAGES[stage]["deps"]}
+    assert with_network == {"peer", "evaluate_peer"}
+    runs = closure(ROOT / NETWORK.replace("${key}", name))
+    others = {f"jukesep/peers/{other}.py" for other in registry.NAMES if other != name}
+    assert not runs & others
+    for stage in with_network:
+        places = (NETWORK.replace("${key}", name), *_code(stage), *NOT_DECIDING[stage])
+        assert {file for file in runs if not _empty(file) and not _below(file, places)} == set()
 
 
 @pytest.mark.parametrize("stage", STAGES)

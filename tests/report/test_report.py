@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from documents import ROOT
 
 from jukesep.base.errors import UserError
-from jukesep.peers import networks
+from jukesep.base.params import compose
+from jukesep.peers.common import registry
 from jukesep.report import figures, others, plots_page
 from jukesep.report.results import read_results
 from jukesep.report.write import write_report
@@ -377,8 +380,10 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
 
 
 def test_every_peer_and_each_way_to_use_it_has_a_name_and_a_mark() -> None:
-    for peer, builder in networks.BUILDERS.items():
-        variants = getattr(builder, "variants", networks.Peer.variants)
+    composed = yaml.safe_load(compose(["scale=tiny", "peers=all"], ROOT / "conf"))
+    assert tuple(composed["peers"]) == registry.NAMES
+    for peer, recipe in composed["peers"].items():
+        variants = registry.build(peer, recipe["network"]).variants
         assert others.VARIANTS.get(peer, ("",)) == tuple(variants)
         for suffix in variants:
             assert others.LABELS[peer + suffix] != peer + suffix

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.files import atomic
-from ..base.seeds import torch_seed
-from ..songs.manifest import STEMS
-from ..training.tasks import Prepared, Terms
-from .networks import Peer
+from ...base.files import atomic
+from ...base.seeds import torch_seed
+from ...songs.manifest import STEMS
+from ...training.tasks import Prepared, Terms
+from .peer import Peer
 
 
 class Separation:
