@@ -197,15 +197,16 @@ class ConvTasNetSizes(Section):
     stacks: Depth
 
 
-class DemucsSizes(Section):
-    channels: Annotated[int, Field(ge=2, le=1 << 12)]
-    depth: Annotated[int, Field(ge=1, le=8)]
-    lstm: Annotated[int, Field(ge=0, le=8)]
-
-
 class WaveUNetSizes(Section):
+    """`norm_starts`: the first layer, counted from 0, with a group normalisation of 4 groups."""
+
     channels: Annotated[int, Field(ge=2, le=1 << 12)]
     depth: Annotated[int, Field(ge=1, le=8)]
+    norm_starts: Annotated[int, Field(ge=3)]  # an earlier layer may not have channels in fours
+
+
+class DemucsSizes(WaveUNetSizes):
+    lstm: Annotated[int, Field(ge=0, le=8)]
 
 
 class ControlSizes(Section):

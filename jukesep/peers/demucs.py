@@ -8,14 +8,14 @@ from .common.peer import Peer, Waveform
 LIBRARIES = ("demucs",)
 
 
-def build(channels: int, depth: int, lstm: int) -> Peer:
+def build(channels: int, depth: int, norm_starts: int, lstm: int) -> Peer:
     """A network with random weights."""
     from demucs.demucs import Demucs
 
-    # Without what later versions added: residual branches, normalisation inside, GELU.
+    # Without the residual branches and the GELU that later versions added.
     return Waveform(
         Demucs(
             list(STEMS), 1, channels, depth=depth, lstm_layers=lstm,
-            dconv_mode=0, norm_starts=depth, gelu=False,
+            dconv_mode=0, norm_starts=norm_starts, gelu=False,
         )
     )  # fmt: skip

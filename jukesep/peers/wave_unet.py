@@ -8,13 +8,14 @@ from .common.peer import Peer, Waveform
 LIBRARIES = ("demucs",)
 
 
-def build(channels: int, depth: int) -> Peer:
+def build(channels: int, depth: int, norm_starts: int) -> Peer:
     """A network with random weights."""
     from demucs.demucs import Demucs
 
+    # GELU, the package's smooth activation, stands for the leaky ReLU of Wave-U-Net.
     return Waveform(
         Demucs(
-            list(STEMS), 1, channels, depth=depth, glu=False,
-            dconv_mode=0, norm_starts=depth, gelu=False,
+            list(STEMS), 1, channels, depth=depth, glu=False, lstm_layers=0,
+            dconv_mode=0, norm_starts=norm_starts,
         )
     )  # fmt: skip
