@@ -26,6 +26,7 @@ from benchmarks.markdown import fill, table
 from jukesep.base import params
 from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
+from jukesep.report import readme
 from jukesep.report.others import LABELS
 from jukesep.songs.manifest import STEMS
 from studies import experiments, spleeter, systems_costs
@@ -95,7 +96,7 @@ class Score:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, measure, keep the results, write the page."""
+    """Run what is missing, measure, keep the results, write the page and the README's table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -115,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found, costs = load_scores(), load_costs()
     draw(found, costs, PICTURE)
     write_text(PAGE, page(found, costs))
-    print(PAGE)
+    values = params.load().model_dump(mode="json")
+    write_text(readme.README, readme.updated(readme.README.read_text(encoding="utf-8"), values))
+    print(f"{PAGE}, and the table of {readme.README}")
 
 
 def _key(run: Run) -> tuple[float, int]:

@@ -201,15 +201,25 @@ def test_the_readme_shows_the_committed_scores():
 
 def test_the_readme_s_table_has_every_system_with_its_own_scores(tmp_path):
     values = {"scale": "demo", "stems": jukesep.STEMS, "inits": ["pretrained", "scratch"]}
-    values |= {"stage2": {"steps": 6}, "peers": {"open_unmix": {"steps": 4}, "control": None}}
-    files = ("sdr/pretrained_late", "sdr/scratch_late", "sdr/refined", "sdr/open_unmix",
-             "sdr/open_unmix_wiener", "sdr/static_equaliser", "baselines/scaled_mixture",
-             "baselines/ideal_ratio_mask")  # fmt: skip
+    files = ("sdr/pretrained_late", "sdr/scratch_late", "sdr/refined", "sdr/static_equaliser",
+             "baselines/scaled_mixture", "baselines/ideal_ratio_mask")  # fmt: skip
     for number, file in enumerate(files):
         path = tmp_path / f"metrics/{file}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         scores = {stem: number + 0.1 * place for place, stem in enumerate(jukesep.STEMS)}
         path.write_text(json.dumps({"step": 9, **scores, "total": number + 0.555}))
+    kept = tmp_path / "docs/systems/scores.csv"
+    kept.parent.mkdir(parents=True)
+    lines = [
+        "system,budget,seed,songs,drums,bass,other,vocals,total,commit",
+        "pretrained_late,1.0,0,seen,9,9,9,9,9,a",
+        "open_unmix_wiener,1.0,0,seen,4.0,4.1,4.2,4.3,4.4,a",
+        "open_unmix,1.0,0,held_out,9,9,9,9,9,a",
+        "open_unmix,4.0,0,seen,9,9,9,9,9,a",
+        "open_unmix,1.0,1,seen,9,9,9,9,9,a",
+        "hdemucs,1.0,0,seen,3.0,3.1,3.2,3.3,3.456,a",
+    ]
+    kept.write_text("\n".join(lines) + "\n")
     text = f"# Title\n\n{readme.HEADER}\n|---|\n| old |\n\nMore.\n"
     new = readme.updated(text, values, tmp_path)
     assert new.startswith("# Title\n\n| system |")
@@ -219,22 +229,23 @@ def test_the_readme_s_table_has_every_system_with_its_own_scores(tmp_path):
         "jukesep, pretrained, late checkpoint",
         "jukesep, scratch, late checkpoint",
         "jukesep, pretrained, refined by Wiener filters",
-        "Open-Unmix",
+        "HDemucs",
         "Open-Unmix, Wiener filter",
         "static equaliser",
         "mixture / 4",
         "ideal ratio mask (knows the stems)",
     ]
-    assert rows[3][1:] == ["the demo's", "3.00", "3.10", "3.20", "3.30", "3.56"]
+    assert rows[3][1:] == ["the demo's", "3.00", "3.10", "3.20", "3.30", "3.46"]
     assert [row[1] for row in rows[8:11]] == ["MUSDB18-HQ", "not stated", "not stated"]
     assert rows[8][-1] == "4.188"
     assert rows[9][0].startswith("Demucs")
     for broken in ("", text + text):
         with pytest.raises(UserError, match="one is expected"):
             readme.updated(broken, values, tmp_path)
-    (tmp_path / "metrics/sdr/open_unmix.json").unlink()
-    with pytest.raises(UserError, match=r"open_unmix\.json: no such file"):
-        readme.updated(text, values, tmp_path)
+    for missing, remedy in ((path, "dvc repro"), (kept, "studies.systems")):
+        missing.unlink()
+        with pytest.raises(UserError, match=rf"{missing.name}: no such file; run `.*{remedy}`"):
+            readme.updated(text, values, tmp_path)
 
 
 def test_the_readme_is_short():
