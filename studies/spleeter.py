@@ -89,6 +89,7 @@ def render(folder: Path) -> None:
         counts={"test": band.test},
         seconds=band.seconds,
         seed=band.seed,
+        varied=band.sound == "varied",
         workers=at_once(band.test, RENDERING),
     )
     place = folder / "excerpt/test/excerpt"

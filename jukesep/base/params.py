@@ -64,6 +64,7 @@ class Data(Section):
 
 
 class Band(Section):
+    sound: Literal["plain", "varied"]
     seed: Annotated[int, Field(ge=0)]
     seconds: Annotated[float, Field(ge=1)]
     train: Count

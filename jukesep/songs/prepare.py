@@ -149,6 +149,7 @@ def _render(params: Params, root: Path, known: Known) -> dict[tuple[str, str], s
         counts=counts,
         seconds=band.seconds,
         seed=band.seed,
+        varied=band.sound == "varied",
         workers=at_once(sum(counts.values()), RENDERING),
         known=known,
     )

@@ -13,25 +13,43 @@ from scipy import signal
 from jukesep.base.errors import UserError
 from jukesep.songs.band import SAMPLE_RATE, perform, render_corpus, render_song
 from jukesep.songs.band.composer import MAJOR, MINOR, compose
-from jukesep.songs.band.plan import PROGRAMS, SPLITS, song_group, song_name
+from jukesep.songs.band.plan import (
+    PROGRAMS,
+    SPLITS,
+    SYNTHESISED,
+    VARIED_PROGRAMS,
+    Draw,
+    song_group,
+    song_name,
+)
 from jukesep.songs.manifest import MIXTURE, STEMS
 
 COUNTS = {"train": 2, "test": 2, "pretrain": 1}
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "varied"])
+def varied(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def how(varied):
+    """How the small corpus is rendered."""
+    return {"counts": COUNTS, "seconds": 4.0, "seed": 7, "varied": varied, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, how):
     root = tmp_path_factory.mktemp("band")
-    listed = render_corpus(root, counts=COUNTS, seconds=4.0, seed=7, workers=1, progress=False)
-    return root, listed
+    return root, render_corpus(root, workers=1, **how)
 
 
 @pytest.fixture(scope="module")
-def played():
+def played(varied):
     """Mono stems at 11.025 kHz of four test songs, two of each group."""
     songs = []
     for index in range(4):
-        stems = perform(compose("test", index, 1, 10.0))
+        stems = perform(compose("test", index, 1, 10.0, varied))
         mono = [stems[stem].mean(axis=0) / 32768 for stem in STEMS]
         songs.append(signal.resample_poly(np.array(mono), 1, 4, axis=1))
     return songs
@@ -80,14 +98,14 @@ def test_the_mixture_is_the_sum_of_its_stems_and_does_not_clip(corpus):
             assert all(np.abs(stem.astype(int)).max() < 32_600 for stem in stems)
 
 
-def test_workers_and_order_do_not_change_a_song(corpus, tmp_path):
+def test_workers_and_order_do_not_change_a_song(corpus, how, tmp_path):
     root, listed = corpus
-    render_corpus(tmp_path / "b", counts=COUNTS, seconds=4.0, seed=7, workers=2, progress=False)
+    render_corpus(tmp_path / "b", workers=2, **how)
     assert _files(tmp_path / "b") == _files(root)
     name = listed[1]["name"]
     folder = tmp_path / "alone" / name
     for _ in range(2):  # the second replaces the first
-        render_song(folder, split="train", index=1, seed=7, seconds=4.0)
+        render_song(folder, split="train", index=1, seed=7, seconds=4.0, varied=how["varied"])
         assert _files(folder) == _files(root / "train" / name)
     assert [path.name for path in folder.parent.iterdir()] == [name]
 
@@ -99,9 +117,9 @@ def test_seeds_splits_and_songs_differ():
 
 
 @pytest.fixture(scope="module")
-def written():
+def written(varied):
     """The plans of as many training songs as the demo has."""
-    return [compose("train", index, 1, 12.0) for index in range(100)]
+    return [compose("train", index, 1, 12.0, varied) for index in range(100)]
 
 
 def test_keys_tempos_scales_and_instruments_vary_over_songs(written):
@@ -146,22 +164,38 @@ def test_a_song_keeps_to_its_key_scale_and_tempo(written):
     assert np.mean([off_beat(plan, 1.07 * plan.tempo) for plan in written]) > 0.2
 
 
-def test_held_out_instruments_sound_in_held_out_songs_only():
-    for role, programs in PROGRAMS.items():
-        assert not set(programs["seen"]) & set(programs["held_out"]), role
+def test_held_out_instruments_sound_in_held_out_songs_only(varied):
+    """Synthesised ones sound in both, and their parameters differ: see `Draw`."""
+    every = VARIED_PROGRAMS if varied else PROGRAMS
+    for role, programs in every.items():
+        both = set(programs["seen"]) & set(programs["held_out"])
+        assert both <= {SYNTHESISED}, role
     used = {"seen": set(), "held_out": set()}
     for split in SPLITS:
         for index in range(60):
-            plan = compose(split, index, 3, 8.0)
+            plan = compose(split, index, 3, 8.0, varied)
             assert plan.group == song_group(split, index)
             assert split == "test" or plan.group == "seen"
             lines = [line for lines in plan.layers.values() for line in lines]
             used[plan.group] |= {(line.role, line.program) for line in lines}
     for group, found in used.items():
-        assert found == {(role, p) for role in PROGRAMS for p in PROGRAMS[role][group]}
+        assert found == {(role, p) for role in every for p in every[role][group]}
 
 
-def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played):
+def test_held_out_songs_draw_where_no_other_song_does():
+    def drawn(held_out):
+        draw = Draw(np.random.default_rng(0), held_out)
+        return np.array([draw.between(-3.0, 7.0) for _ in range(1000)])
+
+    seen, held_out = drawn(False), drawn(True)
+    assert seen.min() == pytest.approx(-1.5, abs=0.05)
+    assert seen.max() == pytest.approx(5.5, abs=0.05)
+    assert ((held_out < -1.5) | (held_out > 5.5)).all()
+    assert held_out.min() == pytest.approx(-3.0, abs=0.05)
+    assert held_out.max() == pytest.approx(7.0, abs=0.05)
+
+
+def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played, varied):
     silent = np.zeros((len(played), len(STEMS)))
     for song, stems in enumerate(played):
         frames = stems[:, : stems.shape[1] // 2205 * 2205].reshape(len(STEMS), -1, 2205)
@@ -169,7 +203,7 @@ def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played):
     assert (silent < 0.6).all()
     rests = np.zeros(len(STEMS), bool)
     for index in range(20):
-        layers = compose("train", index, 1, 20.0).layers
+        layers = compose("train", index, 1, 20.0, varied).layers
         for k, stem in enumerate(STEMS):
             spans = sorted(
                 (n.start, n.start + n.duration) for line in layers[stem] for n in line.notes
@@ -213,9 +247,9 @@ def test_stems_have_characters_of_their_own(played):
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.3, 60.0])
-def test_songs_of_any_length_have_all_stems(seconds):
+def test_songs_of_any_length_have_all_stems(seconds, varied):
     for index in range(20):
-        plan = compose("test", index, 5, seconds)
+        plan = compose("test", index, 5, seconds, varied)
         for stem in STEMS:
             notes = [note for line in plan.layers[stem] for note in line.notes]
             assert all(line.notes for line in plan.layers[stem])
@@ -226,14 +260,19 @@ def test_songs_of_any_length_have_all_stems(seconds):
             assert np.abs(stem.astype(int)).max() > 300
 
 
-def test_a_plan_is_the_same_on_every_machine():
-    plan = asdict(compose("train", 0, 1, 20.0))
+@pytest.mark.parametrize(
+    ("varied", "digest"),
+    [(False, "a67a0c903c3e5b6d"), (True, "8d56217d6b02372a")],
+    ids=["plain", "varied"],
+)
+def test_a_plan_is_the_same_on_every_machine(varied, digest):
+    plan = asdict(compose("train", 0, 1, 20.0, varied))
     lines = [
         (stem, line["role"], line["program"], [(n.pitch, round(n.start, 6)) for n in line["notes"]])
         for stem in STEMS
         for line in plan["layers"][stem]
     ]
-    assert hashlib.sha256(repr(lines).encode()).hexdigest()[:16] == "a67a0c903c3e5b6d"
+    assert hashlib.sha256(repr(lines).encode()).hexdigest()[:16] == digest
 
 
 def test_mistakes_are_named(tmp_path):

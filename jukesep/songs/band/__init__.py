@@ -1,9 +1,10 @@
 """The embedded band: seeded songs rendered per stem, the pipeline's default data.
 
 `composer` writes a song. Here sampled instruments (symusic's synthesizer with the General MIDI
-soundfont of pretty_midi) and the singers of `voice` play it. A song is a folder in MUSDB18-HQ's
-layout, 44.1 kHz stereo int16, whose mixture is exactly the sum of its four stems. It depends only
-on (seed, split, index, seconds).
+soundfont of pretty_midi) and the singers of `voice` play it; varied songs also have `synth`,
+`singer` and `production`. A song is a folder in MUSDB18-HQ's layout, 44.1 kHz stereo int16, whose
+mixture is exactly the sum of its four stems. It depends only on (seed, split, index, seconds,
+varied).
 """
 
 from __future__ import annotations
@@ -25,14 +26,26 @@ from ...base.packages import package_folder
 from ...base.unchanged import Known, code
 from ..manifest import MIXTURE, STEMS
 from .composer import compose
-from .plan import SINGERS, SPLITS, Layer, Note, SongPlan, generator, song_group, song_name
+from .plan import (
+    SINGERS,
+    SPLITS,
+    SYNTHESISED,
+    VARIED_SINGERS,
+    Draw,
+    Layer,
+    Note,
+    SongPlan,
+    generator,
+    song_group,
+    song_name,
+)
 
 SAMPLE_RATE = 44_100
 # Libraries whose versions can change the samples.
 LIBRARIES = ("numpy", "pretty-midi", "scipy", "soundfile", "symusic")
 Audio = NDArray[np.float32]
-Task = tuple[Path, str, int, int, float]
-"""Folder, split, index, seed, seconds."""
+Task = tuple[Path, str, int, int, float, bool]
+"""Folder, split, index, seed, seconds, varied."""
 
 
 @cache
@@ -87,19 +100,33 @@ def _warp(audio: Audio, rate: float, depth: float) -> Audio:
     return np.interp(moved, time, audio).astype(np.float32)
 
 
-def _play(layer: Layer, out: Audio, rng: np.random.Generator) -> None:
+def _play(layer: Layer, out: Audio, draw: Draw, varied: bool) -> None:
     """Add one layer to the stem `out` (2, samples) at its gain and pan."""
-    length = out.shape[1]
-    if layer.role == "voice":
+    length, rng = out.shape[1], draw.rng
+    if layer.role == "voice" and varied:
+        from scipy import signal
+
+        from .singer import sing
+
+        voice, rate = VARIED_SINGERS[layer.program], SAMPLE_RATE // 2
+        half = sing(layer.notes, voice, length // 2 + 1, rate, rng)
+        audio = _fit(signal.resample_poly(half, 2, 1), length)
+    elif layer.role == "voice":
         from .voice import sing
 
         audio = sing(layer.notes, SINGERS[layer.program], length, SAMPLE_RATE, rng)
+    elif layer.program == SYNTHESISED:
+        from . import synth
+
+        play = synth.drums if layer.role == "kit" else synth.bass
+        audio = play(layer.notes, length, draw, SAMPLE_RATE)
     else:
         audio = _synthesise(layer.program, layer.role == "kit", layer.notes, length)
         _apply_dynamics(audio, layer.notes)
         if layer.role == "choir":
             audio = _warp(audio, 5.5, 0.35)
-    if layer.role == "kit" and layer.notes[0].pitch in (38, 39):
+    snare = layer.role == "kit" and layer.notes[0].pitch in (38, 39)
+    if snare and layer.program != SYNTHESISED:
         _rattle(audio, layer.notes, rng)
     if layer.drive:
         audio *= layer.drive / np.abs(audio).max()
@@ -163,31 +190,55 @@ def _power(audio: Audio) -> float:
 def perform(plan: SongPlan) -> dict[str, NDArray[np.int16]]:
     """Play a plan: int16 (2, samples) per stem; their sum is within full scale."""
     length = round(plan.seconds * SAMPLE_RATE)
+    held_out = plan.group == "held_out"
     stems: dict[str, Audio] = {}
     for number, stem in enumerate(STEMS):
         rng = generator(plan.seed, plan.split, plan.index, 2 + number)
         audio = np.zeros((2, length), np.float32)
         for layer in plan.layers[stem]:
-            _play(layer, audio, rng)
-        if plan.rooms[stem]:
+            _play(layer, audio, Draw(rng, held_out), plan.varied)
+        if plan.varied:
+            audio = _record(plan, stem, audio, Draw(rng, held_out))
+        elif plan.rooms[stem]:
             audio = _room(audio, plan.rooms[stem], plan.decay, rng)
         fade = int(0.05 * SAMPLE_RATE)
         audio[:, -fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
         audio *= np.float32(10 ** (plan.gains[stem] / 20) / np.sqrt(_power(audio)))
         stems[stem] = audio
+    if plan.varied:
+        from .production import master
+
+        draw = Draw(generator(plan.seed, plan.split, plan.index, 6), held_out)
+        stems = master(stems, draw, SAMPLE_RATE)
     peak = max(np.abs(sum(stems.values())).max(), *(np.abs(a).max() for a in stems.values()))
     scale = np.float32(plan.peak * 32767 / peak)
     return {stem: np.rint(audio * scale).astype(np.int16) for stem, audio in stems.items()}
 
 
+def _record(plan: SongPlan, stem: str, audio: Audio, draw: Draw) -> Audio:
+    """A stem of a varied song in its room, with its effects."""
+    from .production import produce, room
+
+    if plan.rooms[stem]:
+        audio = room(audio, plan.rooms[stem], plan.decay, draw, SAMPLE_RATE)
+    return produce(stem, audio, plan.tempo, draw, SAMPLE_RATE)
+
+
 def render_song(
-    folder: Path, *, split: str, index: int, seed: int, seconds: float, stems: bool = True
+    folder: Path,
+    *,
+    split: str,
+    index: int,
+    seed: int,
+    seconds: float,
+    varied: bool = False,
+    stems: bool = True,
 ) -> None:
     """Write a song as `folder`/{mixture,drums,bass,other,vocals}.wav, or only its mixture.
 
     The folder appears when it is complete, and replaces an older one.
     """
-    parts = perform(compose(split, index, seed, seconds))
+    parts = perform(compose(split, index, seed, seconds, varied))
     mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32).astype(np.int16)
     with atomic_folder(folder) as unfinished:
         for name, audio in {MIXTURE: mixture, **(parts if stems else {})}.items():
@@ -200,6 +251,7 @@ def render_corpus(
     counts: dict[str, int],
     seconds: float,
     seed: int,
+    varied: bool = False,
     workers: int = 2,
     progress: bool = True,
     known: Known | None = None,
@@ -218,7 +270,7 @@ def render_corpus(
         {"name": song_name(*job, seed), "split": job[0], "group": song_group(*job)} for job in jobs
     ]
     tasks = [
-        (root / song["split"] / song["name"], split, index, seed, seconds)
+        (root / song["split"] / song["name"], split, index, seed, seconds, varied)
         for song, (split, index) in zip(songs, jobs, strict=True)
     ]
     here = Path(__file__).parent
@@ -251,9 +303,15 @@ def render_corpus(
 
 
 def _render(task: Task) -> Task:
-    folder, split, index, seed, seconds = task
+    folder, split, index, seed, seconds, varied = task
     render_song(
-        folder, split=split, index=index, seed=seed, seconds=seconds, stems=split != "pretrain"
+        folder,
+        split=split,
+        index=index,
+        seed=seed,
+        seconds=seconds,
+        varied=varied,
+        stems=split != "pretrain",
     )
     return task
 

@@ -14,7 +14,19 @@ import numpy as np
 
 from ...base.errors import UserError
 from ..manifest import STEMS
-from .plan import PROGRAMS, SINGERS, Layer, Note, SongPlan, generator, pick, song_group, song_name
+from .plan import (
+    PROGRAMS,
+    SINGERS,
+    VARIED_PROGRAMS,
+    VARIED_SINGERS,
+    Layer,
+    Note,
+    SongPlan,
+    generator,
+    pick,
+    song_group,
+    song_name,
+)
 
 SLOTS = 8  # in a song; a stem plays or rests for a whole slot
 SHORTEST = 2.0  # seconds; in shorter songs a slot is shorter than any note
@@ -60,14 +72,17 @@ RHYTHMS = (
 )  # lengths of sung notes in sixteenths, one bar each
 
 
-def compose(split: str, index: int, seed: int, seconds: float) -> SongPlan:
-    """Compose the song `(split, index)` of corpus `seed`, `seconds` long (+-10 %)."""
+def compose(split: str, index: int, seed: int, seconds: float, varied: bool = False) -> SongPlan:
+    """Compose the song `(split, index)` of corpus `seed`, `seconds` long (+-10 %).
+
+    Varied songs have more instruments and singers, and `production` records and mixes them.
+    """
     if not seconds >= SHORTEST:
         raise UserError(f"seconds: {seconds} is too short for a song; use at least {SHORTEST:g}")
     rng = generator(seed, split, index, 1)
     group = song_group(split, index)
     length = seconds * rng.uniform(0.9, 1.1)
-    song = _Writer(rng, group, length)
+    song = _Writer(rng, group, length, varied)
     layers = {
         "drums": song.drums(),
         "bass": song.bass(),
@@ -94,14 +109,17 @@ def compose(split: str, index: int, seed: int, seconds: float) -> SongPlan:
             "other": rng.uniform(0.1, 0.3),
             "vocals": rng.uniform(0.1, 0.35),
         },
+        varied=varied,
     )
 
 
 class _Writer:
     """State shared by the four stems of a song: tempo, harmony, form, and rests."""
 
-    def __init__(self, rng: np.random.Generator, group: str, seconds: float) -> None:
-        self.rng, self.group, self.seconds = rng, group, seconds
+    def __init__(self, rng: np.random.Generator, group: str, seconds: float, varied: bool) -> None:
+        self.rng, self.group, self.seconds, self.varied = rng, group, seconds, varied
+        self.programs = VARIED_PROGRAMS if varied else PROGRAMS
+        self.singers = VARIED_SINGERS if varied else SINGERS
         self.tempo = rng.uniform(84, 144)
         self.sixteenth = 15.0 / self.tempo
         self.swing = rng.uniform(0.15, 0.3) if rng.random() < 0.25 else 0.0
@@ -169,7 +187,7 @@ class _Writer:
         return sorted(low + (self._degree(d, 0) - low) % 12 for d in degrees)
 
     def _program(self, role: str) -> int:
-        return pick(self.rng, PROGRAMS[role][self.group])
+        return pick(self.rng, self.programs[role][self.group])
 
     def _layer(self, role: str, notes: list[Note], gain: float, **place: float) -> Layer:
         program = int(place.pop("program", -1))
@@ -295,8 +313,8 @@ class _Writer:
         """A sung lead (from `voice` or the soundfont), and a choir in the loud slots."""
         rng = self.rng
         voice = self._program("voice")
-        own = rng.random() < 0.75
-        low = SINGERS[voice].low if own else pick(rng, (57, 62))
+        own = rng.random() < 0.75 or self.varied
+        low = self.singers[voice].low if own else pick(rng, (57, 62))
         lead = self._melody("vocals", low, lambda start: True)
         layers = []
         if own:

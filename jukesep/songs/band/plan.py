@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +40,14 @@ SINGERS = (
     Voice(0.93, 0.75, 0.08, 4.7, 0.30, 47),
     Voice(1.28, 0.90, 0.14, 6.3, 0.45, 56),
 )
+VARIED_SINGERS = (
+    replace(SINGERS[0], low=52),
+    *SINGERS[1:4],
+    replace(SINGERS[4], low=50),
+    SINGERS[5],
+    Voice(1.10, 1.00, 0.25, 5.4, 0.20, 52),
+    Voice(0.97, 0.60, 0.06, 5.0, 0.30, 51),
+)
 
 # General MIDI programs per role and group; kits are programs of the percussion bank. Held-out
 # programs use other recordings of the soundfont than seen ones, except for the cymbals, which all
@@ -53,6 +61,31 @@ PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
     "lead": {"seen": (11, 27, 56, 65, 73, 80), "held_out": (40, 66, 71, 105)},
     "voice": {"seen": (0, 1, 2, 3), "held_out": (4, 5)},  # rows of SINGERS
     "choir": {"seen": (53, 54), "held_out": (52,)},
+}
+
+# The same for varied songs. More recordings of the soundfont, none of a held-out program; and drums
+# and basses without recordings, several times, so that as many songs have them.
+SYNTHESISED = 128  # instead of a program: `synth` makes the sound
+VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = PROGRAMS | {
+    "kit": {"seen": (0, 8, 16, 32, 40, *[SYNTHESISED] * 6), "held_out": (24, 25, SYNTHESISED)},
+    "bass": {
+        "seen": (*range(32, 37), 39, *[SYNTHESISED] * 5),
+        "held_out": (37, 38, SYNTHESISED),
+    },
+    "comp": {
+        "seen": (*range(6), 7, 8, 12, 13, 15, 16, 24, 25, 27, 28, 45, 104, 107, 108, 114),
+        "held_out": PROGRAMS["comp"]["held_out"],
+    },
+    "power": {"seen": (29, 30, 63, 84, 86, 90), "held_out": (18, 81)},
+    "pad": {"seen": (19, 44, *range(48, 52), 61, 89, 91, 92, 94, 95), "held_out": (21, 42, 60)},
+    "lead": {
+        "seen": (
+            *(9, 10, 11, 22, 27, 56, 64, 65, 67, 68, 69, 70, 72, 73, 74, 75, 79, 80, 82, 109),
+            111,
+        ),
+        "held_out": PROGRAMS["lead"]["held_out"],
+    },
+    "voice": {"seen": (0, 1, 2, 3, 6, 7), "held_out": (4, 5)},  # rows of VARIED_SINGERS
 }
 
 
@@ -98,6 +131,7 @@ class SongPlan:
     layers: dict[str, tuple[Layer, ...]]
     gains: dict[str, float]
     rooms: dict[str, float]
+    varied: bool = False  # recorded and mixed anew for each song: `production`
 
 
 def generator(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
@@ -106,6 +140,31 @@ def generator(seed: int, split: str, index: int, purpose: int) -> np.random.Gene
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     key = (SPLITS.index(split), index, purpose)
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))
+
+
+INNER = 0.7  # share of a range, in its middle, that `Draw` takes for songs not held out
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random settings for a song."""
+
+    rng: np.random.Generator
+    held_out: bool
+
+    def between(self, low: float, high: float) -> float:
+        """A number from the range's middle part; for held-out songs from its two outer parts."""
+        place = self.rng.random()
+        outer = (1 - INNER) / 2
+        if self.held_out:
+            place = place * 2 * outer + (INNER if place >= 0.5 else 0.0)
+        else:
+            place = outer + INNER * place
+        return low + (high - low) * place
+
+    def chance(self, share: float) -> bool:
+        """True in this share of all draws."""
+        return bool(self.rng.random() < share)
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:

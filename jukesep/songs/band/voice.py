@@ -1,4 +1,4 @@
-"""A singing voice for the embedded band: glottal pulses filtered by the formants of vowels.
+"""A singing voice for plain songs of the embedded band: pulses filtered by vowels' formants.
 
 The soundfont's voices are nearly sinusoidal. This one has the features of a human voice: many
 harmonics, resonances that stay fixed while the pitch moves, a vowel and sometimes a consonant per
