@@ -25,6 +25,13 @@ PAGES = Path(__file__).with_name("pages")
 
 # What an experiment would not see if it were not committed.
 CODE = ("jukesep", "stages", "conf", "dvc.yaml", "params.yaml")
+# What decides the scores of an experiment.
+DECIDING = (
+    "conf",
+    *(f"jukesep/{name}" for name in ("audio", "kernels", "model", "peers", "pipeline", "scoring")),
+    *(f"jukesep/{name}" for name in ("separation", "songs", "systems", "training")),
+    "jukesep/base/seeds.py",
+)
 SONGS = {"seen": "sdr", "held_out": "held_out"}  # folders of metrics/
 BASELINES = {"seen": "baselines", "held_out": "held_out/baselines"}
 
@@ -77,6 +84,12 @@ def done(name: str, overrides: Sequence[str]) -> bool:
     committed = _code(paths.LOCK.read_text(encoding="utf-8"))
     ran = _code(git("show", f"{revision}:{paths.LOCK}") or "stages: {}")
     return all(committed.get(stage) == code for stage, code in ran.items())
+
+
+def unchanged(since: str) -> bool:
+    """Whether the code and parameters that decide scores are those of a commit."""
+    there = git("rev-parse", "--verify", "--quiet", f"{since}^{{commit}}")
+    return there is not None and git("diff", "--name-only", since, "--", *DECIDING) is None
 
 
 def commit() -> str:

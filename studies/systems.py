@@ -1,6 +1,7 @@
 """Where the paper's method stands: every system on the same songs, docs/systems.md.
 
     uv run python -m studies.systems             # run what is missing, measure, write; hours
+    uv run python -m studies.systems --budgets 4 # only these; commit its scores.csv, and resume
     uv run python -m studies.systems --measure   # the costs alone; minutes, on a quiet machine
     uv run python -m studies.systems --write     # run nothing, write the page from what is kept
 
@@ -108,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.write and not options.measure:
         for run in RUNS:
             if run.budget in options.budgets and run.seed in options.seeds:
-                experiments.run(run.name, run.overrides())
-                kept = [one for one in load_scores() if (one.budget, one.seed) != _key(run)]
-                write_text(SCORES, text([*kept, *scores(run)]))
+                _run(run)
     if not options.write:
         write_text(COSTS, text(systems_costs.measure()))
     found, costs = load_scores(), load_costs()
@@ -119,6 +118,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = params.load().model_dump(mode="json")
     write_text(readme.README, readme.updated(readme.README.read_text(encoding="utf-8"), values))
     print(f"{PAGE}, and the table of {readme.README}")
+
+
+def _run(run: Run) -> None:
+    """Run an experiment and keep its scores, unless those of today's code are kept already."""
+    found = load_scores(SCORES)
+    commits = {one.commit for one in found if (one.budget, one.seed) == _key(run)}
+    if commits and all(map(experiments.unchanged, commits)):
+        print(f"{run.name}: its scores of commit {', '.join(commits)} are those of today's code")
+        return
+    experiments.run(run.name, run.overrides())
+    kept = [one for one in found if (one.budget, one.seed) != _key(run)]
+    write_text(SCORES, text([*kept, *scores(run)]))
 
 
 def _key(run: Run) -> tuple[float, int]:

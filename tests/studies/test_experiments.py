@@ -20,6 +20,36 @@ def _lock(md5):
     return yaml.safe_dump({"schema": "2.0", "stages": {"stage1@bass-scratch": {"deps": deps}}})
 
 
+def _git(folder, *words):
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", *author, *words]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_scores_are_today_s_until_what_decides_them_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _git(tmp_path, "init", "-q", "-b", "main")
+    for name in ("jukesep/model/vqvae.py", "jukesep/report/page.py", "conf/config.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("a")
+    _git(tmp_path, "add", "-A")
+    _git(tmp_path, "commit", "-q", "-m", "the run")
+    since = _git(tmp_path, "rev-parse", "--short", "HEAD").strip()
+    assert experiments.unchanged(since)
+    assert not experiments.unchanged("0123456")
+    (tmp_path / "jukesep/report/page.py").write_text("b")
+    _git(tmp_path, "commit", "-q", "-a", "-m", "another page")
+    assert experiments.unchanged(since)
+    for name in ("jukesep/model/vqvae.py", "conf/config.yaml"):
+        (tmp_path / name).write_text("b")
+        assert not experiments.unchanged(since)
+        (tmp_path / name).write_text("a")
+
+
+def test_what_decides_scores_is_in_the_repository():
+    assert all((ROOT / place).exists() for place in experiments.DECIDING)
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "there", "expected"),
     [
@@ -35,8 +65,7 @@ def test_an_experiment_is_done_while_parameters_and_code_are_its_own(
     """In a repository that keeps an experiment as DVC does: a commit that a reference names."""
 
     def run(*words):
-        author = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", *author, *words], cwd=tmp_path, check=True)
+        _git(tmp_path, *words)
 
     monkeypatch.chdir(tmp_path)
     run("init", "-q", "-b", "main")

@@ -121,6 +121,28 @@ def test_each_run_scales_all_steps_alike():
     assert len({run.name for run in systems.RUNS}) == len(systems.RUNS)
 
 
+def test_kept_scores_of_today_s_code_are_not_run_again(monkeypatch, tmp_path, capsys):
+    run = systems.Run(0.25, 0)
+    kept = [one for one in everything() if one.seed == 0]
+    monkeypatch.setattr(systems, "SCORES", tmp_path / "scores.csv")
+    systems.write_text(systems.SCORES, systems.text(kept))
+    new = [dataclasses.replace(one, total=0.5) for one in kept if one.budget == run.budget]
+    ran = []
+    monkeypatch.setattr(systems, "scores", lambda _run: new)
+    monkeypatch.setattr(experiments, "run", lambda name, _overrides: ran.append(name))
+    monkeypatch.setattr(experiments, "unchanged", lambda _commit: True)
+    systems._run(run)
+    assert not ran
+    assert "systems-0_25x-seed-0: its scores of commit abc1234" in capsys.readouterr().out
+    monkeypatch.setattr(experiments, "unchanged", lambda _commit: False)
+    systems._run(run)
+    assert ran == [run.name]
+    found = systems.load_scores(systems.SCORES)
+    assert sorted(map(repr, found)) == sorted(
+        repr(one) for one in [*(one for one in kept if one.budget != run.budget), *new]
+    )
+
+
 def test_an_experiment_is_read_for_every_system(monkeypatch):
     asked = []
 
