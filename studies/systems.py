@@ -260,7 +260,7 @@ def _table(at: Scores, costs: Mapping[str, Cost], songs: str) -> str:
     ]
     for name in order:
         one, cost = at[name, 1.0, 0, songs], costs.get(name)
-        about = ["0", "0", "-"]
+        about = ["0", "0", "-"] if name in UNTRAINED else ["not measured"] * 3
         if cost:
             about = [f"{cost.training_seconds:.0f}", _size(cost.parameters), f"{cost.speed:.0f}"]
         label = f"**{NAMES[name]}**" if name in OURS else NAMES[name]
@@ -325,6 +325,8 @@ def draw(found: Iterable[Score], costs: Mapping[str, Cost], path: Path) -> None:
         titles = {"seen": "instruments heard in training", "held_out": "held-out instruments"}
         for axes, (songs, title) in zip(panels, titles.items(), strict=True):
             for name, colour, marker in zip(TRAINED, cycle(COLOURS), cycle(MARKERS), strict=False):
+                if name not in costs:
+                    continue
                 mine = sorted(
                     (one.budget * costs[name].training_seconds, one.total)
                     for one in found

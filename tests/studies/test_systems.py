@@ -77,6 +77,14 @@ def test_a_system_that_was_not_run_at_a_budget_says_so():
     assert {row[0]: row[3] for row in compute}["Demucs (version 2 form)"] == "not run"
 
 
+def test_a_system_whose_costs_were_not_measured_says_so(tmp_path):
+    some = {name: cost for name, cost in COSTS.items() if name != "demucs"}
+    page = systems.page(everything(), some)
+    (row,) = (r for r in rows(page, "Songs of held-out instruments") if r[0].startswith("Demucs"))
+    assert row[1:4] == ["not measured"] * 3
+    systems.draw(everything(), some, tmp_path / "compute.png")
+
+
 def test_the_page_says_which_runs_are_missing():
     assert "Not run yet" not in systems.page(everything(), COSTS)
     page = systems.page([one for one in everything() if (one.budget, one.seed) == (1, 0)], COSTS)
