@@ -16,6 +16,7 @@ import yaml
 from jukesep.base import params, paths
 from jukesep.base.errors import UserError
 from jukesep.base.git import git
+from jukesep.peers.common import registry
 
 Scores = dict[str, float]
 """drums, bass, other, vocals and total in dB; for trained models also their step."""
@@ -86,10 +87,25 @@ def done(name: str, overrides: Sequence[str]) -> bool:
     return all(committed.get(stage) == code for stage, code in ran.items())
 
 
-def unchanged(since: str) -> bool:
-    """Whether the code and parameters that decide scores are those of a commit."""
-    there = git("rev-parse", "--verify", "--quiet", f"{since}^{{commit}}")
-    return there is not None and git("diff", "--name-only", since, "--", *DECIDING) is None
+def unchanged(since: str, peer: str | None = None) -> bool:
+    """Whether what decides the scores of our models, or of a peer, is as it was in a commit.
+
+    That is code and parameters, without those of other peers.
+    """
+    if git("rev-parse", "--verify", "--quiet", f"{since}^{{commit}}") is None:
+        return False
+    changed = git("diff", "--name-only", since, "--", *DECIDING) or ""
+    return all(_peer(path) not in (None, peer) for path in map(Path, changed.splitlines()))
+
+
+def _peer(path: Path) -> str | None:
+    """The peer that a file belongs to; None if it decides more than one peer's scores."""
+    *folders, name = path.parts
+    if folders in (["jukesep", "peers"], ["conf", "peers"]):
+        name = Path(name).stem
+    elif folders[:2] == ["conf", "peer"]:
+        name = folders[2]
+    return name if name in registry.NAMES else None
 
 
 def commit() -> str:

@@ -27,6 +27,7 @@ from benchmarks.markdown import fill, table
 from jukesep.base import params
 from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
+from jukesep.peers.common import registry
 from jukesep.report import readme
 from jukesep.report.others import LABELS
 from jukesep.songs.manifest import STEMS
@@ -60,15 +61,16 @@ class Run:
         """Of the experiment."""
         return f"systems-{self.budget:g}x-seed-{self.seed}".replace(".", "_")
 
-    def overrides(self) -> list[str]:
-        """What differs from the defaults of conf/."""
-        base = yaml.safe_load(params.compose(["peers=all"]))
+    def overrides(self, peers: Iterable[str] = registry.NAMES) -> list[str]:
+        """What differs from the defaults of conf/, with these peers."""
+        chosen = f"peers=[{','.join(peers) or 'none'}]"
+        base = yaml.safe_load(params.compose([chosen]))
         steps = {section: base[section]["steps"] for section in ("pretrain", "stage1", "stage2")}
         steps |= {f"peers.{name}": recipe["steps"] for name, recipe in base["peers"].items()}
         scaled = {name: round(self.budget * count) for name, count in steps.items()}
         checkpoints = [round(self.budget * step) for step in base["stage2"]["checkpoints"]]
         return [
-            "peers=all",
+            chosen,
             "inits=[pretrained]",
             "evaluate.audio=false",
             f"seed={self.seed}",
@@ -121,26 +123,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(run: Run) -> None:
-    """Run an experiment and keep its scores, unless those of today's code are kept already."""
+    """Run what has no kept scores of today's code, and keep its scores."""
     found = load_scores(SCORES)
-    commits = {one.commit for one in found if (one.budget, one.seed) == _key(run)}
-    if commits and all(map(experiments.unchanged, commits)):
-        print(f"{run.name}: its scores of commit {', '.join(commits)} are those of today's code")
+    kept = {
+        one.system: one.commit
+        for one in found
+        if _key(one) == _key(run) and experiments.unchanged(one.commit, _peer(one.system))
+    }
+    missing = [system for system in (*TRAINED, *UNTRAINED) if system not in kept]
+    if kept:
+        commits = ", ".join(sorted(set(kept.values())))
+        print(f"{run.name}: {len(kept)} systems have scores of today's code (commit {commits})")
+    if not missing:
         return
-    experiments.run(run.name, run.overrides())
-    kept = [one for one in found if (one.budget, one.seed) != _key(run)]
-    write_text(SCORES, text([*kept, *scores(run)]))
+    wanted = set(map(_peer, missing))
+    experiments.run(run.name, run.overrides(name for name in registry.NAMES if name in wanted))
+    rest = [one for one in found if _key(one) != _key(run) or one.system not in missing]
+    write_text(SCORES, text([*rest, *scores(run, missing)]))
 
 
-def _key(run: Run) -> tuple[float, int]:
+def _key(run: Run | Score) -> tuple[float, int]:
     return run.budget, run.seed
 
 
-def scores(run: Run) -> list[Score]:
-    """What an experiment that has run says of all systems."""
+def _peer(system: str) -> str | None:
+    """The peer whose weights a system uses: open_unmix for open_unmix_wiener; None for ours."""
+    return next((name for name in registry.NAMES if system.startswith(name)), None)
+
+
+def scores(run: Run, systems: Iterable[str]) -> list[Score]:
+    """What an experiment that has run says of systems."""
     found = []
     for songs in experiments.SONGS:
-        for system in (*TRAINED, *UNTRAINED):
+        for system in systems:
             said = experiments.scores(songs, system, run.name)
             key = {"system": system, "songs": songs, "commit": experiments.commit()}
             numbers = {part: said[part] for part in PARTS}

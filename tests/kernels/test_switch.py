@@ -48,7 +48,8 @@ assert not compilers, compilers
     env = os.environ | {kernels.VARIABLE: "off"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
     monkeypatch.setenv(kernels.VARIABLE, "auto")
-    torch.testing.assert_close(torch.load(tmp_path / "off.pt"), step(), rtol=1e-4, atol=1e-5)
+    # Sums of thousands of numbers near 1 that cancel: their order depends on the processor.
+    torch.testing.assert_close(torch.load(tmp_path / "off.pt"), step(), rtol=1e-4, atol=5e-5)
 
 
 def calls(dtype):

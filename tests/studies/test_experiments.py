@@ -29,8 +29,10 @@ def _git(folder, *words):
 def test_scores_are_today_s_until_what_decides_them_changes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _git(tmp_path, "init", "-q", "-b", "main")
-    for name in ("jukesep/model/vqvae.py", "jukesep/report/page.py", "conf/config.yaml"):
-        (tmp_path / name).parent.mkdir(parents=True)
+    every = ("jukesep/model/vqvae.py", "jukesep/peers/common/task.py", "conf/config.yaml")
+    demucs = ("jukesep/peers/demucs.py", "conf/peers/demucs.yaml", "conf/peer/demucs/demo.yaml")
+    for name in (*every, *demucs, "jukesep/report/page.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a")
     _git(tmp_path, "add", "-A")
     _git(tmp_path, "commit", "-q", "-m", "the run")
@@ -40,9 +42,12 @@ def test_scores_are_today_s_until_what_decides_them_changes(tmp_path, monkeypatc
     (tmp_path / "jukesep/report/page.py").write_text("b")
     _git(tmp_path, "commit", "-q", "-a", "-m", "another page")
     assert experiments.unchanged(since)
-    for name in ("jukesep/model/vqvae.py", "conf/config.yaml"):
+    for name in (*every, *demucs):
         (tmp_path / name).write_text("b")
-        assert not experiments.unchanged(since)
+        # A peer's own network and recipe decide its scores alone.
+        assert experiments.unchanged(since) == (name in demucs)
+        assert experiments.unchanged(since, "hdemucs") == (name in demucs)
+        assert not experiments.unchanged(since, "demucs")
         (tmp_path / name).write_text("a")
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from jukesep.base import params
 from jukesep.base.errors import UserError
+from jukesep.peers.common import registry
 from studies import experiments, systems
 from studies.systems_costs import Cost
 
@@ -116,6 +117,8 @@ def test_scores_and_costs_are_read_as_they_were_written(tmp_path):
 def test_each_run_scales_all_steps_alike():
     demo = yaml.safe_load(params.compose(["peers=all"]))
     for run in systems.RUNS:
+        without = params.compose(run.overrides([]))
+        assert yaml.safe_load(without)["peers"] == {}
         p = params.Params.model_validate(yaml.safe_load(params.compose(run.overrides())))
         assert (p.seed, p.inits) == (run.seed, ("pretrained",))
         # At the demo's own budget and seed, what it has trained is found again.
@@ -129,26 +132,45 @@ def test_each_run_scales_all_steps_alike():
     assert len({run.name for run in systems.RUNS}) == len(systems.RUNS)
 
 
-def test_kept_scores_of_today_s_code_are_not_run_again(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("changed", ["nothing", "our models", "open_unmix", "demucs"])
+def test_what_has_kept_scores_of_today_s_code_is_not_run_again(
+    monkeypatch, tmp_path, capsys, changed
+):
     run = systems.Run(0.25, 0)
     kept = [one for one in everything() if one.seed == 0]
+    again = {
+        "nothing": [],
+        "our models": [*systems.TRAINED, *systems.UNTRAINED],
+        "open_unmix": ["open_unmix", "open_unmix_wiener"],
+        "demucs": ["demucs"],
+    }[changed]
     monkeypatch.setattr(systems, "SCORES", tmp_path / "scores.csv")
     systems.write_text(systems.SCORES, systems.text(kept))
-    new = [dataclasses.replace(one, total=0.5) for one in kept if one.budget == run.budget]
+
+    def new(_run, of):
+        return [dataclasses.replace(one, total=0.5) for one in here if one.system in of]
+
+    here = [one for one in kept if one.budget == run.budget]
     ran = []
-    monkeypatch.setattr(systems, "scores", lambda _run: new)
-    monkeypatch.setattr(experiments, "run", lambda name, _overrides: ran.append(name))
-    monkeypatch.setattr(experiments, "unchanged", lambda _commit: True)
-    systems._run(run)
-    assert not ran
-    assert "systems-0_25x-seed-0: its scores of commit abc1234" in capsys.readouterr().out
-    monkeypatch.setattr(experiments, "unchanged", lambda _commit: False)
-    systems._run(run)
-    assert ran == [run.name]
-    found = systems.load_scores(systems.SCORES)
-    assert sorted(map(repr, found)) == sorted(
-        repr(one) for one in [*(one for one in kept if one.budget != run.budget), *new]
+    monkeypatch.setattr(systems, "scores", new)
+    monkeypatch.setattr(experiments, "run", lambda name, how: ran.append((name, how[0])))
+    monkeypatch.setattr(
+        experiments, "unchanged", lambda _commit, peer: changed not in ("our models", peer)
     )
+    systems._run(run)
+    peers = [name for name in registry.NAMES if name in again]
+    assert ran == ([(run.name, f"peers=[{','.join(peers)}]")] if again else [])
+    said = capsys.readouterr().out
+    there = len({one.system for one in here}) - len(again)
+    expected = f"{run.name}: {there} systems have scores of today's code (commit abc1234)"
+    assert (expected in said) == (there > 0)
+    found = systems.load_scores(systems.SCORES)
+    assert {(one.system, one.budget): one.total for one in found if one.songs == "seen"} == {
+        (one.system, one.budget): 0.5 if one in here and one.system in again else one.total
+        for one in kept
+        if one.songs == "seen"
+    }
+    assert len(found) == len(kept)
 
 
 def test_an_experiment_is_read_for_every_system(monkeypatch):
@@ -159,9 +181,11 @@ def test_an_experiment_is_read_for_every_system(monkeypatch):
         return {"drums": 1.0, "bass": 2.0, "other": 3.0, "vocals": 4.0, "total": 2.5, "step": 9}
 
     monkeypatch.setattr(experiments, "scores", scores)
-    found = systems.scores(systems.Run(0.25, 1))
+    found = systems.scores(systems.Run(0.25, 1), ["refined", "demucs"])
     assert set(asked) == {"systems-0_25x-seed-1"}
-    assert {one.songs for one in found} == {"seen", "held_out"}
+    assert {(one.system, one.songs) for one in found} == {
+        (system, songs) for system in ("refined", "demucs") for songs in ("seen", "held_out")
+    }
     assert dataclasses.asdict(found[0])["total"] == 2.5
 
 
