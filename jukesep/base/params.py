@@ -163,12 +163,17 @@ class Stage1Steps(Section):
 
 
 class Stage2(Recipe):
-    """`checkpoints`: the steps at which stage 2 is saved and evaluated."""
+    """`checkpoints`: the steps at which stage 2 is saved and evaluated.
+
+    `input_scale` and `standardise` condition E2 while it is trained: `training.conditioning`.
+    """
 
     checkpoints: tuple[Count, ...]
     init: Literal["random", "jukebox", "stage1"]
     loss: Literal["mse", "mse_linf"]
     blend: Literal["shared", "independent"]
+    input_scale: Annotated[float, Field(gt=0)]
+    standardise: bool
 
     @model_validator(mode="after")
     def _rising(self) -> Stage2:

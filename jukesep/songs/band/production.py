@@ -13,7 +13,7 @@ from scipy import fft, signal
 from .plan import Draw, pick
 
 Audio = NDArray[np.float32]
-TAPS = 4096  # of an equaliser: it has no phase, and half of its taps come before the sound
+TAPS = 2048  # of an equaliser: it has no phase, and half of its taps come before the sound
 HOP = 64  # samples between two points of a compressor's gain
 
 
@@ -91,7 +91,7 @@ def _compress(audio: Audio, key: Audio, draw: Draw, sample_rate: int) -> Audio:
     threshold = float(np.mean(heard)) + draw.between(-8.0, 4.0)
     cut = (1 - 1 / draw.between(1.5, 6.0)) * np.maximum(level - threshold, 0)
     places = np.arange(audio.shape[1])
-    gain = 10 ** (-np.interp(places, (np.arange(len(cut)) + 0.5) * HOP, cut) / 20)
+    gain = np.interp(places, (np.arange(len(cut)) + 0.5) * HOP, 10 ** (-cut / 20))
     return audio * gain.astype(np.float32)
 
 
@@ -121,8 +121,18 @@ def _chorus(audio: Audio, draw: Draw, sample_rate: int) -> Audio:
     out = audio.copy()
     for channel, start in enumerate((0.0, 1.7)):
         swing = depth * (1.2 + np.sin(2 * np.pi * rate / sample_rate * time + start))
-        out[channel] += share * np.interp(time - swing, time, audio[channel], left=0.0)
+        out[channel] += share * _at(audio[channel], time - swing)
     return out
+
+
+def _at(audio: Audio, places: NDArray[np.float64]) -> Audio:
+    """Samples (..., n) at places between them, silence outside: (..., places)."""
+    last = audio.shape[-1] - 1
+    inside = (places >= 0) & (places <= last)
+    first = np.clip(places, 0, last - 1).astype(np.int32)
+    share = np.where(inside, places - first, 0).astype(np.float32)
+    low = audio[..., first]
+    return (low + share * (audio[..., first + 1] - low)) * inside
 
 
 def _echo(audio: Audio, tempo: float, draw: Draw, amount: float, sample_rate: int) -> Audio:
@@ -196,7 +206,4 @@ def master(stems: dict[str, Audio], draw: Draw, sample_rate: int) -> dict[str, A
         rate, cents = draw.between(0.3, 2.0), draw.between(2.0, 12.0)
         swing = cents / 1200 * np.log(2) * sample_rate / (2 * np.pi * rate)
         moved += swing * np.sin(2 * np.pi * rate / sample_rate * time)
-    return {
-        name: np.stack([np.interp(moved, time, channel) for channel in part]).astype(np.float32)
-        for name, part in zip(names, parts, strict=True)
-    }
+    return dict(zip(names, _at(parts, moved), strict=True))
