@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...base.errors import UserError
 
@@ -165,6 +166,12 @@ class Draw:
     def chance(self, share: float) -> bool:
         """True in this share of all draws."""
         return bool(self.rng.random() < share)
+
+
+def spread(curve: NDArray[Any], step: int) -> NDArray[Any]:
+    """A curve with points `step` samples apart at every sample from the first to the last point."""
+    ramp = (np.arange(step) / step).astype(curve.dtype)
+    return (curve[:-1, None] + np.diff(curve)[:, None] * ramp).ravel()
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:

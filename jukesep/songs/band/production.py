@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, signal
 
-from .plan import Draw, pick
+from .plan import Draw, pick, spread
 
 Audio = NDArray[np.float32]
 TAPS = 2048  # of an equaliser: it has no phase, and half of its taps come before the sound
@@ -90,9 +90,9 @@ def _compress(audio: Audio, key: Audio, draw: Draw, sample_rate: int) -> Audio:
     heard = level[level > level.max() - 40]
     threshold = float(np.mean(heard)) + draw.between(-8.0, 4.0)
     cut = (1 - 1 / draw.between(1.5, 6.0)) * np.maximum(level - threshold, 0)
-    places = np.arange(audio.shape[1])
-    gain = np.interp(places, (np.arange(len(cut)) + 0.5) * HOP, 10 ** (-cut / 20))
-    return audio * gain.astype(np.float32)
+    points = (10 ** (-cut / 20)).astype(np.float32)
+    gain = spread(np.pad(points, (1, 2), mode="edge"), HOP)
+    return audio * gain[HOP // 2 :][: audio.shape[1]]
 
 
 def _saturate(audio: Audio, draw: Draw, amount: float) -> Audio:
@@ -121,18 +121,15 @@ def _chorus(audio: Audio, draw: Draw, sample_rate: int) -> Audio:
     out = audio.copy()
     for channel, start in enumerate((0.0, 1.7)):
         swing = depth * (1.2 + np.sin(2 * np.pi * rate / sample_rate * time + start))
-        out[channel] += share * _at(audio[channel], time - swing)
+        out[channel] += share * _at(audio[channel : channel + 1], time - swing)[0]
     return out
 
 
 def _at(audio: Audio, places: NDArray[np.float64]) -> Audio:
-    """Samples (..., n) at places between them, silence outside: (..., places)."""
-    last = audio.shape[-1] - 1
-    inside = (places >= 0) & (places <= last)
-    first = np.clip(places, 0, last - 1).astype(np.int32)
-    share = np.where(inside, places - first, 0).astype(np.float32)
-    low = audio[..., first]
-    return (low + share * (audio[..., first + 1] - low)) * inside
+    """Samples (channels, n) at places between them, silence outside: (channels, places)."""
+    time = np.arange(audio.shape[1])
+    rows = [np.interp(places, time, row, left=0.0, right=0.0) for row in audio]
+    return np.stack(rows).astype(np.float32)
 
 
 def _echo(audio: Audio, tempo: float, draw: Draw, amount: float, sample_rate: int) -> Audio:
@@ -194,16 +191,16 @@ def room(audio: Audio, share: float, decay: float, draw: Draw, sample_rate: int)
 
 def master(stems: dict[str, Audio], draw: Draw, sample_rate: int) -> dict[str, Audio]:
     """All stems through one machine: its speed and its compressor. Their sum stays the mixture."""
-    names, parts = list(stems), np.stack(list(stems.values()))
-    mixture = parts.sum(axis=0)
+    mixture = np.sum(list(stems.values()), axis=0)
     if draw.chance(0.7):
-        ratio = _compress(np.ones_like(mixture), mixture, draw, sample_rate)
-        parts = parts * ratio
-    time = np.arange(parts.shape[2], dtype=np.float64)
-    speed = 2 ** (draw.between(-60, 60) / 1200)
-    moved = time * speed
-    if draw.chance(0.3):  # wow
+        gain = _compress(np.ones_like(mixture[:1]), mixture, draw, sample_rate)
+        stems = {name: gain * part for name, part in stems.items()}
+    if draw.chance(0.4):
+        return stems
+    time = np.arange(mixture.shape[1], dtype=np.float64)
+    moved = time * 2 ** (draw.between(-60, 60) / 1200)
+    if draw.chance(0.5):  # wow
         rate, cents = draw.between(0.3, 2.0), draw.between(2.0, 12.0)
         swing = cents / 1200 * np.log(2) * sample_rate / (2 * np.pi * rate)
         moved += swing * np.sin(2 * np.pi * rate / sample_rate * time)
-    return dict(zip(names, _at(parts, moved), strict=True))
+    return {name: _at(part, moved) for name, part in stems.items()}
