@@ -32,6 +32,8 @@ Halvings = Annotated[int, Field(ge=1, le=16)]
 BLOCKS = Field(min_length=1, max_length=8)
 Init = Literal["pretrained", "scratch"]
 Stem = Literal["drums", "bass", "other", "vocals"]
+Bottleneck = Literal["quantise", "soft", "bypass"]
+Temperature = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -261,7 +263,8 @@ class Separation(Section):
 
     chunk: Count
     chunking: Literal["exact", "hard", "published"]
-    bottleneck: Literal["quantise", "bypass"]
+    bottleneck: Bottleneck
+    temperature: Temperature = 20.0
 
 
 class Evaluate(Section):

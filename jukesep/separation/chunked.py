@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from ..base.params import Bottleneck
 from ..model.vqvae import VQVAE
 
 CHUNK = 393_216  # samples, the paper's
 Chunking = Literal["exact", "hard", "published"]
-Bottleneck = Literal["quantise", "soft", "bypass"]
 
 
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def apply_chunked(
     *,
     chunking: Chunking = "exact",
     bottleneck: Bottleneck = "quantise",
-    temperature: float | None = None,
+    temperature: float = 20.0,
     sample_rate: int | None = None,
 ) -> torch.Tensor:
     """decode(quantise(encode(rows))) chunk by chunk: (rows, samples) to the same shape.
@@ -38,9 +38,9 @@ def apply_chunked(
     outputs follow one another from the start of the song. What exceeds the song is cut, and what
     they do not reach is zero.
 
-    `bottleneck` and `temperature` are those of `apply`. `sample_rate` (Hz) is for "published" alone:
-    ValueError if it is missing. `progress` is called with the number of samples that each chunk
-    finished.
+    `bottleneck` and `temperature` are those of `apply`. `sample_rate` (Hz) is for "published"
+    alone: ValueError if it is missing. `progress` is called with the number of samples that each
+    chunk finished.
     """
     hop, context = vqvae.architecture.hop, vqvae.context() if chunking == "exact" else 0
     size, samples = max(chunk // hop, 1) * hop, rows.shape[-1]
@@ -109,20 +109,17 @@ def apply(
     vqvae: VQVAE,
     rows: torch.Tensor,
     bottleneck: Bottleneck = "quantise",
-    temperature: float | None = None,
+    temperature: float = 20.0,
 ) -> torch.Tensor:
     """decode(quantise(encode(rows))) in one piece: (rows, samples) to the same shape.
 
     With bottleneck "soft" the decoder gets the expected code at a temperature (`Codebook.expected`)
-    in place of the nearest one, with "bypass" the latents as they are. ValueError for "soft"
-    without a temperature.
+    in place of the nearest one, with "bypass" the latents as they are.
     """
     padded = F.pad(rows, (0, -rows.shape[-1] % vqvae.architecture.hop)).unsqueeze(1)
     latents = vqvae.encode(padded)
     if bottleneck == "quantise":
         _, latents = vqvae.quantise(latents)
     elif bottleneck == "soft":
-        if temperature is None:
-            raise ValueError("soft decoding depends on the temperature: pass temperature")
         latents = vqvae.codebook.expected(latents, temperature)
     return vqvae.decode(latents)[:, 0, : rows.shape[-1]]
