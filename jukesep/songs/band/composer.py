@@ -108,7 +108,7 @@ def compose(split: str, index: int, seed: int, seconds: float, varied: bool = Fa
             "drums": rng.uniform(0.05, 0.25),
             "bass": 0.0,
             "other": rng.uniform(0.1, 0.3),
-            "vocals": rng.uniform(0.1, 0.35),
+            "vocals": rng.uniform(0.02, 0.2) if varied else rng.uniform(0.1, 0.35),
         },
         varied=varied,
     )

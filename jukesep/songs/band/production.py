@@ -19,15 +19,16 @@ HOP = 64  # samples between two points of a compressor's gain
 
 def produce(stem: str, audio: Audio, tempo: float, draw: Draw, sample_rate: int) -> Audio:
     """A stem (2, samples) as recorded: equalised, compressed, saturated, widened, with echoes."""
-    gentle = 0.3 if stem == "vocals" else 1.0  # voices are kept as they are, more than the rest
+    gentle = 0.2 if stem == "vocals" else 1.0  # voices are kept as they are, more than the rest
     if draw.chance(0.7 * gentle):
         audio = _saturate(audio, draw, gentle)
     if draw.chance(0.85):
-        audio = _compress(audio, audio, draw, sample_rate)
+        most = 3.0 if stem == "vocals" else 6.0
+        audio = _compress(audio, audio, draw, sample_rate, most)
     audio = _equalise(audio, CURVES[stem], draw, gentle, sample_rate)
     if stem == "other" and draw.chance(0.35):
         audio = _chorus(audio, draw, sample_rate)
-    if stem in ("other", "vocals") and draw.chance(0.45):
+    if draw.chance({"other": 0.45, "vocals": 0.25}.get(stem, 0.0)):
         audio = _echo(audio, tempo, draw, gentle, sample_rate)
     return _widen(audio, draw, 0.3 if stem in ("bass", "vocals") else 1.0)
 
@@ -83,13 +84,15 @@ def _envelope(audio: Audio, attack: float, release: float, sample_rate: int) -> 
     return out
 
 
-def _compress(audio: Audio, key: Audio, draw: Draw, sample_rate: int) -> Audio:
-    """Reduce what of `key` is louder than a threshold, by a ratio of 1.5 to 6."""
-    attack, release = draw.between(0.002, 0.03), draw.between(0.05, 0.3)
+def _compress(
+    audio: Audio, key: Audio, draw: Draw, sample_rate: int, most: float = 6.0, slow: float = 1.0
+) -> Audio:
+    """Reduce what of `key` is louder than a threshold, by a ratio of up to `most`."""
+    attack, release = slow * draw.between(0.002, 0.03), slow * draw.between(0.05, 0.3)
     level = _envelope(key, attack, release, sample_rate)
     heard = level[level > level.max() - 40]
     threshold = float(np.mean(heard)) + draw.between(-8.0, 4.0)
-    cut = (1 - 1 / draw.between(1.5, 6.0)) * np.maximum(level - threshold, 0)
+    cut = (1 - 1 / draw.between(1.2, most)) * np.maximum(level - threshold, 0)
     points = (10 ** (-cut / 20)).astype(np.float32)
     gain = spread(np.pad(points, (1, 2), mode="edge"), HOP)
     return audio * gain[HOP // 2 :][: audio.shape[1]]
@@ -193,14 +196,14 @@ def master(stems: dict[str, Audio], draw: Draw, sample_rate: int) -> dict[str, A
     """All stems through one machine: its speed and its compressor. Their sum stays the mixture."""
     mixture = np.sum(list(stems.values()), axis=0)
     if draw.chance(0.7):
-        gain = _compress(np.ones_like(mixture[:1]), mixture, draw, sample_rate)
+        gain = _compress(np.ones_like(mixture[:1]), mixture, draw, sample_rate, 2.5, slow=2.0)
         stems = {name: gain * part for name, part in stems.items()}
     if draw.chance(0.4):
         return stems
     time = np.arange(mixture.shape[1], dtype=np.float64)
     moved = time * 2 ** (draw.between(-60, 60) / 1200)
-    if draw.chance(0.5):  # wow
-        rate, cents = draw.between(0.3, 2.0), draw.between(2.0, 12.0)
+    if draw.chance(0.3):  # wow
+        rate, cents = draw.between(0.3, 1.5), draw.between(1.0, 6.0)
         swing = cents / 1200 * np.log(2) * sample_rate / (2 * np.pi * rate)
         moved += swing * np.sin(2 * np.pi * rate / sample_rate * time)
     return {name: _at(part, moved) for name, part in stems.items()}
