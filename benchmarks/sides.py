@@ -24,6 +24,7 @@ from jukesep.model.codebook import Codebook
 from jukesep.model.vqvae import VQVAE, Architecture, Decoder, Encoder
 from jukesep.separation.chunked import apply_chunked
 from jukesep.training import losses
+from jukesep.training.conditioning import Conditioned
 from jukesep.training.optimiser import Adam, as_one
 from jukesep.training.tasks import LatentMatching, Reconstruction
 
@@ -107,7 +108,7 @@ def step(
         trained, stem = Encoder(architecture).to(device), 0.5 * audio
         run = partial(textbook.stage2_step, trained, vqvae, audio, stem)
         if not plain:
-            second = LatentMatching(trained, vqvae, "mse", WEIGHTS, {})
+            second = LatentMatching(Conditioned(trained), vqvae, "mse", WEIGHTS, {})
             both = torch.cat([audio, stem], 1)
             run = partial(_step, autocast, lambda: second.loss(second.prepare(both), 0)[0])
     return _learning(trained, run) if learn else run

@@ -12,5 +12,8 @@ if __name__ == "__main__":
         # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import peers
+        from jukesep.resume import beside
 
-        peers.peer(params.load(), name=sys.argv[1])
+        p = params.load()
+        with beside.next_items(p, [(name,) for name, recipe in p.peers if recipe]):
+            peers.peer(p, name=sys.argv[1])

@@ -13,7 +13,9 @@ if __name__ == "__main__":
         # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import train
+        from jukesep.resume import beside
 
         p = params.load()
         if not launch(p.stage1.batch, "stage1"):
-            train.stage1(p, stem=sys.argv[1], init=sys.argv[2])
+            with beside.next_items(p, [(stem, init) for stem in p.stems for init in p.inits]):
+                train.stage1(p, stem=sys.argv[1], init=sys.argv[2])

@@ -34,6 +34,7 @@ from jukesep.resume.folder import About, Training
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
 from jukesep.systems import equaliser
 from jukesep.training import losses
+from jukesep.training.conditioning import Conditioned
 from jukesep.training.loop import train
 from jukesep.training.segments import Segments
 from jukesep.training.tasks import LatentMatching, Reconstruction, Task
@@ -141,7 +142,7 @@ def _step_seconds(p: Params) -> dict[str, float]:
 
     def stage2() -> Task:
         vqvae = jukebox.load_jukebox(first)
-        return LatentMatching(Encoder(sizes), vqvae, p.stage2.loss, p.losses, about)
+        return LatentMatching(Conditioned(Encoder(sizes)), vqvae, p.stage2.loss, p.losses, about)
 
     def peer(name: str) -> Callable[[], Task]:
         network = p.peers.recipe(name).network.model_dump()

@@ -12,6 +12,7 @@ from jukesep.model.vqvae import VQVAE, Architecture, Encoder
 from jukesep.resume.folder import About, Training
 from jukesep.songs.manifest import STEMS, Manifest, Song
 from jukesep.training import losses
+from jukesep.training.conditioning import Conditioned
 from jukesep.training.loop import train
 from jukesep.training.segments import Segments
 from jukesep.training.tasks import LatentMatching, Reconstruction
@@ -57,7 +58,7 @@ def matching(seed=0, loss="mse"):
     torch.manual_seed(seed)
     stage1 = VQVAE(ARCHITECTURE)
     stage1.codebook.restore(torch.randn(16, 8), 1.0)
-    return LatentMatching(Encoder(ARCHITECTURE), stage1, loss, WEIGHTS, {"seed": seed})
+    return LatentMatching(Conditioned(Encoder(ARCHITECTURE)), stage1, loss, WEIGHTS, {"seed": seed})
 
 
 def make_run(out, **about):

@@ -32,6 +32,8 @@ Halvings = Annotated[int, Field(ge=1, le=16)]
 BLOCKS = Field(min_length=1, max_length=8)
 Init = Literal["pretrained", "scratch"]
 Stem = Literal["drums", "bass", "other", "vocals"]
+Bottleneck = Literal["quantise", "soft", "bypass"]
+Temperature = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -163,12 +165,17 @@ class Stage1Steps(Section):
 
 
 class Stage2(Recipe):
-    """`checkpoints`: the steps at which stage 2 is saved and evaluated."""
+    """`checkpoints`: the steps at which stage 2 is saved and evaluated.
+
+    `input_scale` and `standardise` condition E2 while it is trained: `training.conditioning`.
+    """
 
     checkpoints: tuple[Count, ...]
     init: Literal["random", "jukebox", "stage1"]
     loss: Literal["mse", "mse_linf"]
     blend: Literal["shared", "independent"]
+    input_scale: Annotated[float, Field(gt=0)]
+    standardise: bool
 
     @model_validator(mode="after")
     def _rising(self) -> Stage2:
@@ -256,7 +263,8 @@ class Separation(Section):
 
     chunk: Count
     chunking: Literal["exact", "hard", "published"]
-    bottleneck: Literal["quantise", "bypass"]
+    bottleneck: Bottleneck
+    temperature: Temperature = 20.0
 
 
 class Evaluate(Section):

@@ -11,12 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 LOG_INTERVAL = 10.0  # seconds between lines if the output is not a terminal
+ROW = "JUKESEP_ROW"
+"""The environment variable with the line of a process's bar, below those of other processes."""
 
 
 def bar(*args: Any, **options: Any) -> tqdm:
     """Return a tqdm, with tqdm's arguments and settings: a bar in a terminal, lines in a log."""
     if sys.stderr.isatty():
-        options |= {"dynamic_ncols": True}
+        options = {"position": int(os.environ.get(ROW, "0")), **options, "dynamic_ncols": True}
     else:
         options |= {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "ascii": True}
     return tqdm(*args, **options)

@@ -311,9 +311,16 @@ def evaluate(
         ),
     ] = "exact",
     bottleneck: Annotated[
-        Literal["quantise", "bypass"],
-        typer.Option(help="bypass: decode the latents without quantising them."),
+        Literal["quantise", "soft", "bypass"],
+        typer.Option(
+            help="soft: decode the mean of the codes near each latent; bypass: decode the latents "
+            "without quantising them."
+        ),
     ] = "quantise",
+    temperature: Annotated[
+        float,
+        typer.Option(min=1e-6, help="Of a soft bottleneck: a higher one weighs more codes."),
+    ] = 20.0,
     device: Device = "auto",
     threads: Annotated[
         int,
@@ -354,7 +361,9 @@ def evaluate(
         data=data,
         split=split,
         resample=resample,
-        separation=Separation(chunk=chunk, chunking=chunking, bottleneck=bottleneck),
+        separation=Separation(
+            chunk=chunk, chunking=chunking, bottleneck=bottleneck, temperature=temperature
+        ),
         device=device,
         threads=threads,
     )

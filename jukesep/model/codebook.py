@@ -80,6 +80,24 @@ class Codebook(nn.Module):
             codes = kernels.nearest(latents.detach().float(), self.k, plain=nearest)
         return codes, self.lookup(codes)
 
+    @torch.no_grad()
+    def expected(self, latents: Tensor, temperature: float) -> Tensor:
+        """The mean of the codes, weighted by softmax(-|latent - code|^2 / temperature) over codes.
+
+        latents (B, dim, N) -> (B, dim, N) float32. As the temperature falls to 0, this becomes the
+        nearest code. Computed in chunks, as `nearest`.
+        """
+        rows = _rows(latents)
+        means = torch.empty_like(rows)
+        chunk = max(1, CHUNK // len(self.k))
+        norms = self.k.square().sum(1)
+        with _float32_arithmetic(latents.device):
+            for start in range(0, len(rows), chunk):
+                part = slice(start, start + chunk)
+                distances = torch.addmm(norms, rows[part], self.k.T, alpha=-2)
+                means[part] = torch.softmax(distances / -temperature, 1) @ self.k
+        return means.unflatten(0, (len(latents), -1)).transpose(1, 2)
+
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, N) -> their vectors (B, dim, N), in memory channels last."""
         return self.k[codes].transpose(1, 2)

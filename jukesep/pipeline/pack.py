@@ -62,6 +62,8 @@ def pack(params: Params) -> None:
             "licence": _licence(params, init),
             "commit": _commit(),
             "parameters": params.model_dump(mode="json", include=PARAMETERS),
+            "bottleneck": params.separation.bottleneck,
+            "temperature": params.separation.temperature,
         }
         models.save(paths.SEPARATOR, stem, vqvae, about)
 

@@ -21,13 +21,15 @@ from ..model.vqvae import VQVAE, Architecture, Encoder
 from ..resume import identity
 from ..resume.folder import About, Training
 from ..songs.manifest import MIXTURE, Manifest
-from ..training import losses
+from ..training import conditioning, losses
+from ..training.conditioning import Conditioned
 from ..training.loop import train
 from ..training.segments import Segments
 from ..training.tasks import LatentMatching, Reconstruction
 from . import pretrained
 
 BANDWIDTH_SECONDS = 600  # of training audio, as in Jukebox
+STATISTICS_SEGMENTS = 256  # that the statistics of the latents are measured on
 
 
 def weights(params: Params, init: str) -> None:
@@ -80,16 +82,17 @@ def stage2(params: Params, stem: str, init: str) -> None:
     """Train E2 on mixtures to match the latents of stage 1's encoder on the stem."""
     recipe = params.stage2
     first = jukebox.load_jukebox(params.stage1_checkpoint(stem, init))
-    encoder = _encoder2(params, init, first)
     songs = Manifest.load(paths.MANIFEST)
     parts, segment, seed = (MIXTURE, stem), recipe.segment, params.seed
+    segments = Segments(songs.split("train"), parts, segment, seed, "stage2", blend=recipe.blend)
+    encoder = _encoder2(params, init, first, segments)
     hps = _hps(params, init, stem)
     item, folder = {"stem": stem, "init": init}, paths.run("stage2", stem, init)
     with training(params, "stage2", "stage2", item, folder) as run:
         train(
             LatentMatching(encoder, first, recipe.loss, params.losses, hps),
             recipe,
-            Segments(songs.split("train"), parts, segment, seed, "stage2", blend=recipe.blend),
+            segments,
             Segments(songs.split("valid"), parts, segment, seed, "valid", False),
             recipe.checkpoints,
             run,
@@ -172,14 +175,22 @@ def training(
         yield Training(about, device, params.precision, main=distributed.rank() == 0)
 
 
-def _encoder2(params: Params, init: str, stage1: VQVAE) -> Encoder:
+def _encoder2(params: Params, init: str, stage1: VQVAE, segments: Segments) -> Conditioned:
     """The initial E2: random, stage 1's E1, or the encoder that stage 1 started from."""
-    if params.stage2.init == "stage1":
-        return copy.deepcopy(stage1.encoder)
-    if params.stage2.init == "jukebox":
-        return jukebox.load_encoder(paths.weights_file(init), stage1.architecture)
-    torch.manual_seed(torch_seed(params.seed, "stage2/encoder"))
-    return Encoder(stage1.architecture)
+    recipe = params.stage2
+    mean = deviation = None
+    if recipe.standardise:
+        stems = (segments[index][None, 1:] for index in range(STATISTICS_SEGMENTS))
+        mean, deviation = conditioning.statistics(stage1.encode(stem)[0] for stem in stems)
+    if recipe.init == "stage1":
+        encoder = copy.deepcopy(stage1.encoder)
+    elif recipe.init == "jukebox":
+        encoder = jukebox.load_encoder(paths.weights_file(init), stage1.architecture)
+    else:
+        torch.manual_seed(torch_seed(params.seed, "stage2/encoder"))
+        encoder = Encoder(stage1.architecture)
+    trained = recipe.init != "random"
+    return Conditioned(encoder, recipe.input_scale, mean, deviation, keep=trained)
 
 
 def _random_vqvae(params: Params) -> VQVAE:

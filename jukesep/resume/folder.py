@@ -45,7 +45,7 @@ from ..base.files import atomic, sweep, sync, write_json, write_text
 from ..base.git import git
 from ..base.signals import Signals
 from ..kernels.devices import Precision
-from . import identity
+from . import beside, identity
 from .layout import held, read_progress, saves
 from .saves import Save, Saves, State, fingerprint
 
@@ -114,6 +114,9 @@ class Training:
             with self._disk(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._acquire()
+                if beside.is_child() and self._done():
+                    self._lock.release()
+                    raise Interrupted("", 0)
                 sweep(self.folder, below=True)
                 known = {**read_progress(self.folder), "title": self.about.title, **self._facts}
                 news = {**known, "state": "running", "updated": time.time()}
@@ -135,6 +138,10 @@ class Training:
                 self._note(f"{state}: {str(error) or type(error).__name__}")
                 self._progress(state, str(error))
             self._lock.release()
+
+    def _done(self) -> bool:
+        """Whether the results were complete before; DVC has them, or this training's own stage."""
+        return read_progress(self.folder).get("state") in ("finished", "trained")
 
     def _acquire(self) -> None:
         try:
@@ -171,11 +178,13 @@ class Training:
         }
         self._began = time.monotonic()
         self._row = (step, self._began)
-        resumes = f"resumes after step {step} of {steps}"
+        resumes = f"resumes after step {step} of {steps}, where an earlier run stopped"
+        if step == steps:
+            resumes = "was trained beside another one; takes its results"
         described = ", ".join(f"{name} {value}" for name, value in self._facts.items())
         self._note(f"{self.about.title}: {resumes if step else f'{steps} steps'}; {described}")
         if step:
-            print(f"{self.about.title}: {resumes}, where an earlier run stopped.", file=sys.stderr)
+            print(f"{self.about.title}: {resumes}.", file=sys.stderr)
         else:
             self._tell_of_others()
         with self._disk():
@@ -202,8 +211,15 @@ class Training:
             )
 
     def finish(self) -> None:
-        """Copy the results to where DVC expects them, and delete the saves."""
+        """Copy the results to where DVC expects them, and delete the saves.
+
+        Beside another training, do neither: its own stage will.
+        """
         if not self.main:
+            return
+        if beside.is_child():
+            self._note("trained beside another one; its stage takes the results from here")
+            self._progress("trained")
             return
         for path in (self.folder / "log.csv", *self._saves.checkpoints()):
             name = path.relative_to(self.folder).as_posix()

@@ -21,7 +21,7 @@ from ..base.params import load
 from . import identity
 from .layout import held, read_progress, saves
 
-Condition = Literal["running", "interrupted", "failed", "finished"]
+Condition = Literal["running", "interrupted", "failed", "trained", "finished"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _status(folder: Path) -> Status:
     condition: Condition = "interrupted"
     if held(folder):
         condition = "running"
-    elif progress.get("state") in ("failed", "finished"):
+    elif progress.get("state") in ("failed", "trained", "finished"):
         condition = progress["state"]
     return Status(folder, condition, progress, sum(_size(path) for path in folder.rglob("*")))
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from ..base.params import Bottleneck
 from ..model.vqvae import VQVAE
 
 CHUNK = 393_216  # samples, the paper's
 Chunking = Literal["exact", "hard", "published"]
-Bottleneck = Literal["quantise", "bypass"]
 
 
 @torch.inference_mode()
@@ -25,6 +25,7 @@ def apply_chunked(
     *,
     chunking: Chunking = "exact",
     bottleneck: Bottleneck = "quantise",
+    temperature: float = 20.0,
     sample_rate: int | None = None,
 ) -> torch.Tensor:
     """decode(quantise(encode(rows))) chunk by chunk: (rows, samples) to the same shape.
@@ -37,9 +38,9 @@ def apply_chunked(
     outputs follow one another from the start of the song. What exceeds the song is cut, and what
     they do not reach is zero.
 
-    With bottleneck "bypass" the latents are decoded without quantising. `sample_rate` (Hz) is for
-    "published" alone: ValueError if it is missing. `progress` is called with the number of samples
-    that each chunk finished.
+    `bottleneck` and `temperature` are those of `apply`. `sample_rate` (Hz) is for "published"
+    alone: ValueError if it is missing. `progress` is called with the number of samples that each
+    chunk finished.
     """
     hop, context = vqvae.architecture.hop, vqvae.context() if chunking == "exact" else 0
     size, samples = max(chunk // hop, 1) * hop, rows.shape[-1]
@@ -53,7 +54,7 @@ def apply_chunked(
         raise ValueError("published chunks depend on the sample rate: pass sample_rate")
     output, done = torch.zeros_like(rows), 0
     for window, kept in cut:
-        result = apply(vqvae, window, bottleneck)[:, kept][:, : samples - done]
+        result = apply(vqvae, window, bottleneck, temperature)[:, kept][:, : samples - done]
         output[:, done : done + result.shape[-1]] = result
         done += result.shape[-1]
         if progress:
@@ -104,10 +105,21 @@ def windows(
             count = held[0].shape[-1]
 
 
-def apply(vqvae: VQVAE, rows: torch.Tensor, bottleneck: Bottleneck = "quantise") -> torch.Tensor:
-    """decode(quantise(encode(rows))) in one piece: (rows, samples) to the same shape."""
+def apply(
+    vqvae: VQVAE,
+    rows: torch.Tensor,
+    bottleneck: Bottleneck = "quantise",
+    temperature: float = 20.0,
+) -> torch.Tensor:
+    """decode(quantise(encode(rows))) in one piece: (rows, samples) to the same shape.
+
+    With bottleneck "soft" the decoder gets the expected code at a temperature (`Codebook.expected`)
+    in place of the nearest one, with "bypass" the latents as they are.
+    """
     padded = F.pad(rows, (0, -rows.shape[-1] % vqvae.architecture.hop)).unsqueeze(1)
     latents = vqvae.encode(padded)
     if bottleneck == "quantise":
         _, latents = vqvae.quantise(latents)
+    elif bottleneck == "soft":
+        latents = vqvae.codebook.expected(latents, temperature)
     return vqvae.decode(latents)[:, 0, : rows.shape[-1]]

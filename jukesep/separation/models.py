@@ -91,6 +91,10 @@ class Model(_Strict):
     """The parameters of its trainings, from params.yaml."""
 
 
+SHARED = ("bottleneck", "temperature")
+"""What the card says of all models at once, beside their form."""
+
+
 class Card(_Strict):
     """The description of a folder of models: separator.json."""
 
@@ -98,12 +102,17 @@ class Card(_Strict):
     sample_rate: params.Rate
     architecture: Layers
     stems: Annotated[dict[Stem, Model], Field(min_length=1)]
+    bottleneck: params.Bottleneck = "quantise"
+    """What the decoders get: see `chunked.apply`."""
+    temperature: params.Temperature = 20.0
+    """Of a soft bottleneck."""
 
 
 def save(folder: str | Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Card:
     """Add a stem's model to a folder, or replace it; returns the folder's new card.
 
-    `about` holds `sample_rate` (Hz) and the fields of `Model` other than `file` and `sha256`.
+    `about` holds `sample_rate` (Hz) and the fields of `Model` other than `file` and `sha256`. It
+    may hold the fields of `SHARED`; without them, they stay as they are in the folder.
     UserError if the folder holds models of another architecture or sample rate, if a weight is
     not finite, or if a field does not fit into a card.
     """
@@ -142,7 +151,14 @@ def _save(folder: Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) -> Ca
                 )
     stems[stem] = model  # type: ignore[index]
     ordered = {name: one for name in STEMS for held, one in stems.items() if held == name}
-    card = Card(format=FORMAT, sample_rate=sample_rate, architecture=architecture, stems=ordered)
+    shared = {name: about.get(name, getattr(before, name, None)) for name in SHARED}
+    card = Card(
+        format=FORMAT,
+        sample_rate=sample_rate,
+        architecture=architecture,
+        stems=ordered,
+        **{name: value for name, value in shared.items() if value is not None},
+    )
     text = json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n"
     with atomic(folder / CARD, durable=True) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -313,6 +329,9 @@ def describe(card: Card, folder: str | Path) -> str:
         f"{folder}: {len(card.stems)} models at {card.sample_rate:,} Hz",
         f"  architecture  {layers}",
     ]
+    if card.bottleneck != "quantise":
+        degree = f", temperature {card.temperature:g}" if card.bottleneck == "soft" else ""
+        lines.append(f"  bottleneck    {card.bottleneck}{degree}")
     # Often all stems share these; they are then printed once.
     for name in ("data", "licence", "commit"):
         values = {stem: getattr(model, name) or "unknown" for stem, model in card.stems.items()}

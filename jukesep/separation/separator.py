@@ -19,6 +19,7 @@ from .. import audio
 from ..audio import Audio
 from ..base import paths
 from ..base.errors import UserError
+from ..base.params import Bottleneck
 from ..base.unchanged import digest, file_digest
 from ..kernels import devices
 from ..model import jukebox
@@ -40,6 +41,7 @@ class Separator:
     `refine.REFINEMENTS`, or "none" for the models' own output, as in the paper. None means
     `refine.DEFAULT` if there are models for all four stems, else "none". With `shifts` > 1 each
     model runs that many times on slightly delayed songs, and the mean is taken (`refine.shifted`).
+    `bottleneck` and `temperature` say what the decoders get (`chunked.apply`).
     UserError for more shifts than a model's hop has samples.
     """
 
@@ -49,11 +51,14 @@ class Separator:
         sample_rate: int,
         refinement: str | None = None,
         shifts: int = 1,
+        bottleneck: Bottleneck = "quantise",
+        temperature: float = 20.0,
     ) -> None:
         self.models = {stem: model.eval() for stem, model in models.items()}
         self.sample_rate = sample_rate
         self.refinement = refinement
         self.shifts = shifts
+        self.bottleneck, self.temperature = bottleneck, temperature
         self._autocast = devices.autocast("fp32", torch.device("cpu"))
 
     def to(self, device: torch.device | str, precision: devices.Precision = "fp32") -> Separator:
@@ -189,8 +194,8 @@ class Separator:
     def _estimate(self, model: VQVAE, window: torch.Tensor) -> torch.Tensor:
         """Run a model over a window: (channels, samples) to the same shape."""
         if self.shifts == 1:
-            return apply(model, window)
-        run = partial(apply, model)
+            return apply(model, window, self.bottleneck, self.temperature)
+        run = partial(apply, model, bottleneck=self.bottleneck, temperature=self.temperature)
         return refine.shifted(run, window, self.shifts, model.architecture.hop)
 
     def _chunking(
@@ -325,9 +330,10 @@ def digests(
     """
     if _packed(folder):
         card = models.read_card(folder)
-        # The rate is in the card alone.
+        # The rate, and what the decoders get, are in the card alone.
         sums: dict[str, str] = {stem: model.sha256 for stem, model in card.stems.items()}
-        return {stem: digest(f"{sums[stem]} {card.sample_rate}".encode()) for stem in stems}
+        how = f"{card.sample_rate} {card.bottleneck} {card.temperature}"
+        return {stem: digest(f"{sums[stem]} {how}".encode()) for stem in stems}
     found: dict[str, str] = dict.fromkeys(stems, "")
     for stem in found:
         with suppress(UserError, OSError):
@@ -373,7 +379,11 @@ def load_separator(
             ) from error
     if len(set(rates.values())) > 1:
         raise UserError(f"{folder}: the models differ in sample rate: {rates}. Train them again.")
-    return Separator(found, rates[wanted[0]], refinement, shifts)
+    rate = rates[wanted[0]]
+    if not _packed(folder):
+        return Separator(found, rate, refinement, shifts)
+    card = models.read_card(folder)
+    return Separator(found, rate, refinement, shifts, card.bottleneck, card.temperature)
 
 
 def _loader(folder: str | Path, init: str | None) -> Callable[[str], tuple[VQVAE, int]]:

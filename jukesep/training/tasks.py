@@ -14,8 +14,9 @@ from ..base.params import CodebookParams, Losses
 from ..base.seeds import torch_generator
 from ..model import distributed, jukebox
 from ..model.codebook import straight_through
-from ..model.vqvae import VQVAE, Encoder
+from ..model.vqvae import VQVAE
 from . import losses
+from .conditioning import Conditioned
 
 Terms = dict[str, torch.Tensor]
 Prepared = tuple[torch.Tensor, torch.Tensor]  # input and target
@@ -160,7 +161,7 @@ class LatentMatching:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Conditioned,
         stage1: VQVAE,
         loss: Literal["mse", "mse_linf"],
         weights: Losses,
@@ -207,8 +208,8 @@ class LatentMatching:
         return float(total)
 
     def save(self, averaged: nn.Module, path: Path, step: int) -> None:
-        assert isinstance(averaged, Encoder)
-        jukebox.save_encoder(averaged, path, step, self.hps)
+        assert isinstance(averaged, Conditioned)
+        jukebox.save_encoder(averaged.folded(), path, step, self.hps)
 
     def sample(self, averaged: nn.Module, excerpt: torch.Tensor) -> dict[str, torch.Tensor]:
         mixture, target = excerpt[:, :1], excerpt[:, 1:2]

@@ -100,6 +100,25 @@ def test_update_is_the_naive_moving_average(codes, length, threshold, usage, see
     assert stats.change == pytest.approx(change, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0, 50.0])
+def test_the_expected_code_is_the_naive_mean(monkeypatch, temperature) -> None:
+    codebook, latents = filled(96, 4), torch.randn(2, 4, 333, generator=generator(1))
+    monkeypatch.setattr(module, "CHUNK", 96 * 50)  # several chunks
+
+    found = codebook.expected(latents, temperature)
+
+    rows, k = rows_of(latents).astype(float), codebook.k.double().numpy()
+    weights = np.exp(-((rows[:, None] - k[None]) ** 2).sum(2) / temperature)
+    expected = weights @ k / weights.sum(1, keepdims=True)
+    expected = expected.reshape(2, 333, 4).transpose(0, 2, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cold_the_expected_code_is_the_nearest() -> None:
+    codebook, latents = filled(96, 4), torch.randn(2, 4, 50, generator=generator(1))
+    torch.testing.assert_close(codebook.expected(latents, 1e-6), codebook.quantise(latents)[1])
+
+
 def test_the_first_of_equal_codes_wins() -> None:
     codebook = filled(64, 4)
     codebook.k[40] = codebook.k[7]

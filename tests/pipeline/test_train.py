@@ -14,6 +14,7 @@ from tiny import SMALL, prepare_songs
 from jukesep.base import params, paths
 from jukesep.base.errors import UserError
 from jukesep.model import jukebox
+from jukesep.model.vqvae import Architecture
 from jukesep.pipeline import evaluate
 from jukesep.pipeline import train as experiment
 from jukesep.report import page as results_page
@@ -56,7 +57,7 @@ def _start_of_stage2(monkeypatch, *overrides, init="pretrained"):
     started = {}
 
     def train(task, *_):
-        started.update({name: w.clone() for name, w in task.model.state_dict().items()})
+        started.update({name: w.clone() for name, w in task.model.encoder.state_dict().items()})
         assert all(w.requires_grad for w in task.model.parameters())
         assert not any(w.requires_grad for w in task.stage1.parameters())
 
@@ -155,10 +156,30 @@ def test_chunking_and_bottleneck_reach_the_scores(project):
     p = _through_stage1()
     experiment.stage2(p, "drums", "scratch")
     scores = set()
-    for override in ("chunking=exact", "chunking=hard", "bottleneck=bypass"):
-        evaluate.evaluate(_params(f"separation.{override}"), "drums", "scratch")
+    for overrides in (
+        ["chunking=exact"], ["chunking=hard"], ["bottleneck=bypass"], ["bottleneck=soft"],
+        ["bottleneck=soft", "temperature=0.1"],
+    ):  # fmt: skip
+        changes = [f"separation.{override}" for override in overrides]
+        evaluate.evaluate(_params(*changes), "drums", "scratch")
         scores.add(Path("results/scores/drums_scratch.csv").read_text())
-    assert len(scores) == 3
+    assert len(scores) == 5
+
+
+def test_conditioning_reaches_stage_2_and_its_checkpoint(project):
+    """Trained another way, and saved in the same form."""
+    p = _through_stage1()
+    latents = []
+    for changes in ([], ["stage2.input_scale=8"], ["stage2.standardise=true"]):
+        p = _params(*changes)
+        experiment.stage2(p, "drums", "scratch")
+        path = paths.checkpoint("stage2", "drums", "scratch", max(p.stage2.checkpoints))
+        encoder = jukebox.load_encoder(
+            path, Architecture(**p.model.model_dump(exclude={"sample_rate"}))
+        )
+        latents.append(encoder(torch.ones(1, 1, 2048)))
+    assert not any(torch.equal(latents[0], other) for other in latents[1:])
+    assert not torch.equal(latents[1], latents[2])
 
 
 def test_a_save_made_with_kernels_is_not_resumed_without_them(project, monkeypatch):

@@ -136,6 +136,16 @@ def test_a_bypassed_bottleneck_decodes_the_latents_themselves():
     assert (output - apply_chunked(MODEL, song)).abs().max() > 1e-3
 
 
+def test_a_soft_bottleneck_decodes_the_expected_codes():
+    song = torch.rand(1, 704) * 2 - 1
+    with torch.inference_mode():
+        latents = MODEL.encode(song[None])
+        expected = MODEL.decode(MODEL.codebook.expected(latents, 0.7))[0]
+    output = apply_chunked(MODEL, song, chunk=64, bottleneck="soft", temperature=0.7)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    assert (output - apply_chunked(MODEL, song)).abs().max() > 1e-3
+
+
 def test_a_model_is_stage_1s_with_the_encoder_of_stage_2(tmp_path):
     stage1, encoder = _model(), _model(1).encoder
     save_jukebox(stage1, tmp_path / "1.pt", 1)
@@ -365,7 +375,8 @@ def test_many_channels_take_no_more_memory_at_a_time(monkeypatch):
     separator = Separator({"drums": MODEL}, 8000)
     apply = separation.apply
     monkeypatch.setattr(
-        "jukesep.separation.separator.apply", lambda m, x: widest.append(x.numel()) or apply(m, x)
+        "jukesep.separation.separator.apply",
+        lambda m, x, *how: widest.append(x.numel()) or apply(m, x, *how),
     )
     separator(np.random.default_rng(0).uniform(-1, 1, (16, 9000)), 8000, 4000)
     assert max(widest) <= 2 * 4000 + 16 * 2 * MODEL.context() + 16

@@ -27,6 +27,8 @@ from jukesep.model.jukebox import save_encoder, save_jukebox
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.pipeline import pack
 from jukesep.separation import models
+from jukesep.separation.chunked import apply
+from jukesep.separation.separator import digests
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {
@@ -101,6 +103,27 @@ def test_a_separator_is_loaded_from_models_and_from_trainings(folder, tmp_path):
     models.save(tmp_path / "packed", "vocals", load_model(stage1, stage2), ABOUT)
     packed = jukesep.load_separator(tmp_path / "packed")
     np.testing.assert_array_equal(runs(mixture, 8000)["vocals"], packed(mixture, 8000)["vocals"])
+
+
+def test_a_separator_decodes_as_its_folder_says(folder, tmp_path, capsys):
+    mixture = np.random.default_rng(0).uniform(-1, 1, (2, 904)).astype(np.float32)
+    nearest = jukesep.load_separator(folder)(mixture, 8000)["drums"]
+    soft = {"bottleneck": "soft", "temperature": 0.5}
+    models.save(tmp_path / "soft", "drums", _vqvae(1), ABOUT | soft)
+    found = jukesep.load_separator(tmp_path / "soft")(mixture, 8000)["drums"]
+    expected = apply(_vqvae(1), torch.from_numpy(mixture), "soft", 0.5).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - nearest).max() > 1e-3
+    # A model that is added does not change it.
+    models.save(tmp_path / "soft", "vocals", _vqvae(0), ABOUT)
+    card = models.read_card(tmp_path / "soft")
+    assert (card.bottleneck, card.temperature) == ("soft", 0.5)
+    # Stems separated before are separated again once this changes.
+    before = digests(["drums"], tmp_path / "soft")
+    models.save(tmp_path / "soft", "drums", _vqvae(1), ABOUT | soft | {"temperature": 3.0})
+    assert digests(["drums"], tmp_path / "soft") != before
+    assert run_jukesep("info", str(tmp_path / "soft")) == 0
+    assert "bottleneck    soft, temperature 3" in capsys.readouterr().out
 
 
 def test_without_a_refinement_only_the_wanted_models_are_loaded(folder):
@@ -526,7 +549,8 @@ def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch)
     scores.parent.mkdir(parents=True)
     scores.write_text(SCORES)
     changes = ["stem=vocals", "stage1.steps=4", "stage2.steps=4", "stage2.checkpoints=[2,4]"]
-    text = params.compose([*changes, "model.sample_rate=8000"], ROOT / "conf")
+    changes += ["model.sample_rate=8000", "separation.bottleneck=soft", "separation.temperature=7"]
+    text = params.compose(changes, ROOT / "conf")
     (tmp_path / "params.yaml").write_text(text)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     (tmp_path / "models/separator").mkdir(parents=True)
@@ -538,6 +562,7 @@ def test_the_stage_packs_the_last_checkpoint_of_each_stem(tmp_path, monkeypatch)
     assert done.returncode == 0, done.stderr
     card = models.read_card(paths.SEPARATOR)
     assert list(card.stems) == ["vocals"]
+    assert (card.bottleneck, card.temperature) == ("soft", 7.0)
     assert card.stems["vocals"].scores == {"test, seen": 1.5, "test, held_out": -1.0}
     assert (card.stems["vocals"].step, card.stems["vocals"].init) == (4, "pretrained")
     assert card.stems["vocals"].parameters["stage2"]["checkpoints"] == [2, 4]

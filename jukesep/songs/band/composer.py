@@ -17,6 +17,7 @@ from ..manifest import STEMS
 from .plan import (
     PROGRAMS,
     SINGERS,
+    SYNTHESISED,
     VARIED_PROGRAMS,
     VARIED_SINGERS,
     Layer,
@@ -107,7 +108,7 @@ def compose(split: str, index: int, seed: int, seconds: float, varied: bool = Fa
             "drums": rng.uniform(0.05, 0.25),
             "bass": 0.0,
             "other": rng.uniform(0.1, 0.3),
-            "vocals": rng.uniform(0.1, 0.35),
+            "vocals": rng.uniform(0.02, 0.2) if varied else rng.uniform(0.1, 0.35),
         },
         varied=varied,
     )
@@ -123,6 +124,8 @@ class _Writer:
         self.tempo = rng.uniform(84, 144)
         self.sixteenth = 15.0 / self.tempo
         self.swing = rng.uniform(0.15, 0.3) if rng.random() < 0.25 else 0.0
+        # The tempo's change from the start to the end, as a share; the song's length stays.
+        self.bend = rng.uniform(-0.15, 0.15) if varied and rng.random() < 0.4 else 0.0
         self.key = int(rng.integers(12))
         self.scale = MAJOR if rng.random() < 0.55 else MINOR
         self.verse, self.chorus = pick(rng, PROGRESSIONS), pick(rng, PROGRESSIONS)
@@ -167,7 +170,8 @@ class _Writer:
 
     def _time(self, step: float) -> float:
         late = self.swing if int(step) % 4 == 2 else 0.0
-        return (step + 2 * late) * self.sixteenth
+        even = (step + 2 * late) * self.sixteenth
+        return even * (1 + self.bend * (1 - even / self.seconds))
 
     def _note(self, step: float, steps: float, pitch: int, velocity: float, vowel: int = 0) -> Note:
         """A note as played: slightly late, slightly uneven, never past the song's end."""
@@ -229,7 +233,7 @@ class _Writer:
         side = pick(rng, (-1.0, 1.0))
         pans = {"kick": 0.0, "snare": 0.1 * side, "hat": 0.5 * side, "cymbal": -0.5 * side}
         drive = rng.uniform(1.0, 2.5)
-        return tuple(
+        layers = [
             self._layer(
                 "kit",
                 notes,
@@ -242,7 +246,15 @@ class _Writer:
             )
             for name, notes in parts.items()
             if notes
-        )
+        ]
+        if self.varied and kit != SYNTHESISED and rng.random() < 0.4:  # a layered kit
+            below = rng.uniform(-9, -3)
+            layers += [
+                replace(layer, program=SYNTHESISED, gain=layer.gain + below, drive=0.0)
+                for layer in layers
+                if layer.notes[0].pitch in (36, 38, 39)
+            ]
+        return tuple(layers)
 
     def bass(self) -> tuple[Layer, ...]:
         """A line on the chords' roots, with another figure in the loud slots."""
@@ -284,7 +296,7 @@ class _Writer:
         if not heavy or rng.random() < 0.7:
             bright = rng.uniform(0.0, 0.6)
             layers.append(self._layer("pad", pad, -3.0, pan=-0.3 * side, width=0.8, bright=bright))
-        always = rng.random() < 0.5
+        always = rng.random() < (0.2 if self.varied else 0.5)
         lead = self._melody("other", 67, lambda start: always or not self._sung(start))
         if lead and rng.random() < 0.8:
             layers.append(self._layer("lead", lead, -4.0, pan=0.2 * side, bright=0.5))
@@ -320,16 +332,19 @@ class _Writer:
         if own:
             pan = rng.uniform(-0.1, 0.1)
             layers.append(self._layer("voice", lead, 0.0, program=voice, pan=pan))
+            if self.varied and rng.random() < 0.3:  # sung twice
+                aside = pick(rng, (-0.5, 0.5))
+                below = rng.uniform(-14, -9)
+                layers.append(self._layer("voice", lead, below, program=voice, pan=aside))
         else:
             layers.append(self._layer("choir", lead, 0.0, drive=rng.uniform(1.5, 3), bright=0.5))
         loud = [note for note in lead if self._loud(int(note.start / self.sixteenth))]
         if loud and rng.random() < 0.6:
-            role = "voice" if rng.random() < 0.5 else "choir"
+            role = "voice" if rng.random() < 0.5 or self.varied else "choir"
             program = voice if role == "voice" else -1
             third = [note._replace(pitch=self._third(note.pitch)) for note in loud]
-            layers.append(
-                self._layer(role, third, -7.0, program=program, pan=0.6, width=1.0, bright=0.5)
-            )
+            place = {"pan": 0.6, "width": 0.0 if self.varied else 1.0, "bright": 0.5}
+            layers.append(self._layer(role, third, -7.0, program=program, **place))
         return tuple(layers)
 
     def _third(self, pitch: int) -> int:

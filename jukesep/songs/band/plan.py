@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...base.errors import UserError
 
@@ -73,16 +74,13 @@ VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = PROGRAMS | {
         "held_out": (37, 38, SYNTHESISED),
     },
     "comp": {
-        "seen": (*range(6), 7, 8, 12, 13, 15, 16, 24, 25, 27, 28, 45, 104, 107, 108, 114),
+        "seen": (*range(6), 7, 8, 12, 13, 15, 16, 24, 25, 27, 28, 45, 104, 108, 114),
         "held_out": PROGRAMS["comp"]["held_out"],
     },
-    "power": {"seen": (29, 30, 63, 84, 86, 90), "held_out": (18, 81)},
+    "power": {"seen": (29, 30, 84, 86, 90), "held_out": (18, 81)},
     "pad": {"seen": (19, 44, *range(48, 52), 61, 89, 91, 92, 94, 95), "held_out": (21, 42, 60)},
     "lead": {
-        "seen": (
-            *(9, 10, 11, 22, 27, 56, 64, 65, 67, 68, 69, 70, 72, 73, 74, 75, 79, 80, 82, 109),
-            111,
-        ),
+        "seen": (9, 10, 11, 13, 22, 27, 28, 56, 64, 65, 67, 73, 75, 80, 82, 85),
         "held_out": PROGRAMS["lead"]["held_out"],
     },
     "voice": {"seen": (0, 1, 2, 3, 6, 7), "held_out": (4, 5)},  # rows of VARIED_SINGERS
@@ -165,6 +163,12 @@ class Draw:
     def chance(self, share: float) -> bool:
         """True in this share of all draws."""
         return bool(self.rng.random() < share)
+
+
+def spread(curve: NDArray[Any], step: int) -> NDArray[Any]:
+    """A curve with points `step` samples apart at every sample from the first to the last point."""
+    ramp = (np.arange(step) / step).astype(curve.dtype)
+    return (curve[:-1, None] + np.diff(curve)[:, None] * ramp).ravel()
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:

@@ -10,24 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, signal
 
-from .plan import Draw, pick
+from .plan import Draw, pick, spread
 
 Audio = NDArray[np.float32]
-TAPS = 4096  # of an equaliser: it has no phase, and half of its taps come before the sound
+TAPS = 2048  # of an equaliser: it has no phase, and half of its taps come before the sound
 HOP = 64  # samples between two points of a compressor's gain
 
 
 def produce(stem: str, audio: Audio, tempo: float, draw: Draw, sample_rate: int) -> Audio:
     """A stem (2, samples) as recorded: equalised, compressed, saturated, widened, with echoes."""
-    gentle = 0.3 if stem == "vocals" else 1.0  # voices are kept as they are, more than the rest
+    gentle = 0.2 if stem == "vocals" else 1.0  # voices are kept as they are, more than the rest
     if draw.chance(0.7 * gentle):
         audio = _saturate(audio, draw, gentle)
     if draw.chance(0.85):
-        audio = _compress(audio, audio, draw, sample_rate)
+        most = 3.0 if stem == "vocals" else 6.0
+        audio = _compress(audio, audio, draw, sample_rate, most)
     audio = _equalise(audio, CURVES[stem], draw, gentle, sample_rate)
     if stem == "other" and draw.chance(0.35):
         audio = _chorus(audio, draw, sample_rate)
-    if stem in ("other", "vocals") and draw.chance(0.45):
+    if draw.chance({"other": 0.45, "vocals": 0.25}.get(stem, 0.0)):
         audio = _echo(audio, tempo, draw, gentle, sample_rate)
     return _widen(audio, draw, 0.3 if stem in ("bass", "vocals") else 1.0)
 
@@ -83,16 +84,18 @@ def _envelope(audio: Audio, attack: float, release: float, sample_rate: int) -> 
     return out
 
 
-def _compress(audio: Audio, key: Audio, draw: Draw, sample_rate: int) -> Audio:
-    """Reduce what of `key` is louder than a threshold, by a ratio of 1.5 to 6."""
-    attack, release = draw.between(0.002, 0.03), draw.between(0.05, 0.3)
+def _compress(
+    audio: Audio, key: Audio, draw: Draw, sample_rate: int, most: float = 6.0, slow: float = 1.0
+) -> Audio:
+    """Reduce what of `key` is louder than a threshold, by a ratio of up to `most`."""
+    attack, release = slow * draw.between(0.002, 0.03), slow * draw.between(0.05, 0.3)
     level = _envelope(key, attack, release, sample_rate)
     heard = level[level > level.max() - 40]
     threshold = float(np.mean(heard)) + draw.between(-8.0, 4.0)
-    cut = (1 - 1 / draw.between(1.5, 6.0)) * np.maximum(level - threshold, 0)
-    places = np.arange(audio.shape[1])
-    gain = 10 ** (-np.interp(places, (np.arange(len(cut)) + 0.5) * HOP, cut) / 20)
-    return audio * gain.astype(np.float32)
+    cut = (1 - 1 / draw.between(1.2, most)) * np.maximum(level - threshold, 0)
+    points = (10 ** (-cut / 20)).astype(np.float32)
+    gain = spread(np.pad(points, (1, 2), mode="edge"), HOP)
+    return audio * gain[HOP // 2 :][: audio.shape[1]]
 
 
 def _saturate(audio: Audio, draw: Draw, amount: float) -> Audio:
@@ -121,8 +124,15 @@ def _chorus(audio: Audio, draw: Draw, sample_rate: int) -> Audio:
     out = audio.copy()
     for channel, start in enumerate((0.0, 1.7)):
         swing = depth * (1.2 + np.sin(2 * np.pi * rate / sample_rate * time + start))
-        out[channel] += share * np.interp(time - swing, time, audio[channel], left=0.0)
+        out[channel] += share * _at(audio[channel : channel + 1], time - swing)[0]
     return out
+
+
+def _at(audio: Audio, places: NDArray[np.float64]) -> Audio:
+    """Samples (channels, n) at places between them, silence outside: (channels, places)."""
+    time = np.arange(audio.shape[1])
+    rows = [np.interp(places, time, row, left=0.0, right=0.0) for row in audio]
+    return np.stack(rows).astype(np.float32)
 
 
 def _echo(audio: Audio, tempo: float, draw: Draw, amount: float, sample_rate: int) -> Audio:
@@ -184,19 +194,16 @@ def room(audio: Audio, share: float, decay: float, draw: Draw, sample_rate: int)
 
 def master(stems: dict[str, Audio], draw: Draw, sample_rate: int) -> dict[str, Audio]:
     """All stems through one machine: its speed and its compressor. Their sum stays the mixture."""
-    names, parts = list(stems), np.stack(list(stems.values()))
-    mixture = parts.sum(axis=0)
+    mixture = np.sum(list(stems.values()), axis=0)
     if draw.chance(0.7):
-        ratio = _compress(np.ones_like(mixture), mixture, draw, sample_rate)
-        parts = parts * ratio
-    time = np.arange(parts.shape[2], dtype=np.float64)
-    speed = 2 ** (draw.between(-60, 60) / 1200)
-    moved = time * speed
+        gain = _compress(np.ones_like(mixture[:1]), mixture, draw, sample_rate, 2.5, slow=2.0)
+        stems = {name: gain * part for name, part in stems.items()}
+    if draw.chance(0.4):
+        return stems
+    time = np.arange(mixture.shape[1], dtype=np.float64)
+    moved = time * 2 ** (draw.between(-60, 60) / 1200)
     if draw.chance(0.3):  # wow
-        rate, cents = draw.between(0.3, 2.0), draw.between(2.0, 12.0)
+        rate, cents = draw.between(0.3, 1.5), draw.between(1.0, 6.0)
         swing = cents / 1200 * np.log(2) * sample_rate / (2 * np.pi * rate)
         moved += swing * np.sin(2 * np.pi * rate / sample_rate * time)
-    return {
-        name: np.stack([np.interp(moved, time, channel) for channel in part]).astype(np.float32)
-        for name, part in zip(names, parts, strict=True)
-    }
+    return {name: _at(part, moved) for name, part in stems.items()}

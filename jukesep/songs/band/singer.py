@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, signal
 
-from .plan import Note, Voice, pick
+from .plan import Note, Voice, pick, spread
 
 Curve = NDArray[np.float64]
 CONTROL = 64  # samples between two points of the curves
@@ -61,12 +61,11 @@ def sing(
     """Sing the notes one at a time (a new note ends the last): (length,) mono samples."""
     syllables = [_syllable(rng) for _ in notes]
     curves = _curves(notes, syllables, voice, length, sample_rate, rng)
-    fine, coarse = np.arange(length), np.arange(len(curves["pitch"])) * CONTROL
 
     def at(name: str) -> NDArray[np.float32]:
-        return np.interp(fine, coarse, curves[name]).astype(np.float32)
+        return spread(curves[name].astype(np.float32), CONTROL)[:length]
 
-    hertz = 440.0 * 2.0 ** ((np.interp(fine, coarse, curves["pitch"]) - 69.0) / 12.0)
+    hertz = spread(440.0 * 2.0 ** ((curves["pitch"] - 69.0) / 12.0), CONTROL)[:length]
     phase = (np.cumsum(hertz / sample_rate) * _TABLE).astype(np.int64) & (_TABLE - 1)
     effort = np.clip(at("effort"), 0.0, 1.0)
     soft, loud = (

@@ -118,13 +118,15 @@ def bass(notes: Sequence[Note], length: int, draw: Draw, sample_rate: int) -> Au
             bend = index * note.velocity * np.exp(-time / fall) + 0.3
             tone = np.sin(phase + bend * np.sin(ratio * phase))
         else:
-            opened = cutoff * (1 + sweep * note.velocity * np.exp(-time / fall))
             tone = np.zeros(size)
+            opened = cutoff * (1 + sweep * note.velocity * np.exp(-time / fall))
+            closed = (hertz / opened) ** slope
+            # sin(n x) = 2 cos(x) sin((n - 1) x) - sin((n - 2) x)
+            twice, before, wave = 2 * np.cos(phase), np.zeros(size), np.sin(phase)
             for harmonic in range(1, min(int(0.45 * rate / hertz), 40)):
                 weight = (even if harmonic % 2 == 0 else 1.0) / harmonic
-                tone += (
-                    weight / (1 + (harmonic * hertz / opened) ** slope) * np.sin(harmonic * phase)
-                )
+                tone += weight * wave / (1 + harmonic**slope * closed)
+                before, wave = wave, twice * wave - before
         tone += sub * np.sin(phase / 2)
         shape = np.minimum(1, time / attack) * np.exp(-time / hold)
         shape *= np.clip((note.duration + 0.03 - time) / 0.03, 0, 1)

@@ -1,0 +1,156 @@
+"""The items of a stage that train side by side, each with its result in its own stage."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import SMALL, prepare_songs
+
+from jukesep.base import params, paths
+from jukesep.base.errors import UserError
+from jukesep.pipeline import train as experiment
+from jukesep.resume import beside
+from jukesep.resume.status import trainings
+
+ROOT = Path(__file__).parents[2]
+ITEMS = [(stem, init) for stem in ("drums", "bass") for init in ("pretrained", "scratch")]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would have been started beside the process of the first item; nothing is."""
+    commands = []
+
+    class Process:
+        def __init__(self, command, env):
+            commands.append((command[-2:], env[beside.VARIABLE], env["JUKESEP_ROW"]))
+
+        def wait(self):
+            pass
+
+        terminate = wait
+
+    monkeypatch.setattr(beside.subprocess, "Popen", Process)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", type("", (), {"name": "stages.x"}))
+    monkeypatch.delenv(beside.VARIABLE, raising=False)
+    return commands
+
+
+def _params(*overrides):
+    composed = params.compose([*SMALL, "device=cpu", *overrides], ROOT / "conf")
+    return params.Params.model_validate(yaml.safe_load(composed))
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "own", "others"),
+    [
+        (2, 1, 0, [1]),
+        (2, 1, 1, []),  # trained beside the first one
+        (2, 1, 2, [3]),
+        (3, 1, 0, [1, 2]),
+        (3, 1, 3, []),
+        (8, 1, 0, [1, 2, 3]),
+        (8, 4, 0, [1]),
+        (4, 4, 0, []),
+        (1, 1, 0, []),
+        (8, 0, 0, []),  # one training uses all cores
+    ],
+)
+def test_items_train_in_groups_of_as_many_as_there_are_cores_for(
+    monkeypatch, started, cores, threads, own, others
+):
+    monkeypatch.setattr(beside, "cores", lambda: cores)
+    monkeypatch.setattr(sys, "argv", ["x", *ITEMS[own]])
+    with beside.next_items(_params(f"threads={threads}"), ITEMS):
+        pass
+    assert started == [
+        (list(ITEMS[other]), "child", str(row)) for row, other in enumerate(others, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JUKESEP_BESIDE", "off"),
+        ("JUKESEP_BESIDE", "child"),
+        ("JUKESEP_NPROC", "2"),
+        ("TORCHELASTIC_RUN_ID", "1"),
+    ],
+)
+def test_one_trains_alone_if_asked_or_in_several_processes(monkeypatch, started, name, value):
+    monkeypatch.setattr(beside, "cores", lambda: 2)
+    monkeypatch.setattr(sys, "argv", ["x", *ITEMS[0]])
+    monkeypatch.setenv(name, value)
+    with beside.next_items(_params(), ITEMS):
+        pass
+    assert started == []
+
+
+def test_another_value_is_named(monkeypatch, started):
+    monkeypatch.setattr(sys, "argv", ["x", *ITEMS[0]])
+    monkeypatch.setenv(beside.VARIABLE, "no")
+    message = "JUKESEP_BESIDE=no: no such value; set it to auto or off"
+    with pytest.raises(UserError, match=message), beside.next_items(_params(), ITEMS):
+        pass
+
+
+def _stage(*item, **environment):
+    command = [sys.executable, "-m", "stages.stage1", *item]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_a_training_beside_another_one_has_the_same_result(tmp_path, monkeypatch):
+    """And is trained once: its own stage takes the result."""
+    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    changes = [*SMALL, "device=cpu", "inits=[scratch]"]
+    (tmp_path / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
+    experiment.weights(params.load(), "scratch")
+    results = {}
+    for switch in ("off", "auto"):
+        monkeypatch.setattr(paths, "TRAININGS", f"trainings-{switch}")
+        monkeypatch.setenv(paths.VARIABLE, str(tmp_path / f"trainings-{switch}"))
+        said = _stage("drums", "scratch", JUKESEP_BESIDE=switch)
+        assert not paths.run("stage1", "bass", "scratch").exists()
+        conditions = {one.progress["title"]: one.condition for one in trainings()}
+        alone = switch == "off" or beside.cores() == 1
+        assert conditions.get("stage1 bass scratch") == (None if alone else "trained")
+        said = _stage("bass", "scratch", JUKESEP_BESIDE=switch)
+        taken = "stage1 bass scratch: was trained beside another one; takes its results."
+        assert (taken in said) != alone
+        assert {one.condition for one in trainings() if "bass" in one.progress["title"]} == {
+            "finished"
+        }
+        results[switch] = [
+            (paths.run("stage1", stem, "scratch") / name).read_bytes()
+            for stem in ("drums", "bass")
+            for name in ("checkpoints/2.pt", "log.csv")
+        ]
+        for stem in ("drums", "bass"):
+            for path in paths.run("stage1", stem, "scratch").rglob("*.*"):
+                path.unlink()
+            for folder in ("checkpoints", ""):
+                (paths.run("stage1", stem, "scratch") / folder).rmdir()
+    assert results["off"] == results["auto"]
+
+
+def test_what_was_finished_before_is_not_trained_beside(tmp_path, monkeypatch):
+    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    changes = [*SMALL, "device=cpu", "inits=[scratch]"]
+    (tmp_path / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
+    experiment.weights(params.load(), "scratch")
+    _stage("bass", "scratch")
+    (before,) = trainings()
+    said = _stage("bass", "scratch", JUKESEP_BESIDE="child")
+    (after,) = trainings()
+    assert (after.condition, said) == ("finished", "")
+    assert after.progress == before.progress
