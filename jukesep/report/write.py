@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ import numpy as np
 from ..base import paths
 from ..base.files import write_text
 from ..scoring.metrics import METRICS
+from ..scoring.published import TOTAL
+from ..songs.manifest import STEMS
 from ..systems import equaliser
 from . import figures, page
 from .figures import LINES, OTHERS
@@ -54,6 +57,25 @@ def write_report(params: dict[str, Any], root: Path) -> None:
         write_text(root / paths.PLOTS / f"{name}.csv", text)
     figures.write_figures(results, root / paths.PLOTS)
     write_text(root / paths.PAGE, page.results_page(results))
+
+
+def summary(root: Path) -> str:
+    """What a run found, in lines for its end: the SDR of each system, and where to find more."""
+    files = sorted((root / paths.METRICS / "sdr").glob("*.json"))
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    columns = [name for name in (*STEMS, TOTAL) if any(name in row for row in found.values())]
+    last = columns[-1]
+    order = sorted(found, key=lambda name: found[name][last] or -np.inf)
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        return f"{name:<20}" + "".join(f"{cell:>8}" for cell in cells)
+
+    values = [
+        line(name, ("-" if (v := found[name][c]) is None else f"{v:.2f}" for c in columns))
+        for name in order
+    ]
+    more = f"{paths.PAGE} has all tables, {paths.LISTEN}/index.html has the sound."
+    return "\n".join([line("SDR in dB", columns), *values, more])
 
 
 def metric_files(results: Results) -> dict[str, dict[str, float | None]]:

@@ -19,7 +19,7 @@ from jukesep.base.params import compose
 from jukesep.peers.common import registry
 from jukesep.report import figures, others, plots_page
 from jukesep.report.results import read_results
-from jukesep.report.write import write_report
+from jukesep.report.write import summary, write_report
 from jukesep.scoring.evaluation import COLUMNS
 
 REPO = Path(__file__).parents[2]
@@ -227,6 +227,17 @@ def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
     assert read_json(report / "metrics/sdr/static_equaliser.json")["total"] == 2.25
     assert read_json(report / "metrics/held_out/hdemucs.json")["drums"] == 4.0
     assert read_json(report / "metrics/held_out/scratch_early.json")["drums"] == 0.7
+
+
+def test_a_run_ends_with_what_it_has_found(report: Path, small_report: Path) -> None:
+    header, *rows, more = summary(report).splitlines()
+    assert header.split() == ["SDR", "in", "dB", "drums", "bass", "other", "vocals", "total"]
+    totals = {row.split()[0]: float(row.split()[-1]) for row in rows}
+    assert (totals["pretrained_late"], totals["static_equaliser"]) == (3.85, 2.25)
+    assert list(totals.values()) == sorted(totals.values())
+    assert set(totals) == {file.stem for file in (report / "metrics/sdr").glob("*.json")}
+    assert more == "docs/results.md has all tables, listen/index.html has the sound."
+    assert summary(small_report).splitlines()[0].split() == ["SDR", "in", "dB", "other"]
 
 
 def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
