@@ -125,6 +125,8 @@ def _play(layer: Layer, out: Audio, draw: Draw, varied: bool) -> None:
         _apply_dynamics(audio, layer.notes)
         if layer.role == "choir":
             audio = _warp(audio, 5.5, 0.35)
+    if not audio.any():  # the soundfont has no sample for these pitches
+        return
     snare = layer.role == "kit" and layer.notes[0].pitch in (38, 39)
     if snare and layer.program != SYNTHESISED:
         _rattle(audio, layer.notes, rng)

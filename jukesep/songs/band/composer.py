@@ -110,6 +110,7 @@ def compose(split: str, index: int, seed: int, seconds: float, varied: bool = Fa
             "other": rng.uniform(0.1, 0.3),
             "vocals": rng.uniform(0.02, 0.2) if varied else rng.uniform(0.1, 0.35),
         },
+        bend=song.bend,
         varied=varied,
     )
 

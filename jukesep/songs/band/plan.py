@@ -67,7 +67,7 @@ PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
 # The same for varied songs. More recordings of the soundfont, none of a held-out program; and drums
 # and basses without recordings, several times, so that as many songs have them.
 SYNTHESISED = 128  # instead of a program: `synth` makes the sound
-VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = PROGRAMS | {
+VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
     "kit": {"seen": (0, 8, 16, 32, 40, *[SYNTHESISED] * 6), "held_out": (24, 25, SYNTHESISED)},
     "bass": {
         "seen": (*range(32, 37), 39, *[SYNTHESISED] * 5),
@@ -80,7 +80,7 @@ VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = PROGRAMS | {
     "power": {"seen": (29, 30, 84, 86, 90), "held_out": (18, 81)},
     "pad": {"seen": (19, 44, *range(48, 52), 61, 89, 91, 92, 94, 95), "held_out": (21, 42, 60)},
     "lead": {
-        "seen": (9, 10, 11, 13, 22, 27, 28, 56, 64, 65, 67, 73, 75, 80, 82, 85),
+        "seen": (9, 10, 11, 13, 22, 27, 28, 56, 64, 65, 73, 75, 80, 82, 85),
         "held_out": PROGRAMS["lead"]["held_out"],
     },
     "voice": {"seen": (0, 1, 2, 3, 6, 7), "held_out": (4, 5)},  # rows of VARIED_SINGERS
@@ -129,6 +129,7 @@ class SongPlan:
     layers: dict[str, tuple[Layer, ...]]
     gains: dict[str, float]
     rooms: dict[str, float]
+    bend: float = 0.0  # the beat of time t sounds at t (1 + bend (1 - t / seconds))
     varied: bool = False  # recorded and mixed anew for each song: `production`
 
 
