@@ -1,6 +1,7 @@
 """The items of a stage that train side by side, each with its result in its own stage."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_another_value_is_named(monkeypatch, started):
         pass
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder with songs and initial weights, entered."""
+    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    changes = [*SMALL, "device=cpu", "inits=[scratch]"]
+    (tmp_path / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
+    experiment.weights(params.load(), "scratch")
+    return tmp_path
+
+
 def _stage(*item, **environment):
     command = [sys.executable, "-m", "stages.stage1", *item]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
@@ -105,19 +118,12 @@ def _stage(*item, **environment):
     return done.stderr
 
 
-def test_a_training_beside_another_one_has_the_same_result(tmp_path, monkeypatch):
+def test_a_training_beside_another_one_has_the_same_result(project, monkeypatch):
     """And is trained once: its own stage takes the result."""
-    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    changes = [*SMALL, "device=cpu", "inits=[scratch]"]
-    (tmp_path / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
-    experiment.weights(params.load(), "scratch")
     results = {}
     for switch in ("off", "auto"):
-        monkeypatch.setattr(paths, "TRAININGS", f"trainings-{switch}")
-        monkeypatch.setenv(paths.VARIABLE, str(tmp_path / f"trainings-{switch}"))
-        said = _stage("drums", "scratch", JUKESEP_BESIDE=switch)
+        monkeypatch.setenv(paths.VARIABLE, str(project / f"trainings-{switch}"))
+        _stage("drums", "scratch", JUKESEP_BESIDE=switch)
         assert not paths.run("stage1", "bass", "scratch").exists()
         conditions = {one.progress["title"]: one.condition for one in trainings()}
         alone = switch == "off" or beside.cores() == 1
@@ -133,21 +139,12 @@ def test_a_training_beside_another_one_has_the_same_result(tmp_path, monkeypatch
             for stem in ("drums", "bass")
             for name in ("checkpoints/2.pt", "log.csv")
         ]
-        for stem in ("drums", "bass"):
-            for path in paths.run("stage1", stem, "scratch").rglob("*.*"):
-                path.unlink()
-            for folder in ("checkpoints", ""):
-                (paths.run("stage1", stem, "scratch") / folder).rmdir()
+        shutil.rmtree(paths.RUNS / "stage1")
     assert results["off"] == results["auto"]
 
 
-def test_what_was_finished_before_is_not_trained_beside(tmp_path, monkeypatch):
-    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    changes = [*SMALL, "device=cpu", "inits=[scratch]"]
-    (tmp_path / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
-    experiment.weights(params.load(), "scratch")
+@pytest.mark.usefixtures("project")
+def test_what_was_finished_before_is_not_trained_beside():
     _stage("bass", "scratch")
     (before,) = trainings()
     said = _stage("bass", "scratch", JUKESEP_BESIDE="child")
