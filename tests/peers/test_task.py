@@ -54,7 +54,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(songs):
         one.seed = seed
         torch.manual_seed(before)
         batch = one.prepare(torch.randn(2, 5, 2048, generator=torch.Generator().manual_seed(1)))
-        return float(one.loss(batch, step)[0])
+        return float(one.loss(batch, step)[0].detach())
 
     assert loss(0, 3) == loss(0, 3, before=7)
     assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3
