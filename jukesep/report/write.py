@@ -65,13 +65,18 @@ def summary(root: Path) -> str:
     found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
     columns = [name for name in (*STEMS, TOTAL) if any(name in row for row in found.values())]
     last = columns[-1]
-    order = sorted(found, key=lambda name: found[name][last] or -np.inf)
+
+    def total(name: str) -> float:
+        value = found[name].get(last)
+        return -np.inf if value is None else float(value)
+
+    order = sorted(found, key=total)
 
     def line(name: str, cells: Iterable[str]) -> str:
         return f"{name:<20}" + "".join(f"{cell:>8}" for cell in cells)
 
     values = [
-        line(name, ("-" if (v := found[name][c]) is None else f"{v:.2f}" for c in columns))
+        line(name, ("-" if (v := found[name].get(c)) is None else f"{v:.2f}" for c in columns))
         for name in order
     ]
     more = f"{paths.PAGE} has all tables, {paths.LISTEN}/index.html has the sound."

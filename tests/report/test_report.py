@@ -240,6 +240,22 @@ def test_a_run_ends_with_what_it_has_found(report: Path, small_report: Path) -> 
     assert summary(small_report).splitlines()[0].split() == ["SDR", "in", "dB", "other"]
 
 
+def test_the_summary_orders_systems_also_around_0_and_without_a_score(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics/sdr"
+    folder.mkdir(parents=True)
+    for name, content in {
+        "ours": '{"step": 2, "other": 0.0}',
+        "worse": '{"step": 2, "other": -1.5}',
+        "silent": '{"step": 2, "other": null}',
+        "lacking": "{}",
+    }.items():
+        (folder / f"{name}.json").write_text(content)
+    _, *rows, _ = summary(tmp_path).splitlines()
+    assert [row.split() for row in rows] == [
+        ["lacking", "-"], ["silent", "-"], ["worse", "-1.50"], ["ours", "0.00"],
+    ]  # fmt: skip
+
+
 def test_no_metrics_folder_mixes_two_kinds(report: Path) -> None:
     files = {file.relative_to(report).as_posix() for file in report.rglob("*.json")}
     trained = {f"{init}_{name}" for init in ("pretrained", "scratch") for name in ("early", "late")}
