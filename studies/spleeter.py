@@ -89,7 +89,7 @@ def render(folder: Path) -> None:
         counts={"test": band.test},
         seconds=band.seconds,
         seed=band.seed,
-        varied=band.sound == "varied",
+        soundfonts=[Path(path) for path in band.soundfonts],
         workers=at_once(band.test, RENDERING),
     )
     place = folder / "excerpt/test/excerpt"

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from . import paths
 from .errors import UserError
@@ -66,13 +73,22 @@ class Data(Section):
 
 
 class Band(Section):
-    sound: Literal["plain", "varied"]
     seed: Annotated[int, Field(ge=0)]
     seconds: Annotated[float, Field(ge=1)]
     train: Count
     valid: Count
     test: Count
     pretrain: Count
+    soundfonts: list[str]
+
+    @field_validator("soundfonts")
+    @classmethod
+    def _absolute(cls, paths: list[str]) -> list[str]:
+        # Queued experiments run in another folder.
+        for path in paths:
+            if not Path(path).is_absolute():
+                raise ValueError(f"must be absolute paths, found {path!r}")
+        return paths
 
 
 class Model(Section):

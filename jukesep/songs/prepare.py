@@ -149,7 +149,7 @@ def _render(params: Params, root: Path, known: Known) -> dict[tuple[str, str], s
         counts=counts,
         seconds=band.seconds,
         seed=band.seed,
-        varied=band.sound == "varied",
+        soundfonts=[Path(path) for path in band.soundfonts],
         workers=at_once(sum(counts.values()), RENDERING),
         known=known,
     )

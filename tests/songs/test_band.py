@@ -1,9 +1,12 @@
 """The embedded band: what its songs promise to whoever trains and scores on them."""
 
 import hashlib
+import re
+import shutil
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +14,20 @@ import soundfile
 from scipy import signal
 
 from jukesep.base.errors import UserError
-from jukesep.songs.band import SAMPLE_RATE, _synthesise, perform, render_corpus, render_song
+from jukesep.songs.band import (
+    SAMPLE_RATE,
+    _embedded,
+    _synthesise,
+    check_soundfont,
+    perform,
+    render_corpus,
+    render_song,
+)
 from jukesep.songs.band.composer import MAJOR, MINOR, compose
 from jukesep.songs.band.plan import (
     PROGRAMS,
     SPLITS,
     SYNTHESISED,
-    VARIED_PROGRAMS,
     Draw,
     Layer,
     Note,
@@ -29,29 +39,22 @@ from jukesep.songs.manifest import MIXTURE, STEMS
 COUNTS = {"train": 2, "test": 2, "pretrain": 1}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "varied"])
-def varied(request):
-    return request.param
+# How the small corpus is rendered.
+HOW = {"counts": COUNTS, "seconds": 4.0, "seed": 7, "progress": False}
 
 
 @pytest.fixture(scope="module")
-def how(varied):
-    """How the small corpus is rendered."""
-    return {"counts": COUNTS, "seconds": 4.0, "seed": 7, "varied": varied, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory, how):
+def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("band")
-    return root, render_corpus(root, workers=1, **how)
+    return root, render_corpus(root, workers=1, **HOW)
 
 
 @pytest.fixture(scope="module")
-def played(varied):
+def played():
     """Mono stems at 11.025 kHz of four test songs, two of each group."""
     songs = []
     for index in range(4):
-        stems = perform(compose("test", index, 1, 10.0, varied))
+        stems = perform(compose("test", index, 1, 10.0))
         mono = [stems[stem].mean(axis=0) / 32768 for stem in STEMS]
         songs.append(signal.resample_poly(np.array(mono), 1, 4, axis=1))
     return songs
@@ -100,14 +103,14 @@ def test_the_mixture_is_the_sum_of_its_stems_and_does_not_clip(corpus):
             assert all(np.abs(stem.astype(int)).max() < 32_600 for stem in stems)
 
 
-def test_workers_and_order_do_not_change_a_song(corpus, how, tmp_path):
+def test_workers_and_order_do_not_change_a_song(corpus, tmp_path):
     root, listed = corpus
-    render_corpus(tmp_path / "b", workers=2, **how)
+    render_corpus(tmp_path / "b", workers=2, **HOW)
     assert _files(tmp_path / "b") == _files(root)
     name = listed[1]["name"]
     folder = tmp_path / "alone" / name
     for _ in range(2):  # the second replaces the first
-        render_song(folder, split="train", index=1, seed=7, seconds=4.0, varied=how["varied"])
+        render_song(folder, split="train", index=1, seed=7, seconds=4.0)
         assert _files(folder) == _files(root / "train" / name)
     assert [path.name for path in folder.parent.iterdir()] == [name]
 
@@ -119,9 +122,9 @@ def test_seeds_splits_and_songs_differ():
 
 
 @pytest.fixture(scope="module")
-def written(varied):
+def written():
     """The plans of as many training songs as the demo has."""
-    return [compose("train", index, 1, 12.0, varied) for index in range(100)]
+    return [compose("train", index, 1, 12.0) for index in range(100)]
 
 
 def test_keys_tempos_scales_and_instruments_vary_over_songs(written):
@@ -172,22 +175,21 @@ def test_a_song_keeps_to_its_key_scale_and_tempo(written):
     assert np.mean([off_beat(plan, 1.07 * plan.tempo) for plan in written]) > 0.2
 
 
-def test_held_out_instruments_sound_in_held_out_songs_only(varied):
+def test_held_out_instruments_sound_in_held_out_songs_only():
     """Synthesised ones sound in both, and their parameters differ: see `Draw`."""
-    every = VARIED_PROGRAMS if varied else PROGRAMS
-    for role, programs in every.items():
+    for role, programs in PROGRAMS.items():
         both = set(programs["seen"]) & set(programs["held_out"])
         assert both <= {SYNTHESISED}, role
     used = {"seen": set(), "held_out": set()}
     for split in SPLITS:
         for index in range(60):
-            plan = compose(split, index, 3, 8.0, varied)
+            plan = compose(split, index, 3, 8.0)
             assert plan.group == song_group(split, index)
             assert split == "test" or plan.group == "seen"
             lines = [line for lines in plan.layers.values() for line in lines]
             used[plan.group] |= {(line.role, line.program) for line in lines}
     for group, found in used.items():
-        assert found == {(role, p) for role in every for p in every[role][group]}
+        assert found == {(role, p) for role in PROGRAMS for p in PROGRAMS[role][group]}
 
 
 def test_held_out_songs_draw_where_no_other_song_does():
@@ -203,7 +205,7 @@ def test_held_out_songs_draw_where_no_other_song_does():
     assert held_out.max() == pytest.approx(7.0, abs=0.05)
 
 
-def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played, varied):
+def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played):
     silent = np.zeros((len(played), len(STEMS)))
     for song, stems in enumerate(played):
         frames = stems[:, : stems.shape[1] // 2205 * 2205].reshape(len(STEMS), -1, 2205)
@@ -211,7 +213,7 @@ def test_every_stem_rests_in_some_passages_and_never_for_a_whole_song(played, va
     assert (silent < 0.6).all()
     rests = np.zeros(len(STEMS), bool)
     for index in range(20):
-        layers = compose("train", index, 1, 20.0, varied).layers
+        layers = compose("train", index, 1, 20.0).layers
         for k, stem in enumerate(STEMS):
             spans = sorted(
                 (n.start, n.start + n.duration) for line in layers[stem] for n in line.notes
@@ -255,9 +257,9 @@ def test_stems_have_characters_of_their_own(played):
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.3, 60.0])
-def test_songs_of_any_length_have_all_stems(seconds, varied):
+def test_songs_of_any_length_have_all_stems(seconds):
     for index in range(20):
-        plan = compose("test", index, 5, seconds, varied)
+        plan = compose("test", index, 5, seconds)
         for stem in STEMS:
             notes = [note for line in plan.layers[stem] for note in line.notes]
             assert all(line.notes for line in plan.layers[stem])
@@ -272,18 +274,18 @@ def test_every_instrument_sounds_where_it_is_played():
     """The soundfont has programs without samples for some pitches."""
     low = {"bass": 28, "comp": 52, "power": 40, "pad": 48, "lead": 69}
     for role, lowest in low.items():
-        programs = {p for group in VARIED_PROGRAMS[role].values() for p in group} - {SYNTHESISED}
+        programs = {p for group in PROGRAMS[role].values() for p in group} - {SYNTHESISED}
         for program in sorted(programs):
             for pitch in range(lowest, lowest + 16, 5):
                 notes = (Note(0.0, 0.4, pitch, 1.0),)
-                audio = _synthesise(program, False, notes, SAMPLE_RATE // 2)
+                audio = _synthesise(_embedded(), program, False, notes, SAMPLE_RATE // 2)
                 assert np.abs(audio).max() > 1e-4, (role, program, pitch)
 
 
 def test_an_instrument_without_samples_is_left_out():
     silent = Layer("lead", 67, (Note(0.0, 0.4, 83, 1.0),), 0.0, 0.0, 0.0, 0.0, 0.0)
-    assert not _synthesise(67, False, silent.notes, SAMPLE_RATE).any()
-    plan = compose("train", 0, 1, 4.0, True)
+    assert not _synthesise(_embedded(), 67, False, silent.notes, SAMPLE_RATE).any()
+    plan = compose("train", 0, 1, 4.0)
     layers = {**plan.layers, "other": (*plan.layers["other"], silent)}
     for one, other in zip(
         perform(plan).values(), perform(replace(plan, layers=layers)).values(), strict=True
@@ -291,19 +293,58 @@ def test_an_instrument_without_samples_is_left_out():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("varied", "digest"),
-    [(False, "a67a0c903c3e5b6d"), (True, "0f86d6e1a7881960")],
-    ids=["plain", "varied"],
-)
-def test_a_plan_is_the_same_on_every_machine(varied, digest):
-    plan = asdict(compose("train", 0, 1, 20.0, varied))
+def test_a_plan_is_the_same_on_every_machine():
+    plan = asdict(compose("train", 0, 1, 20.0))
     lines = [
         (stem, line["role"], line["program"], [(n.pitch, round(n.start, 6)) for n in line["notes"]])
         for stem in STEMS
         for line in plan["layers"][stem]
     ]
-    assert hashlib.sha256(repr(lines).encode()).hexdigest()[:16] == digest
+    assert hashlib.sha256(repr(lines).encode()).hexdigest()[:16] == "4e45f921fe1a97c0"
+
+
+def test_each_stem_draws_one_of_the_soundfonts(tmp_path, monkeypatch):
+    """A copy of the embedded one sounds the same; a new instrument is heard in some stems only."""
+    copy = tmp_path / "copy.sf2"
+    shutil.copy(_embedded(), copy)
+    check_soundfont(copy)
+    plan = compose("train", 0, 1, 4.0)
+    embedded = perform(plan, [_embedded()])
+    for one, other in zip(embedded.values(), perform(plan, [str(copy)]).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    played = []
+    monkeypatch.setattr(
+        "jukesep.songs.band._synthesise",
+        lambda soundfont, *sampled: played.append(soundfont) or _synthesise(soundfont, *sampled),
+    )
+    for index in range(4):
+        perform(compose("train", index, 1, 2.0), [str(copy)])
+    assert set(played) == {_embedded(), str(copy)}
+
+
+def test_an_instrument_that_a_soundfont_lacks_is_taken_from_the_embedded_one(monkeypatch):
+    def without(soundfont, program, *rest):
+        audio = _synthesise(_embedded(), program, *rest)
+        return audio if soundfont == _embedded() else 0 * audio
+
+    plan = compose("train", 0, 1, 4.0)
+    expected = perform(plan, [_embedded()])
+    monkeypatch.setattr("jukesep.songs.band._synthesise", without)
+    for one, other in zip(expected.values(), perform(plan, ["other.sf2"]).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "cut"])
+def test_a_soundfont_that_cannot_be_played_is_named(tmp_path, kind):
+    path = tmp_path / "font.sf2"
+    if kind == "text":
+        path.write_text("not a soundfont")
+    if kind == "cut":
+        path.write_bytes(Path(_embedded()).read_bytes()[:100_000])
+    fault = "No such file" if kind == "missing" else "not a soundfont that can be played"
+    with pytest.raises(UserError, match=f"soundfonts: {re.escape(str(path))}: {fault}"):
+        render_corpus(tmp_path / "songs", counts={"train": 1}, seconds=2, seed=1, soundfonts=[path])
+    assert not (tmp_path / "songs").exists()
 
 
 def test_mistakes_are_named(tmp_path):

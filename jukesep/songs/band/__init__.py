@@ -1,16 +1,17 @@
 """The embedded band: seeded songs rendered per stem, the pipeline's default data.
 
-`composer` writes a song. Here sampled instruments (symusic's synthesizer with the General MIDI
-soundfont of pretty_midi) and the singers of `voice` play it; varied songs also have `synth`,
-`singer` and `production`. A song is a folder in MUSDB18-HQ's layout, 44.1 kHz stereo int16, whose
-mixture is exactly the sum of its four stems. It depends only on (seed, split, index, seconds,
-varied).
+`composer` writes a song. Sampled instruments (symusic's synthesizer with the General MIDI
+soundfont of pretty_midi), the singers of `singer`, and the drums and basses of `synth` play it;
+`production` records and mixes it. A song is a folder in MUSDB18-HQ's layout, 44.1 kHz stereo int16,
+whose mixture is exactly the sum of its four stems. It depends only on (seed, split, index, seconds,
+soundfonts).
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,19 +24,20 @@ from ...base import progress as show
 from ...base.errors import UserError
 from ...base.files import atomic_folder
 from ...base.packages import package_folder
-from ...base.unchanged import Known, code
+from ...base.unchanged import Known, code, file_digest
 from ..manifest import MIXTURE, STEMS
 from .composer import compose
 from .plan import (
+    PROGRAMS,
     SINGERS,
     SPLITS,
     SYNTHESISED,
-    VARIED_SINGERS,
     Draw,
     Layer,
     Note,
     SongPlan,
     generator,
+    pick,
     song_group,
     song_name,
 )
@@ -44,16 +46,44 @@ SAMPLE_RATE = 44_100
 # Libraries whose versions can change the samples.
 LIBRARIES = ("numpy", "pretty-midi", "scipy", "soundfile", "symusic")
 Audio = NDArray[np.float32]
-Task = tuple[Path, str, int, int, float, bool]
-"""Folder, split, index, seed, seconds, varied."""
+Task = tuple[Path, str, int, int, float, tuple[str, ...]]
+"""Folder, split, index, seed, seconds, soundfonts."""
 
 
 @cache
-def _soundfont() -> str:
+def _embedded() -> str:
     return str(package_folder("pretty_midi") / "TimGM6mb.sf2")
 
 
-def _synthesise(program: int, drum: bool, notes: tuple[Note, ...], length: int) -> Audio:
+def check_soundfont(path: Path) -> None:
+    """Play each instrument once. UserError for a file that is missing, damaged or of another kind.
+
+    The synthesizer trusts the file: a damaged one can crash it. So it plays in another process.
+    """
+    context = multiprocessing.get_context("spawn")
+    try:
+        with path.open("rb"), ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(_play_all, str(path)).result()
+    except OSError as error:
+        raise UserError(f"band.soundfonts: {path}: {error.strerror or error}") from error
+    except (RuntimeError, BrokenExecutor) as error:  # of the synthesizer
+        raise UserError(
+            f"band.soundfonts: {path}: not a soundfont that can be played: it is damaged, or in a "
+            "format other than SoundFont 2 or 3"
+        ) from error
+
+
+def _play_all(soundfont: str) -> None:
+    for role, groups in PROGRAMS.items():
+        for program in {program for group in groups.values() for program in group}:
+            if role != "voice" and program != SYNTHESISED:
+                notes = tuple(Note(0.0, 0.1, pitch, 1.0) for pitch in range(36, 60))
+                _synthesise(soundfont, program, role == "kit", notes, 1)
+
+
+def _synthesise(
+    soundfont: str, program: int, drum: bool, notes: tuple[Note, ...], length: int
+) -> Audio:
     """Play the notes on a sampled instrument: (length,) mono, at the soundfont's level.
 
     Uses a new synthesizer for every call, because a synthesizer keeps state. All notes have the
@@ -67,7 +97,7 @@ def _synthesise(program: int, drum: bool, notes: tuple[Note, ...], length: int) 
     for note in notes:
         track.notes.append(MidiNote(note.start, note.duration, note.pitch, 100, ttype="second"))
     score.tracks.append(track)
-    audio = np.asarray(Synthesizer(_soundfont(), SAMPLE_RATE, 3).render(score, True))
+    audio = np.asarray(Synthesizer(soundfont, SAMPLE_RATE, 3).render(score, True))
     return _fit(0.5 * (audio[0] + audio[1]), length)
 
 
@@ -92,39 +122,28 @@ def _apply_dynamics(audio: Audio, notes: tuple[Note, ...]) -> None:
         before = gain
 
 
-def _warp(audio: Audio, rate: float, depth: float) -> Audio:
-    """Vibrato through a small varying delay: `rate` in Hz, `depth` in semitones."""
-    time = np.arange(len(audio), dtype=np.float64)
-    swing = depth / 12 * np.log(2) * SAMPLE_RATE / (2 * np.pi * rate)
-    moved = time + swing * np.sin(2 * np.pi * rate / SAMPLE_RATE * time)
-    return np.interp(moved, time, audio).astype(np.float32)
-
-
-def _play(layer: Layer, out: Audio, draw: Draw, varied: bool) -> None:
+def _play(layer: Layer, out: Audio, draw: Draw, soundfont: str) -> None:
     """Add one layer to the stem `out` (2, samples) at its gain and pan."""
     length, rng = out.shape[1], draw.rng
-    if layer.role == "voice" and varied:
+    if layer.role == "voice":
         from scipy import signal
 
         from .singer import sing
 
-        voice, rate = VARIED_SINGERS[layer.program], SAMPLE_RATE // 2
+        voice, rate = SINGERS[layer.program], SAMPLE_RATE // 2
         half = sing(layer.notes, voice, length // 2 + 1, rate, rng)
         audio = _fit(signal.resample_poly(half, 2, 1), length)
-    elif layer.role == "voice":
-        from .voice import sing
-
-        audio = sing(layer.notes, SINGERS[layer.program], length, SAMPLE_RATE, rng)
     elif layer.program == SYNTHESISED:
         from . import synth
 
         play = synth.drums if layer.role == "kit" else synth.bass
         audio = play(layer.notes, length, draw, SAMPLE_RATE)
     else:
-        audio = _synthesise(layer.program, layer.role == "kit", layer.notes, length)
+        sampled = layer.program, layer.role == "kit", layer.notes, length
+        audio = _synthesise(soundfont, *sampled)
+        if not audio.any():  # the file lacks this instrument
+            audio = _synthesise(_embedded(), *sampled)
         _apply_dynamics(audio, layer.notes)
-        if layer.role == "choir":
-            audio = _warp(audio, 5.5, 0.35)
     if not audio.any():  # the soundfont has no sample for these pitches
         return
     snare = layer.role == "kit" and layer.notes[0].pitch in (38, 39)
@@ -164,66 +183,43 @@ def _rattle(audio: Audio, notes: tuple[Note, ...], rng: np.random.Generator) -> 
         audio[start : start + size] += hit[: len(audio) - start].astype(np.float32)
 
 
-def _room(audio: Audio, share: float, decay: float, rng: np.random.Generator) -> Audio:
-    """Add reverberation: noise that decays by 60 dB in `decay` seconds.
-
-    Computed at half the sample rate: rooms absorb treble, and it is faster.
-    """
-    from scipy import signal
-
-    size, length = int(decay * SAMPLE_RATE / 2), audio.shape[1]
-    fade = np.exp(-6.9 * np.arange(size) / size).astype(np.float32)
-    response = rng.standard_normal((2, size), dtype=np.float32) * fade
-    response /= np.sqrt(np.sum(np.square(response), axis=1, keepdims=True))
-    mono = audio[0] + audio[1]
-    send = np.float32(share / 2) * (mono[: length // 2 * 2 : 2] + mono[1::2])
-    wet = signal.oaconvolve(send[np.newaxis], response, axes=1)[:, : length // 2]
-    audio[:, : 2 * wet.shape[1] : 2] += wet
-    audio[:, 1 : 2 * wet.shape[1] - 1 : 2] += 0.5 * (wet[:, :-1] + wet[:, 1:])
-    return audio
-
-
 def _power(audio: Audio) -> float:
     """Mean square of the mono signal below about 5 kHz."""
-    mono = audio[:, : audio.shape[1] // 4 * 4].sum(axis=0).reshape(-1, 4).mean(axis=1)
+    mono = np.add(*audio)[: audio.shape[1] // 4 * 4]
+    mono = (mono[::4] + mono[1::4] + mono[2::4] + mono[3::4]) / 4
     return float(np.mean(np.square(mono)))
 
 
-def perform(plan: SongPlan) -> dict[str, NDArray[np.int16]]:
-    """Play a plan: int16 (2, samples) per stem; their sum is within full scale."""
+def perform(plan: SongPlan, soundfonts: Sequence[str] = ()) -> dict[str, NDArray[np.int16]]:
+    """Play a plan: int16 (2, samples) per stem; their sum is within full scale.
+
+    The sampled instruments of a stem come from one soundfont: the embedded one or one of
+    `soundfonts`, drawn for each stem.
+    """
+    from .production import master, produce, room
+
     length = round(plan.seconds * SAMPLE_RATE)
     held_out = plan.group == "held_out"
     stems: dict[str, Audio] = {}
     for number, stem in enumerate(STEMS):
         rng = generator(plan.seed, plan.split, plan.index, 2 + number)
         audio = np.zeros((2, length), np.float32)
+        draw = Draw(rng, held_out)
+        soundfont = pick(rng, (_embedded(), *soundfonts))
         for layer in plan.layers[stem]:
-            _play(layer, audio, Draw(rng, held_out), plan.varied)
-        if plan.varied:
-            audio = _record(plan, stem, audio, Draw(rng, held_out))
-        elif plan.rooms[stem]:
-            audio = _room(audio, plan.rooms[stem], plan.decay, rng)
+            _play(layer, audio, draw, soundfont)
+        if plan.rooms[stem]:
+            audio = room(audio, plan.rooms[stem], plan.decay, draw, SAMPLE_RATE)
+        audio = produce(stem, audio, plan.tempo, draw, SAMPLE_RATE)
         fade = int(0.05 * SAMPLE_RATE)
         audio[:, -fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
         audio *= np.float32(10 ** (plan.gains[stem] / 20) / np.sqrt(_power(audio)))
         stems[stem] = audio
-    if plan.varied:
-        from .production import master
-
-        draw = Draw(generator(plan.seed, plan.split, plan.index, 6), held_out)
-        stems = master(stems, draw, SAMPLE_RATE)
+    draw = Draw(generator(plan.seed, plan.split, plan.index, 6), held_out)
+    stems = master(stems, draw, SAMPLE_RATE)
     peak = max(np.abs(sum(stems.values())).max(), *(np.abs(a).max() for a in stems.values()))
     scale = np.float32(plan.peak * 32767 / peak)
     return {stem: np.rint(audio * scale).astype(np.int16) for stem, audio in stems.items()}
-
-
-def _record(plan: SongPlan, stem: str, audio: Audio, draw: Draw) -> Audio:
-    """A stem of a varied song in its room, with its effects."""
-    from .production import produce, room
-
-    if plan.rooms[stem]:
-        audio = room(audio, plan.rooms[stem], plan.decay, draw, SAMPLE_RATE)
-    return produce(stem, audio, plan.tempo, draw, SAMPLE_RATE)
 
 
 def render_song(
@@ -233,14 +229,14 @@ def render_song(
     index: int,
     seed: int,
     seconds: float,
-    varied: bool = False,
+    soundfonts: Sequence[str] = (),
     stems: bool = True,
 ) -> None:
     """Write a song as `folder`/{mixture,drums,bass,other,vocals}.wav, or only its mixture.
 
     The folder appears when it is complete, and replaces an older one.
     """
-    parts = perform(compose(split, index, seed, seconds, varied))
+    parts = perform(compose(split, index, seed, seconds), soundfonts)
     mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32).astype(np.int16)
     with atomic_folder(folder) as unfinished:
         for name, audio in {MIXTURE: mixture, **(parts if stems else {})}.items():
@@ -253,7 +249,7 @@ def render_corpus(
     counts: dict[str, int],
     seconds: float,
     seed: int,
-    varied: bool = False,
+    soundfonts: Sequence[Path] = (),
     workers: int = 2,
     progress: bool = True,
     known: Known | None = None,
@@ -262,7 +258,8 @@ def render_corpus(
 
     Returns name, split and group per song, in order of split and index. The files do not depend
     on `workers`. With more than one, call this under `if __name__ == "__main__"`.
-    Songs that are `known` from an earlier run and unchanged are kept.
+    Songs that are `known` from an earlier run and unchanged are kept. UserError for a file of
+    `soundfonts` that is missing or of another kind.
     """
     unknown = set(counts) - set(SPLITS)
     if unknown:
@@ -272,12 +269,22 @@ def render_corpus(
         {"name": song_name(*job, seed), "split": job[0], "group": song_group(*job)} for job in jobs
     ]
     tasks = [
-        (root / song["split"] / song["name"], split, index, seed, seconds, varied)
+        (
+            root / song["split"] / song["name"],
+            split,
+            index,
+            seed,
+            seconds,
+            tuple(map(str, soundfonts)),
+        )
         for song, (split, index) in zip(songs, jobs, strict=True)
     ]
     here = Path(__file__).parent
     how = {"code": code(*here.glob("*.py"), here.parents[1] / "audio" / "samples.py")}
     how |= {name: version(name) for name in LIBRARIES}
+    for path in soundfonts:
+        check_soundfont(path)
+        how[str(path)] = file_digest(path)
     if known:
         tasks = [
             t for t in tasks if known.get(f"band {t[0]}", _files(t[0], t[1]), [how, *t[1:]]) is None
@@ -305,14 +312,14 @@ def render_corpus(
 
 
 def _render(task: Task) -> Task:
-    folder, split, index, seed, seconds, varied = task
+    folder, split, index, seed, seconds, soundfonts = task
     render_song(
         folder,
         split=split,
         index=index,
         seed=seed,
         seconds=seconds,
-        varied=varied,
+        soundfonts=soundfonts,
         stems=split != "pretrain",
     )
     return task

@@ -18,8 +18,6 @@ from .plan import (
     PROGRAMS,
     SINGERS,
     SYNTHESISED,
-    VARIED_PROGRAMS,
-    VARIED_SINGERS,
     Layer,
     Note,
     SongPlan,
@@ -73,17 +71,14 @@ RHYTHMS = (
 )  # lengths of sung notes in sixteenths, one bar each
 
 
-def compose(split: str, index: int, seed: int, seconds: float, varied: bool = False) -> SongPlan:
-    """Compose the song `(split, index)` of corpus `seed`, `seconds` long (+-10 %).
-
-    Varied songs have more instruments and singers, and `production` records and mixes them.
-    """
+def compose(split: str, index: int, seed: int, seconds: float) -> SongPlan:
+    """Compose the song `(split, index)` of corpus `seed`, `seconds` long (+-10 %)."""
     if not seconds >= SHORTEST:
         raise UserError(f"seconds: {seconds} is too short for a song; use at least {SHORTEST:g}")
     rng = generator(seed, split, index, 1)
     group = song_group(split, index)
     length = seconds * rng.uniform(0.9, 1.1)
-    song = _Writer(rng, group, length, varied)
+    song = _Writer(rng, group, length)
     layers = {
         "drums": song.drums(),
         "bass": song.bass(),
@@ -108,25 +103,22 @@ def compose(split: str, index: int, seed: int, seconds: float, varied: bool = Fa
             "drums": rng.uniform(0.05, 0.25),
             "bass": 0.0,
             "other": rng.uniform(0.1, 0.3),
-            "vocals": rng.uniform(0.02, 0.2) if varied else rng.uniform(0.1, 0.35),
+            "vocals": rng.uniform(0.02, 0.2),
         },
         bend=song.bend,
-        varied=varied,
     )
 
 
 class _Writer:
     """State shared by the four stems of a song: tempo, harmony, form, and rests."""
 
-    def __init__(self, rng: np.random.Generator, group: str, seconds: float, varied: bool) -> None:
-        self.rng, self.group, self.seconds, self.varied = rng, group, seconds, varied
-        self.programs = VARIED_PROGRAMS if varied else PROGRAMS
-        self.singers = VARIED_SINGERS if varied else SINGERS
+    def __init__(self, rng: np.random.Generator, group: str, seconds: float) -> None:
+        self.rng, self.group, self.seconds = rng, group, seconds
         self.tempo = rng.uniform(84, 144)
         self.sixteenth = 15.0 / self.tempo
         self.swing = rng.uniform(0.15, 0.3) if rng.random() < 0.25 else 0.0
         # The tempo's change from the start to the end, as a share; the song's length stays.
-        self.bend = rng.uniform(-0.15, 0.15) if varied and rng.random() < 0.4 else 0.0
+        self.bend = rng.uniform(-0.15, 0.15) if rng.random() < 0.4 else 0.0
         self.key = int(rng.integers(12))
         self.scale = MAJOR if rng.random() < 0.55 else MINOR
         self.verse, self.chorus = pick(rng, PROGRESSIONS), pick(rng, PROGRESSIONS)
@@ -192,7 +184,7 @@ class _Writer:
         return sorted(low + (self._degree(d, 0) - low) % 12 for d in degrees)
 
     def _program(self, role: str) -> int:
-        return pick(self.rng, self.programs[role][self.group])
+        return pick(self.rng, PROGRAMS[role][self.group])
 
     def _layer(self, role: str, notes: list[Note], gain: float, **place: float) -> Layer:
         program = int(place.pop("program", -1))
@@ -248,7 +240,7 @@ class _Writer:
             for name, notes in parts.items()
             if notes
         ]
-        if self.varied and kit != SYNTHESISED and rng.random() < 0.4:  # a layered kit
+        if kit != SYNTHESISED and rng.random() < 0.4:  # a layered kit
             below = rng.uniform(-9, -3)
             layers += [
                 replace(layer, program=SYNTHESISED, gain=layer.gain + below, drive=0.0)
@@ -297,7 +289,7 @@ class _Writer:
         if not heavy or rng.random() < 0.7:
             bright = rng.uniform(0.0, 0.6)
             layers.append(self._layer("pad", pad, -3.0, pan=-0.3 * side, width=0.8, bright=bright))
-        always = rng.random() < (0.2 if self.varied else 0.5)
+        always = rng.random() < 0.2
         lead = self._melody("other", 67, lambda start: always or not self._sung(start))
         if lead and rng.random() < 0.8:
             layers.append(self._layer("lead", lead, -4.0, pan=0.2 * side, bright=0.5))
@@ -323,29 +315,19 @@ class _Writer:
         return self._layer("comp", notes, 0.0, pan=pan, width=0.5, bright=bright)
 
     def vocals(self) -> tuple[Layer, ...]:
-        """A sung lead (from `voice` or the soundfont), and a choir in the loud slots."""
+        """A sung lead, at times doubled, and a second voice in the loud slots."""
         rng = self.rng
         voice = self._program("voice")
-        own = rng.random() < 0.75 or self.varied
-        low = self.singers[voice].low if own else pick(rng, (57, 62))
-        lead = self._melody("vocals", low, lambda start: True)
-        layers = []
-        if own:
-            pan = rng.uniform(-0.1, 0.1)
-            layers.append(self._layer("voice", lead, 0.0, program=voice, pan=pan))
-            if self.varied and rng.random() < 0.3:  # sung twice
-                aside = pick(rng, (-0.5, 0.5))
-                below = rng.uniform(-14, -9)
-                layers.append(self._layer("voice", lead, below, program=voice, pan=aside))
-        else:
-            layers.append(self._layer("choir", lead, 0.0, drive=rng.uniform(1.5, 3), bright=0.5))
+        lead = self._melody("vocals", SINGERS[voice].low, lambda start: True)
+        pan = rng.uniform(-0.1, 0.1)
+        layers = [self._layer("voice", lead, 0.0, program=voice, pan=pan)]
+        if rng.random() < 0.3:  # sung twice
+            aside, below = pick(rng, (-0.5, 0.5)), rng.uniform(-14, -9)
+            layers.append(self._layer("voice", lead, below, program=voice, pan=aside))
         loud = [note for note in lead if self._loud(int(note.start / self.sixteenth))]
         if loud and rng.random() < 0.6:
-            role = "voice" if rng.random() < 0.5 or self.varied else "choir"
-            program = voice if role == "voice" else -1
             third = [note._replace(pitch=self._third(note.pitch)) for note in loud]
-            place = {"pan": 0.6, "width": 0.0 if self.varied else 1.0, "bright": 0.5}
-            layers.append(self._layer(role, third, -7.0, program=program, **place))
+            layers.append(self._layer("voice", third, -7.0, program=voice, pan=0.6, bright=0.5))
         return tuple(layers)
 
     def _third(self, pitch: int) -> int:

@@ -1,12 +1,12 @@
 """Shared by the embedded band's modules: song plans, instruments, random numbers.
 
-`composer` writes plans; `voice` and `jukesep.songs.band` turn them into sound.
+`composer` writes plans; the other modules turn them into sound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,40 +34,22 @@ class Voice:
 
 
 SINGERS = (
-    Voice(1.00, 0.90, 0.08, 5.2, 0.35, 45),
+    Voice(1.00, 0.90, 0.08, 5.2, 0.35, 52),
     Voice(1.06, 0.70, 0.10, 5.6, 0.25, 50),
     Voice(1.16, 0.80, 0.08, 5.9, 0.40, 55),
     Voice(1.22, 1.00, 0.20, 5.0, 0.30, 57),
-    Voice(0.93, 0.75, 0.08, 4.7, 0.30, 47),
+    Voice(0.93, 0.75, 0.08, 4.7, 0.30, 50),
     Voice(1.28, 0.90, 0.14, 6.3, 0.45, 56),
-)
-VARIED_SINGERS = (
-    replace(SINGERS[0], low=52),
-    *SINGERS[1:4],
-    replace(SINGERS[4], low=50),
-    SINGERS[5],
     Voice(1.10, 1.00, 0.25, 5.4, 0.20, 52),
     Voice(0.97, 0.60, 0.06, 5.0, 0.30, 51),
 )
 
 # General MIDI programs per role and group; kits are programs of the percussion bank. Held-out
 # programs use other recordings of the soundfont than seen ones, except for the cymbals, which all
-# kits share, and the hats of kit 24.
+# kits share, and the hats of kit 24. SYNTHESISED stands for an instrument without recordings, and
+# is there several times, so that as many songs have it.
+SYNTHESISED = 128  # `synth` makes the sound
 PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
-    "kit": {"seen": (0, 8, 16, 40), "held_out": (24, 25)},
-    "bass": {"seen": (32, 33, 34, 35, 36), "held_out": (37, 38)},
-    "comp": {"seen": (0, 1, 4, 5, 16, 24, 25, 27), "held_out": (6, 17, 26, 46)},
-    "power": {"seen": (29, 30), "held_out": (18, 81)},
-    "pad": {"seen": (19, 48, 50, 61, 89), "held_out": (21, 42, 60)},
-    "lead": {"seen": (11, 27, 56, 65, 73, 80), "held_out": (40, 66, 71, 105)},
-    "voice": {"seen": (0, 1, 2, 3), "held_out": (4, 5)},  # rows of SINGERS
-    "choir": {"seen": (53, 54), "held_out": (52,)},
-}
-
-# The same for varied songs. More recordings of the soundfont, none of a held-out program; and drums
-# and basses without recordings, several times, so that as many songs have them.
-SYNTHESISED = 128  # instead of a program: `synth` makes the sound
-VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
     "kit": {"seen": (0, 8, 16, 32, 40, *[SYNTHESISED] * 6), "held_out": (24, 25, SYNTHESISED)},
     "bass": {
         "seen": (*range(32, 37), 39, *[SYNTHESISED] * 5),
@@ -75,15 +57,15 @@ VARIED_PROGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "comp": {
         "seen": (*range(6), 7, 8, 12, 13, 15, 16, 24, 25, 27, 28, 45, 104, 108, 114),
-        "held_out": PROGRAMS["comp"]["held_out"],
+        "held_out": (6, 17, 26, 46),
     },
     "power": {"seen": (29, 30, 84, 86, 90), "held_out": (18, 81)},
     "pad": {"seen": (19, 44, *range(48, 52), 61, 89, 91, 92, 94, 95), "held_out": (21, 42, 60)},
     "lead": {
         "seen": (9, 10, 11, 13, 22, 27, 28, 56, 64, 65, 73, 75, 80, 82, 85),
-        "held_out": PROGRAMS["lead"]["held_out"],
+        "held_out": (40, 66, 71, 105),
     },
-    "voice": {"seen": (0, 1, 2, 3, 6, 7), "held_out": (4, 5)},  # rows of VARIED_SINGERS
+    "voice": {"seen": (0, 1, 2, 3, 6, 7), "held_out": (4, 5)},  # rows of SINGERS
 }
 
 
@@ -129,8 +111,7 @@ class SongPlan:
     layers: dict[str, tuple[Layer, ...]]
     gains: dict[str, float]
     rooms: dict[str, float]
-    bend: float = 0.0  # the beat of time t sounds at t (1 + bend (1 - t / seconds))
-    varied: bool = False  # recorded and mixed anew for each song: `production`
+    bend: float  # the beat of time t sounds at t (1 + bend (1 - t / seconds))
 
 
 def generator(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""How varied songs of the embedded band are recorded and mixed: effects, drawn for every song.
+"""How the songs of the embedded band are recorded and mixed: effects, drawn for every song.
 
 Effects on a stem come before its level is set. `master` treats all stems alike, by a gain and a
 speed that change over time, so that the mixture stays their sum.
@@ -73,7 +73,8 @@ def _bump(
 def _envelope(audio: Audio, attack: float, release: float, sample_rate: int) -> Audio:
     """Level in dB every HOP samples, of the mean square of both channels."""
     points = audio.shape[1] // HOP
-    power = np.mean(np.square(audio[:, : points * HOP]).reshape(2, points, HOP), axis=(0, 2))
+    blocks = audio[:, : points * HOP].reshape(len(audio), points, HOP)
+    power = np.einsum("cph,cph->p", blocks, blocks) / (len(audio) * HOP)
     level = 10 * np.log10(power + 1e-9)
     keep = [float(np.exp(-HOP / (seconds * sample_rate))) for seconds in (attack, release)]
     out = np.empty(points)
@@ -130,9 +131,14 @@ def _chorus(audio: Audio, draw: Draw, sample_rate: int) -> Audio:
 
 def _at(audio: Audio, places: NDArray[np.float64]) -> Audio:
     """Samples (channels, n) at places between them, silence outside: (channels, places)."""
-    time = np.arange(audio.shape[1])
-    rows = [np.interp(places, time, row, left=0.0, right=0.0) for row in audio]
-    return np.stack(rows).astype(np.float32)
+    padded = np.pad(audio, ((0, 0), (1, 2)))
+    inside = np.clip(places + 1, 0, audio.shape[1] + 1)
+    whole = inside.astype(np.int32)
+    share = (inside - whole).astype(np.float32)
+    steps = np.diff(padded, axis=1)
+    return np.stack(
+        [row[whole] + share * step[whole] for row, step in zip(padded, steps, strict=True)]
+    )
 
 
 def _echo(audio: Audio, tempo: float, draw: Draw, amount: float, sample_rate: int) -> Audio:
@@ -157,7 +163,9 @@ def _widen(audio: Audio, draw: Draw, most: float) -> Audio:
     """Change the share of what differs between the channels."""
     middle, side = audio.sum(axis=0) / 2, (audio[0] - audio[1]) / 2
     side *= np.float32(1 + most * draw.between(-0.9, 0.6))
-    return np.stack([middle + side, middle - side])
+    np.add(middle, side, out=audio[0])
+    np.subtract(middle, side, out=audio[1])
+    return audio
 
 
 def room(audio: Audio, share: float, decay: float, draw: Draw, sample_rate: int) -> Audio:

@@ -1,4 +1,4 @@
-"""A singing voice for varied songs of the embedded band: pulses through a tract that moves.
+"""A singing voice for the embedded band: pulses through a tract that moves.
 
 The soundfont's voices are nearly sinusoidal. This one has the features of a human voice: many
 harmonics, resonances that stay fixed while the pitch moves and glide from sound to sound,
@@ -9,6 +9,7 @@ and a source that gets brighter as it gets louder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -226,6 +227,11 @@ def _resistance(hertz: Any, frequency: Any, width: float) -> Any:
     return np.square(ratio - 1) + np.square(width / frequency) * ratio
 
 
+@cache
+def _band(low: float, high: float, sample_rate: int) -> NDArray[np.float64]:
+    return np.asarray(signal.butter(2, (low, high), "bandpass", fs=sample_rate, output="sos"))
+
+
 def _hiss(
     out: NDArray[np.float32],
     notes: Sequence[Note],
@@ -247,8 +253,9 @@ def _hiss(
             size = int(rng.uniform(0.02, 0.05) * sample_rate)
             shape = np.exp(-np.arange(size) / (0.25 * size))
             level = rng.uniform(0.3, 0.9)
-        sos = signal.butter(2, (low, high), "bandpass", fs=sample_rate, output="sos")
-        noise = signal.sosfilt(sos, rng.standard_normal(size)) * shape
+        noise = shape * signal.sosfilt(
+            _band(low, high, sample_rate), rng.standard_normal(size, dtype=np.float32)
+        )
         start = max(int(note.start * sample_rate) - size, 0)
         stop = min(start + size, len(out))
         scale = level * note.velocity / (np.abs(noise).max() + 1e-9) * 2.0

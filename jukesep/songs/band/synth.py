@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,43 +52,55 @@ def _drum(pitch: int, draw: Draw, sample_rate: int) -> Audio:
 def _membrane(base: float, draw: Draw, sample_rate: int, air: float, decay: float) -> Audio:
     """Modes of a struck skin that falls in pitch, and the click of the beater."""
     size = int(5 * decay * sample_rate)
-    time = np.arange(size) / sample_rate
-    bend = draw.between(0.3, 4.0) * np.exp(-time / draw.between(0.005, 0.05))
-    phase = 2 * np.pi * np.cumsum(base * (1 + bend)) / sample_rate
-    out = np.zeros(size)
+    time = np.arange(size, dtype=np.float32) / np.float32(sample_rate)
+    bend = np.float32(draw.between(0.3, 4.0)) * _fade(time, draw.between(0.005, 0.05))
+    phase = np.cumsum(2 * np.pi * base / sample_rate * (1 + bend), dtype=np.float64)
+    out = np.zeros(size, np.float32)
     for mode, ratio in enumerate((1.0, 1.59, 2.14, 2.3, 2.65, 2.92)):
         shift = 1 + 0.08 * (draw.between(-1, 1) if mode else 0)
-        fade = np.exp(-time * (1 + 1.3 * mode) / decay)
-        out += draw.between(0.2, 1.0) / (1 + 2.5 * mode) * fade * np.sin(ratio * shift * phase)
-    click = draw.rng.standard_normal(size) * np.exp(-time / draw.between(0.001, 0.006))
-    out += draw.between(0.05, 0.5) * click
-    out += air * draw.rng.standard_normal(size) * np.exp(-time / (0.5 * decay))
+        share = np.float32(draw.between(0.2, 1.0) / (1 + 2.5 * mode))
+        tone = np.sin((ratio * shift * phase).astype(np.float32))
+        out += share * _fade(time, decay / (1 + 1.3 * mode)) * tone
+    click = draw.rng.standard_normal(size, dtype=np.float32)
+    click *= _fade(time, draw.between(0.001, 0.006))
+    out += np.float32(draw.between(0.05, 0.5)) * click
+    breath = draw.rng.standard_normal(size, dtype=np.float32)
+    out += np.float32(air) * breath * _fade(time, 0.5 * decay)
     return _level(out)
+
+
+def _fade(time: Audio, decay: float) -> Audio:
+    """Fall by a factor of e every `decay` seconds."""
+    return np.exp(time * np.float32(-1 / decay))
 
 
 def _noise(draw: Draw, sample_rate: int, low: tuple[float, float], decay: float) -> Audio:
     size = int(6 * decay * sample_rate)
     band = (draw.between(*low), draw.between(7000, 15000))
     sos = signal.butter(1, band, "bandpass", fs=sample_rate, output="sos")
-    noise = signal.sosfilt(sos, draw.rng.standard_normal(size))
-    return _level(noise * np.exp(-np.arange(size) / (decay * sample_rate)))
+    noise = signal.sosfilt(sos, draw.rng.standard_normal(size, dtype=np.float32))
+    time = np.arange(size, dtype=np.float32) / np.float32(sample_rate)
+    return _level(noise * _fade(time, decay))
 
 
 def _metal(draw: Draw, sample_rate: int, decay: float) -> Audio:
     """Partials without harmony, as of a plate, and noise."""
     size = int(4 * decay * sample_rate)
-    time = np.arange(size) / sample_rate
-    base, out = draw.between(280, 620), np.zeros(size)
+    time = np.arange(size, dtype=np.float32) / np.float32(sample_rate)
+    base, high = draw.between(280, 620), np.zeros(size, np.int32)
     for ratio in np.cumsum(draw.rng.uniform(0.4, 1.9, 8)) + 4:
-        out += np.sign(np.sin(2 * np.pi * base * ratio * time + draw.rng.uniform(0, 6.3)))
-    out = out / 3 + draw.between(0.5, 2.0) * draw.rng.standard_normal(size)
+        half_periods = 2 * base * ratio * time + draw.rng.uniform(0, 2)
+        high += half_periods.astype(np.int32) & 1  # a square wave: 0 or 1
+    noise = draw.rng.standard_normal(size, dtype=np.float32)
+    out = np.float32(2 / 3) * (4 - high) + np.float32(draw.between(0.5, 2.0)) * noise
     sos = signal.butter(2, draw.between(4000, 8500), "highpass", fs=sample_rate, output="sos")
-    fade = np.exp(-time / decay) + draw.between(0, 1) * np.exp(-time / 0.01)
+    fade = _fade(time, decay) + np.float32(draw.between(0, 1)) * _fade(time, 0.01)
     return _level(signal.sosfilt(sos, out) * fade)
 
 
-def _level(audio: NDArray[np.float64]) -> Audio:
-    return (audio / (np.abs(audio).max() + 1e-9)).astype(np.float32)
+def _level(audio: NDArray[Any]) -> Audio:
+    audio = audio.astype(np.float32, copy=False)
+    return audio / (np.abs(audio).max() + np.float32(1e-9))
 
 
 def _sum(*parts: Audio) -> Audio:
