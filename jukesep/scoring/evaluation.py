@@ -217,16 +217,18 @@ def score_systems(
     sample_rate: int,
     museval: bool = False,
     keep: Path | None = None,
+    workers: int = 1,
 ) -> list[Row]:
-    """Score systems on whole songs. `sdr` scores what they separate from the mono mixture.
+    """Score systems on whole songs, `workers` at a time. `sdr` scores what they separate from the
+    mono mixture.
 
     `keep` is a folder for that mono audio, to listen to: <song>/<stem>.flac, and
     <song>/<system>_<stem>.flac of all systems but the first.
     """
-    rows = []
-    line = bar(songs, desc="evaluate " + ", ".join(one.name for one in systems), unit="song")
-    for song in line if systems else ():
+
+    def score(song: Song) -> list[Row]:
         mixture, references = _read(song)
+        rows = []
         for system in systems:
             estimates = system(mixture, sample_rate)
             mono = estimates
@@ -247,7 +249,14 @@ def score_systems(
                 for stem, samples in mono.items():
                     path = keep / song.name / f"{before}{stem}.flac"
                     write_sound(path, samples, sample_rate)
-    return rows
+        return rows
+
+    if not systems:
+        return []
+    title = "evaluate " + ", ".join(one.name for one in systems)
+    with ThreadPoolExecutor(workers) as pool:
+        scored = bar(pool.map(score, songs), total=len(songs), desc=title, unit="song")
+        return [row for rows in scored for row in rows]
 
 
 def score_estimates(

@@ -15,6 +15,7 @@ from jukesep.scoring import evaluation
 from jukesep.scoring import metrics as scores
 from jukesep.songs.manifest import STEMS, Song
 from jukesep.systems import equaliser
+from jukesep.systems.system import System
 
 RATE = 1000
 LENGTHS = {"Long": 3502, "Short": 1201, "Odd, NA": 2333}  # none is whole hops
@@ -185,6 +186,26 @@ def test_rows_do_not_depend_on_how_many_songs_are_scored_side_by_side(songs, mon
     assert rows[1] == rows[2] == rows[5]
     order = list(dict.fromkeys(row.song.name for row in rows[5]))
     assert order == list(LENGTHS)
+
+
+def test_systems_score_songs_side_by_side(songs, tmp_path):
+    def separate(mixture, _):
+        if mixture.shape[1] == songs[0].samples:
+            time.sleep(0.1)  # the first song is finished last
+        return {"drums": 0.5 * mixture, "bass": 0.1 * mixture}
+
+    systems = [System("half", separate), System("other half", separate)]
+    rows = {
+        workers: evaluation.score_systems(
+            songs, systems, 7, RATE, keep=tmp_path / str(workers), workers=workers
+        )
+        for workers in (1, 3)
+    }
+    assert rows[1] == rows[3]
+    assert list(dict.fromkeys(row.song.name for row in rows[3])) == list(LENGTHS)
+    kept = [{p.relative_to(tmp_path / w) for p in (tmp_path / w).rglob("*.flac")} for w in "13"]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == len(songs) * 4
 
 
 def test_scores_do_not_depend_on_torch_s_threads(songs):
