@@ -37,6 +37,9 @@ def test_levels_and_silence(found):
     assert found["bass", "level"] == pytest.approx(10 * np.log10(1 / 2.25))
     assert found["drums", "level"] == pytest.approx(10 * np.log10(0.5 / 3)), "while they sound"
     assert [found["mixture", f"{n} sounding"] for n in songs.COUNTS] == [0, 0, 50, 50, 0]
+    quiet = {"drums": 0.015 * sine(500), "bass": 0.007 * sine(62.5), "other": sine(1000)}
+    faint = songs.describe(quiet, RATE)  # by 36 and 43 dB
+    assert (faint["drums", "silent"], faint["bass", "silent"]) == (0, 100)
 
 
 def test_dynamics_and_width(found):
