@@ -33,12 +33,14 @@ def produce(stem: str, audio: Audio, tempo: float, draw: Draw, sample_rate: int)
     return _widen(audio, draw, 0.3 if stem in ("bass", "vocals") else 1.0)
 
 
-# Lowest and highest gain in dB at the ends of a stem's spectrum, below 120 Hz and above 5 kHz.
+LOWEST = np.log2(40 / 1000)  # octaves below 1 kHz; records have little below 40 Hz
+LOW_TREBLE = np.log2(3.5)
+# Lowest and highest gain in dB at the ends of a stem's spectrum, below 120 Hz and above 3.5 kHz.
 CURVES = {
-    "drums": ((-6.0, 5.0), (-8.0, 6.0)),
-    "bass": ((-5.0, 5.0), (-14.0, 6.0)),
-    "other": ((-12.0, 2.0), (-8.0, 6.0)),
-    "vocals": ((-14.0, 0.0), (-2.0, 9.0)),
+    "drums": ((-5.0, 6.0), (-15.0, -3.0)),
+    "bass": ((-5.0, 5.0), (-14.0, 4.0)),
+    "other": ((-12.0, 2.0), (-17.0, -5.0)),
+    "vocals": ((-14.0, 0.0), (-7.0, 4.0)),
 }
 
 
@@ -52,7 +54,8 @@ def _equalise(
     """Shelves at both ends, two to four broad bands, and up to three narrow resonances."""
     octaves = np.log2(np.maximum(fft.rfftfreq(TAPS, 1 / sample_rate), 10.0) / 1000)
     curve = draw.between(*ends[0]) / (1 + np.exp(4 * (octaves + 3.0)))
-    curve += draw.between(*ends[1]) / (1 + np.exp(-3 * (octaves - 2.3)))
+    curve += draw.between(*ends[1]) / (1 + np.exp(-3 * (octaves - LOW_TREBLE)))
+    curve -= 12 * np.maximum(LOWEST - octaves, 0)
     for _ in range(int(draw.rng.integers(2, 5))):
         curve += _bump(octaves, draw.between(-3.5, 3.3), draw.between(0.3, 1.2), draw, 8.0 * amount)
     for _ in range(int(draw.rng.integers(0, 4))):
