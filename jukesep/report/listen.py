@@ -15,11 +15,12 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..base import paths
 from ..base.errors import UserError
 from ..base.files import atomic_folder
 from ..base.parallel import cores
-from ..base.progress import bar
+from ..base.progress import bar, note
 from ..songs.manifest import GROUPS, MIXTURE, STEMS, Manifest
 from ..systems import equaliser
 from .others import LABELS, REFINED, others, refined_init
@@ -41,6 +42,7 @@ from .others import LABELS, REFINED, others, refined_init
 HERE = Path(__file__).with_name("listening")
 PEAKS = 600  # points in a waveform
 LONGEST = 20 * 60  # seconds; a browser keeps all sounds decoded, here about 2 GB
+LIMIT = 30_000_000  # bytes of an experiment's page, which leaves out songs to keep to it
 TOLERANCE = 0.1  # seconds; some formats add samples at the ends
 FILES = {"index.html", "audio", "wavesurfer.min.js", "wavesurfer.licence.txt"}
 KINDS = (
@@ -82,20 +84,47 @@ class Entry:
     parts: Mapping[str, Sequence[Sound]]
 
 
-def write_page(folder: Path, title: str, about: str, entries: Sequence[Entry]) -> None:
+@dataclass(frozen=True)
+class Pick:
+    """A sound that the page names at its top; the page opens with the first of them."""
+
+    name: str
+    text: str
+    song: int
+    part: int
+    sound: int
+    """The numbers of the song, of the part in it, and of the sound in that."""
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    about: str,
+    entries: Sequence[Entry],
+    picks: Sequence[Pick] = (),
+    limit: float = math.inf,
+) -> None:
     """Write the page and its sounds to `folder`, atomically; an existing page is replaced.
 
-    UserError if a sound cannot be read, or if `folder` contains anything but a listening page.
+    With a `limit` in bytes, the last songs are left out until the folder is within it, and the
+    page names them. Songs up to the last of `picks` stay in any case. UserError if a sound cannot
+    be read, or if `folder` contains anything but a listening page.
     """
     total = sum(len(entry.parts) for entry in entries)
+    least = max((pick.song + 1 for pick in picks), default=0)
     with (
         _folder(folder) as new,
         bar(total=total, desc="listen", unit="part") as line,
         ThreadPoolExecutor(cores()) as pool,
     ):
-        songs, number, rates = [], 0, {8000}
+        songs: list[dict[str, Any]] = []
+        number, rates = 0, {8000}
         (new / "audio").mkdir()
+        for name in ("wavesurfer.min.js", "wavesurfer.licence.txt"):
+            shutil.copyfile(HERE / name, new / name)
         for entry in entries:
+            if len(songs) >= least and _size(new) > limit:
+                break
             encoded = cache(partial(_encoded, entry.name))  # the mixture is in each of its parts
             parts = []
             for part, sounds in entry.parts.items():
@@ -111,28 +140,52 @@ def write_page(folder: Path, title: str, about: str, entries: Sequence[Entry]) -
                 number += 1
                 line.update()
             songs.append({"name": entry.name, "note": entry.note, "parts": parts})
-        for name in ("wavesurfer.min.js", "wavesurfer.licence.txt"):
-            shutil.copyfile(HERE / name, new / name)
-        page = (HERE / "page.html").read_text(encoding="utf-8")
-        # Browsers support rates from 8,000 to 96,000 Hz.
-        rate = min(max(rates), 96_000)
-        content = {"title": title, "about": about, "rate": rate, "songs": songs}
-        for place, text in (
-            ("/*STYLE*/", (HERE / "page.css").read_text(encoding="utf-8")),
-            ("/*SCRIPT*/", (HERE / "page.js").read_text(encoding="utf-8")),
-            (
-                "/*CONTENT*/",
-                _json(content),
-            ),  # last, so that a placeholder in a name of a song is not replaced
-        ):
-            page = page.replace(place, text)
-        (new / "index.html").write_text(page, encoding="utf-8")
+        while True:
+            left = ""
+            if gone := [entry.name for entry in entries[len(songs) :]]:
+                left = (
+                    f" Left out, because the page takes at most {limit / 1e6:g} MB: "
+                    f"{', '.join(gone)}."
+                )
+            content = {
+                "title": title,
+                "about": about + left,
+                "rate": min(max(rates), 96_000),  # browsers support from 8,000 to 96,000 Hz
+                "picks": [asdict(pick) for pick in picks],
+                "songs": songs,
+            }
+            (new / "index.html").write_text(_page(content), encoding="utf-8")
+            if len(songs) <= least or _size(new) <= limit:
+                break
+            for part in songs.pop()["parts"]:
+                (new / part["file"]).unlink()
+        if left:
+            note(f"{folder}:{left}")
+
+
+def _page(content: Mapping[str, Any]) -> str:
+    """Return index.html."""
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    for place, text in (
+        ("/*STYLE*/", (HERE / "page.css").read_text(encoding="utf-8")),
+        ("/*SCRIPT*/", (HERE / "page.js").read_text(encoding="utf-8")),
+        # Last, so that a placeholder in a name of a song is not replaced.
+        ("/*CONTENT*/", _json(content)),
+    ):
+        page = page.replace(place, text)
+    return page
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
     """Write listen/ from the audio that was scored; `params` is params.yaml as a dictionary.
 
-    If no audio was kept, the page says why. UserError if a file is missing.
+    The page opens with the stem that gains most; LIMIT is its size. If no audio was kept, the page
+    says why. UserError if a file is missing.
     """
     manifest = Manifest.load(root / paths.MANIFEST)
     entries = []
@@ -153,7 +206,43 @@ def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
         if entries
         else "Nothing was kept to listen to: set evaluate.audio=true and run `dvc repro`."
     )
-    write_page(root / paths.LISTEN, f"Listen: scale {params['scale']}", about, entries)
+    entries, picks = _picked(params, entries)
+    if picks:
+        ours = list(entries[0].parts.values())[picks[0].part][picks[0].sound].label
+        about += (
+            f" Best and worst are the stems where “{ours}” gains most and least over the static "
+            "equaliser."
+        )
+    title = f"Listen: scale {params['scale']}"
+    write_page(root / paths.LISTEN, title, about, entries, picks, LIMIT)
+
+
+def _picked(params: Mapping[str, Any], entries: list[Entry]) -> tuple[list[Entry], list[Pick]]:
+    """Where our stems gain most and least over the static equaliser, and the songs, these first.
+
+    Ours are the refined stems; without them, those of the last checkpoint of the init that would
+    be refined. Of equal gains, the first is the best. Nothing is picked if nothing has a score.
+    """
+    refined = any(other.name == REFINED for other in others(params))
+    kind = "refined" if refined else refined_init(params["inits"])
+    found = []
+    for entry in entries:
+        for part, (stem, sounds) in enumerate(entry.parts.items()):
+            number = [sound.kind for sound in sounds].index(kind)  # the last checkpoint is first
+            score = sounds[number].score
+            base = next(sound.score for sound in sounds if sound.kind == "equaliser")
+            if score is not None and base is not None:
+                gain = round(score, 2) - round(base, 2)  # of the scores as the page shows them
+                text = f"{stem} of {entry.name}: {score:.2f} dB, {gain:+.2f} over the "
+                found.append((gain, entry, part, number, text + "static equaliser"))
+    found.sort(key=lambda one: one[0], reverse=True)
+    ends = [*found[:1], *found[1:][-1:]]
+    names = list(dict.fromkeys(entry.name for entry in [*(one[1] for one in ends), *entries]))
+    picks = [
+        Pick(name, text, names.index(entry.name), part, number)
+        for name, (_, entry, part, number, text) in zip(("Best", "Worst"), ends, strict=False)
+    ]
+    return sorted(entries, key=lambda entry: names.index(entry.name)), picks
 
 
 def _systems(

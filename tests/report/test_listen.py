@@ -32,6 +32,9 @@ def _tone(frequency, seconds=SECONDS, channels=1):
     return np.tile(0.3 * np.sin(2 * np.pi * frequency * time), (channels, 1)).T
 
 
+TONE = _tone(300).T.astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """An experiment's songs, sounds and scores, of two stems, as `evaluate` leaves them."""
@@ -163,6 +166,97 @@ def test_refined_stems_of_all_four_models_stand_beside_the_plain_ones(project, t
         ]
 
 
+# (song, stem) -> SDR of ours and of the equaliser. The best score is not the largest gain.
+UNEVEN = {(0, "drums"): (0.5, 2.0), (0, "vocals"): (9.0, 8.0), (1, "vocals"): (4.004, 0.746)}
+FIRST = [
+    "vocals of {1}: 4.00 dB, +3.25 over the static equaliser",
+    "drums of {0}: 0.50 dB, -1.50 over the static equaliser",
+]
+
+
+@pytest.fixture
+def uneven(project, tmp_path):
+    """The project where some stems are separated better than others, and its songs' names."""
+    root = shutil.copytree(project, tmp_path / "uneven")
+    songs = Manifest.load(root / "data/prepared/manifest.json").split("test")
+    places = [(song, stem) for song in range(len(songs)) for stem in STEMS]
+    ours, base = ({p: UNEVEN.get(p, (2.0, 1.0))[n] for p in places} for n in (0, 1))
+    for file, system, step, values in (
+        ("refined", "refined", 6, ours),
+        ("baselines", "static_equaliser", "", base),
+    ):
+        rows = [(songs[n], stem, system, "", step, db) for (n, stem), db in values.items()]
+        _scores(root / f"results/systems/{file}.csv", rows)
+    for stem in STEMS:
+        own = [(songs[n], ours[n, stem]) for n in range(len(songs))]
+        rows = [(song, stem, "separation", "pretrained", 6, db) for song, db in own]
+        # Another checkpoint gains in another order.
+        rows += [(song, stem, "separation", "pretrained", 4, 9 - db) for song, db in own]
+        _scores(root / f"results/scores/{stem}_pretrained.csv", rows)
+    return root, [song.name for song in songs]
+
+
+@pytest.mark.parametrize(
+    ("stems", "ours"),
+    [(STEMS, "pretrained, refined"), (("drums", "vocals"), "pretrained, 6 steps")],
+)
+def test_the_page_begins_where_the_method_gains_most_and_least(uneven, stems, ours):
+    root, names = uneven
+    listen.of_experiment(_params(stems=list(stems), peers={}), root)
+    content = _content(root / "listen")
+    assert [song["name"] for song in content["songs"]] == names[::-1]
+    assert [(one["name"], one["text"].format(*names)) for one in content["picks"]] == [
+        (name, text.format(*names)) for name, text in zip(("Best", "Worst"), FIRST, strict=True)
+    ]
+    for pick, stem in zip(content["picks"], ("vocals", "drums"), strict=True):
+        part = content["songs"][pick["song"]]["parts"][pick["part"]]
+        assert (part["name"], part["sounds"][pick["sound"]]["label"]) == (stem, ours)
+    assert [pick["song"] for pick in content["picks"]] == [0, 1]
+    assert (
+        f"are the stems where “{ours}” gains most and least over the static equaliser"
+        in content["about"]
+    )
+
+
+def test_songs_beyond_the_limit_are_left_out_and_named(tmp_path, capsys):
+    entries = [
+        listen.Entry(f"song {n}", "", {"stems": [listen.Sound("a", "stem", lambda: (TONE, RATE))]})
+        for n in range(4)
+    ]
+
+    def written(*rest):
+        listen.write_page(tmp_path / "page", "Listen", "About.", entries, *rest)
+        size = sum(p.stat().st_size for p in (tmp_path / "page").rglob("*") if p.is_file())
+        content = _content(tmp_path / "page")
+        files = len(list((tmp_path / "page/audio").iterdir()))
+        assert files == len(content["songs"])
+        return size, files, content["about"]
+
+    size, *rest = written()
+    assert rest == [4, "About."]
+    assert written((), size) == (size, 4, "About.")
+    less, files, about = written((), size - 1)
+    assert less < size
+    left = "Left out, because the page takes at most {:g} MB: song 3."
+    assert (files, about) == (3, f"About. {left.format((size - 1) / 1e6)}")
+    assert f"page: {left.format((size - 1) / 1e6)}" in capsys.readouterr().err
+    assert written((), less) == (less, 3, f"About. {left.format(less / 1e6)}")
+    picks = [listen.Pick("Best", "", 0, 0, 0), listen.Pick("Worst", "", 1, 0, 0)]
+    assert written(picks, 1)[1] == 2
+
+
+def test_the_experiments_page_has_a_limit_but_for_the_best_and_the_worst(uneven, monkeypatch):
+    root, names = uneven
+    songs = Manifest.load(root / "data/prepared/manifest.json").songs
+    more = Song("more", "test", "seen", songs[0].folder, RATE * SECONDS)  # without sounds to read
+    Manifest(RATE, (more, *songs)).save(root / "data/prepared/manifest.json")
+    monkeypatch.setattr(listen, "LIMIT", 10_000)
+    listen.of_experiment(_params(), root)
+    content = _content(root / "listen")
+    assert [song["name"] for song in content["songs"]] == names[::-1]
+    assert content["about"].endswith(" Left out, because the page takes at most 0.01 MB: more.")
+
+
 def test_every_kind_of_sound_has_its_colour():
     script, style = ((listen.HERE / name).read_text() for name in ("page.js", "page.css"))
     (kinds,) = re.findall(r"KINDS = \[(.*?)\]", script, re.DOTALL)
@@ -214,7 +308,7 @@ def test_an_experiment_that_kept_nothing_says_so(project, tmp_path):
     shutil.copytree(project / "data", tmp_path / "data")
     listen.of_experiment(_params(evaluate={"split": "test", "audio": False}), tmp_path)
     content = _content(tmp_path / "listen")
-    assert content["songs"] == []
+    assert content["songs"] == content["picks"] == []
     assert "set evaluate.audio=true" in content["about"]
 
 
@@ -255,11 +349,13 @@ def stems(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_separated_songs_have_a_page(stems, capsys):
+def test_separated_songs_have_a_page(stems, capsys, monkeypatch):
+    monkeypatch.setattr(listen, "LIMIT", 1)  # of an experiment's page alone
     assert run_jukesep("listen", "stems") == 0
     assert capsys.readouterr().out == f"{stems.resolve()}/stems-listen/index.html\n"
     content = _content(Path("stems-listen"))
     assert [song["name"] for song in content["songs"]] == ["one", "two"]
+    assert content["picks"] == []
     (part,) = content["songs"][0]["parts"]
     labels = [one["label"] for one in part["sounds"]]
     assert labels == ["all stems", "drums", "vocals", "no_vocals"]
@@ -376,6 +472,26 @@ def tab(page):
     with opened(page / "index.html", ADVICE, viewport={"width": 1200, "height": 900}) as tab:
         wait(tab, READY)
         yield tab
+
+
+def test_it_opens_with_the_best_and_leads_to_the_worst(uneven):
+    root, names = uneven
+    listen.of_experiment(_params(), root)
+    place = "[jukesep.state.song, jukesep.state.part, jukesep.state.sound]"
+    with opened(root / "listen/index.html", ADVICE) as tab:
+        wait(tab, READY)
+        assert tab.evaluate(place) == [0, 1, 2]
+        assert tab.locator("#picks button").all_inner_texts() == [
+            f"{name} {text.format(*names)}"
+            for name, text in zip(("Best", "Worst"), FIRST, strict=True)
+        ]
+        tab.keyboard.press(" ")
+        tab.click("#picks button:nth-child(2)")
+        wait(tab, f"{READY} && jukesep.state.playing")
+        assert tab.evaluate(place) == [1, 0, 2]
+        tab.keyboard.press("1")
+        tab.click("#picks button:nth-child(1)")
+        assert tab.evaluate(place) == [0, 1, 2]
 
 
 STATE = "[jukesep.state.sound, jukesep.state.playing, jukesep.state.position]"

@@ -57,6 +57,12 @@
     content.songs.forEach((one, number) => {
       at("song").append(element("option", { value: number, textContent: one.name }));
     });
+    for (const pick of content.picks) {
+      const text = element("span", { textContent: pick.text });
+      const button = element("button", { type: "button" }, element("b", { textContent: pick.name }), " ", text);
+      button.addEventListener("click", () => show(pick.song, pick.part, pick.sound));
+      at("picks").append(button);
+    }
     at("song").addEventListener("change", () => {
       at("song").blur(); // give the keys back to the page
       show(Number(at("song").value), part);
@@ -69,18 +75,19 @@
       seek(((event.clientX - box.left) / box.width) * seconds());
     });
     document.addEventListener("keydown", key);
-    show(0, 0);
+    const first = content.picks[0] ?? { song: 0, part: 0, sound: 0 };
+    show(first.song, first.part, first.sound);
     requestAnimationFrame(frame);
   }
 
-  function show(nextSong, nextPart) {
+  function show(nextSong, nextPart, nextSound = sound) {
     resuming ||= playing !== null;
     const keep = nextSong === song ? now() : 0;
     stop();
     song = nextSong;
     part = Math.min(nextPart, content.songs[song].parts.length - 1);
     position = keep;
-    sound = Math.min(sound, current().sounds.length - 1);
+    sound = Math.min(nextSound, current().sounds.length - 1);
     loaded = null;
     at("song").value = song;
     at("note").textContent = content.songs[song].note;
