@@ -15,11 +15,14 @@ import pytest
 import soundfile
 from browser import opened, wait
 from commands import run_jukesep
+from matplotlib.image import imread
+from programs import needs
 
 from jukesep.base import params
 from jukesep.base.errors import UserError
 from jukesep.report import listen
 from jukesep.songs.manifest import STEMS, Manifest, Song
+from studies import listen_picture
 
 ROOT = Path(__file__).parents[2]
 RATE = 8000
@@ -492,6 +495,18 @@ def test_it_opens_with_the_best_and_leads_to_the_worst(uneven):
         tab.keyboard.press("1")
         tab.click("#picks button:nth-child(1)")
         assert tab.evaluate(place) == [0, 1, 2]
+
+
+def test_the_readmes_picture_is_the_page_as_it_opens(page, tmp_path):
+    needs("chromium", "chromium-browser", "google-chrome")
+    listen_picture.take(page / "index.html", tmp_path / "listen.png")
+    picture = 255 * imread(tmp_path / "listen.png")[..., :3]
+    assert picture.shape[1] == listen_picture.WIDTH
+    # Waveforms of the two checkpoints of pretrained, one of them chosen, between their borders.
+    blue = np.abs(picture - (0x00, 0x72, 0xB2)).sum(2) < 12
+    assert blue[:, 600:1000].any(1).sum() > 12
+    with pytest.raises(UserError, match="no such file; run `dvc repro`"):
+        listen_picture.take(tmp_path / "index.html", tmp_path / "none.png")
 
 
 STATE = "[jukesep.state.sound, jukesep.state.playing, jukesep.state.position]"
