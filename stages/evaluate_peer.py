@@ -17,6 +17,5 @@ if __name__ == "__main__":
 
         p, name = params.load(), sys.argv[1]
         steps = p.peers.recipe(name).steps
-        device = devices.choose(p.device, p.threads)
-        found = peer.load(paths.peer_checkpoint(name, steps), device)
-        systems.evaluate(p, name, found, steps, on_cpu=device.type == "cpu")
+        found = peer.load(paths.peer_checkpoint(name, steps), devices.choose(p.device, p.threads))
+        systems.evaluate(p, name, found, steps)

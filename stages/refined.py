@@ -18,4 +18,4 @@ if __name__ == "__main__":
         device = devices.choose(p.device, p.threads)
         whole = set(p.stems) == set(STEMS)
         found = [refined.load(paths.SEPARATOR, device)] if whole else []
-        systems.evaluate(p, "refined", found, p.stage2.steps, on_cpu=device.type == "cpu")
+        systems.evaluate(p, "refined", found, p.stage2.steps, parallel=device.type == "cpu")

@@ -16,12 +16,13 @@ MEMORY = 2e9  # bytes that a system may take for a song
 
 
 def evaluate(
-    params: Params, name: str, systems: Sequence[System], step: int, *, on_cpu: bool
+    params: Params, name: str, systems: Sequence[System], step: int, *, parallel: bool = False
 ) -> None:
     """Score systems on whole songs: results/systems/<name>.csv and results/audio/<name>/.
 
-    `step` is the last one of their training. Without systems the table is empty. With `on_cpu`,
-    several songs are scored in parallel: one on each core, if there is enough memory.
+    `step` is the last one of their training. Without systems the table is empty. If `parallel`,
+    several songs are scored at a time: one on each core, if there is enough memory. The systems
+    must be safe to call from several threads; PyTorch's recurrent networks are not.
     """
     manifest = Manifest.load(paths.MANIFEST)
     listening = emptied(paths.system_sounds(name))
@@ -33,6 +34,6 @@ def evaluate(
         manifest.sample_rate,
         params.evaluate.museval,
         listening if params.evaluate.audio else None,
-        workers=at_once(len(songs), MEMORY) if on_cpu else 1,
+        workers=at_once(len(songs), MEMORY) if parallel else 1,
     )
     evaluation.write_scores(paths.system_scores(name), rows)
