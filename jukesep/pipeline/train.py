@@ -29,7 +29,7 @@ from ..training.tasks import LatentMatching, Reconstruction
 from . import pretrained
 
 BANDWIDTH_SECONDS = 600  # of training audio, as in Jukebox
-STATISTICS_SEGMENTS = 256  # that the statistics of the latents are measured on
+STATISTICS_SEGMENTS = 64  # that the statistics of the latents are measured on
 
 
 def weights(params: Params, init: str) -> None:
