@@ -111,7 +111,26 @@ ABLATIONS = (
     Ablation(
         "bottleneck",
         "Does quantising E2's latents cost anything at separation?",
-        {"quantise": "default", "bypass": "no_bottleneck"},
+        {"quantise": "default", "bypass": "no_bottleneck", "soft": "soft_bottleneck"},
+    ),
+    Ablation(
+        "conditioning",
+        "What is it worth to scale E2's input, and to standardise the latents that it learns?",
+        {"both": "default", "neither": "no_conditioning", "input alone": "no_standardise"},
+    ),
+    Ablation(
+        "segments",
+        "What should a step of stage 2 hold, for the same audio in all?",
+        {
+            "one segment of 4096": "default",
+            "two segments of 4096": "batch_two",
+            "one segment of 8192": "segment_8192",
+        },
+    ),
+    Ablation(
+        "context",
+        "Does a wider receptive field pay?",
+        {"depth 4": "default", "depth 5": "depth_5"},
     ),
 )
 

@@ -38,7 +38,8 @@ def test_every_file_of_conf_ablation_belongs_to_an_ablation_and_changes_it():
             p = params.Params.model_validate(yaml.safe_load(text))
             assert p.stems == ("drums", "vocals")
             assert set(p.inits) == set(one.inits)
-            assert (p.seed, p.stage2.checkpoints) == (1, (575,))
+            assert (p.seed, p.stage2.checkpoints) == (1, (p.stage2.steps,))
+            assert p.stage2.steps * p.stage2.batch * p.stage2.segment == 1150 * 4096
             composed.add(text)
     assert len(composed) == len(files)
     demo = yaml.safe_load(params.compose([], ROOT / "conf"))["stage2"]["checkpoints"]
