@@ -216,11 +216,12 @@ def page(cells: Sequence[Cell]) -> str:
         mine = [cell for cell in cells if cell.ablation == ablation.name]
         parts += [f"## {ablation.name}", ablation.question]
         parts.append(f"    uv run python -m studies.ablations {ablation.name}")
+        if missing := [one for one in ablation.variants if one not in {c.variant for c in mine}]:
+            parts.append(f"Not run yet: {', '.join(missing)}.")
         if not mine:
-            parts.append("Not run yet.")
             continue
         lines = [["variant", "init", *(f"seed {s}" for s in SEEDS), "mean", "held out"]]
-        for variant in ablation.variants:
+        for variant in _run_variants(ablation, mine):
             for init in ablation.inits:
                 values = means(mine, variant, init)
                 held_out = statistics.mean(means(mine, variant, init, "held_out"))
@@ -239,12 +240,17 @@ def page(cells: Sequence[Cell]) -> str:
     )
 
 
+def _run_variants(ablation: Ablation, cells: Sequence[Cell]) -> list[str]:
+    there = {cell.variant for cell in cells}
+    return [variant for variant in ablation.variants if variant in there]
+
+
 def conclusions(ablation: Ablation, cells: Sequence[Cell]) -> list[str]:
     """A line for each comparison: with the first variant; of the inits, for the budgets."""
-    first, *others = ablation.variants
+    first, *others = _run_variants(ablation, cells)
     lines = []
     if ablation.name == BUDGET:
-        for variant in ablation.variants:
+        for variant in (first, *others):
             found = _compare(cells, (variant, "pretrained"), (variant, "scratch"))
             lines.append(f"- {variant}: pretrained against scratch, {found}.")
         return lines
