@@ -100,10 +100,11 @@ def test_weights_depend_on_what_they_come_from(tmp_path, overrides, source, depe
             "depends_on is data/prepared.*weights=file",
         ),
         (["weights=file", "weights.file=b.pth"], "must be an absolute path, found 'b.pth'"),
+        (["band.soundfonts=[a.sf2]"], "must be absolute paths, found 'a.sf2'"),
         (["scale=paper", "weights.source=pretrain"], "Set both with -S weights=pretrain"),
     ],
 )
-def test_weights_without_what_they_depend_on_are_refused(tmp_path, overrides, said):
+def test_paths_and_sources_that_do_not_fit_are_refused(tmp_path, overrides, said):
     path = tmp_path / "params.yaml"
     path.write_text(params.compose(overrides, ROOT / "conf"))
     with pytest.raises(UserError, match=said):
