@@ -11,11 +11,15 @@ if __name__ == "__main__":
         from jukesep.base import params, paths
         from jukesep.kernels import devices
         from jukesep.pipeline import systems
-        from jukesep.songs.manifest import STEMS
+        from jukesep.separation.separator import load_separator
+        from jukesep.songs.manifest import STEMS, Manifest
         from jukesep.systems import refined
 
         p = params.load()
-        device = devices.choose(p.device, p.threads)
-        whole = set(p.stems) == set(STEMS)
-        found = [refined.load(paths.SEPARATOR, device)] if whole else []
-        systems.evaluate(p, "refined", found, p.stage2.steps, parallel=device.type == "cpu")
+        found, workers = [], 1
+        if set(p.stems) == set(STEMS):
+            separator = load_separator(paths.SEPARATOR).to(devices.choose(p.device, p.threads))
+            songs = Manifest.load(paths.MANIFEST).split(p.evaluate.split)
+            found = [refined.system(separator)]
+            workers = refined.workers(separator, songs, p.separation, p.evaluate.museval)
+        systems.evaluate(p, "refined", found, p.stage2.steps, workers)

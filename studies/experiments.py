@@ -64,14 +64,19 @@ def run(name: str, overrides: Sequence[str]) -> None:
     """
     if done(name, overrides):
         return
-    if git("status", "--porcelain", "--", *CODE):
-        raise UserError("The code or the parameters have uncommitted changes. Commit them first.")
+    require_commit()
     if _revision(name):
         subprocess.run(["dvc", "exp", "remove", name], check=True)
     settings = [word for override in overrides for word in ("-S", override)]
     command = ["dvc", "exp", "run", "--temp", "--name", name, *settings]
     if subprocess.run(command).returncode:
         raise UserError(f"`{' '.join(command)}` failed; its output is above.")
+
+
+def require_commit() -> None:
+    """UserError if the working tree has changes that decide scores and are not committed."""
+    if git("status", "--porcelain", "--", *CODE):
+        raise UserError("The code or the parameters have uncommitted changes. Commit them first.")
 
 
 def done(name: str, overrides: Sequence[str]) -> bool:

@@ -15,25 +15,45 @@ import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.markdown import fill, table
 from jukesep.base import params
 from jukesep.base.errors import reported
 from jukesep.base.files import write_text
+from jukesep.report.others import REFINED
 from jukesep.songs.manifest import STEMS
 from studies import experiments
 from studies.experiments import Scores
 
 SCORES, PAGE = Path("docs/seeds.csv"), Path("docs/seeds.md")
-BASELINE, EARLY, LATE = "scaled_mixture", "pretrained_early", "pretrained_late"
-SYSTEMS = (BASELINE, "scratch_early", "scratch_late", EARLY, LATE)
-GAINS = {
-    "pretrained over scaled mixture, late": BASELINE,
-    "pretrained over scratch, late": "scratch_late",
-    "pretrained over its early checkpoint, late": EARLY,
-}
+EARLY, LATE, SCRATCH = "pretrained_early", "pretrained_late", "scratch_late"
+SCALED, EQUALISER = "scaled_mixture", "static_equaliser"
+SYSTEMS = (SCALED, EQUALISER, "scratch_early", SCRATCH, EARLY, LATE, REFINED)
 ABOUT = ("songs", "system", "part", "commit")
 SUMMARY = ("mean", "spread")
+
+
+class Gain(NamedTuple):
+    """What one system scores above another, and the least dB that we want under every seed."""
+
+    name: str
+    songs: str
+    one: str
+    other: str
+    least: float | None = None
+
+
+GAINS = (
+    Gain("pretrained over scaled mixture, late", "seen", LATE, SCALED),
+    Gain("pretrained over static equaliser, late", "seen", LATE, EQUALISER, 0.5),
+    Gain("refined over static equaliser", "seen", REFINED, EQUALISER, 1.0),
+    Gain("pretrained over scratch, late", "seen", LATE, SCRATCH, 0.0),
+    Gain("pretrained over its early checkpoint, late", "seen", LATE, EARLY, 0.0),
+    Gain("pretrained over static equaliser, late", "held_out", LATE, EQUALISER, 0.2),
+    Gain("refined over static equaliser", "held_out", REFINED, EQUALISER),
+    Gain("pretrained over scratch, late", "held_out", LATE, SCRATCH),
+)
 
 Reader = Callable[[str, str], Scores]
 """Songs and system -> scores."""
@@ -78,9 +98,11 @@ def rows(readers: Mapping[int, Reader], commit: str) -> list[Row]:
                 name = f"{system.split('_')[0]}, step {values[0]['step']:.0f}"
             for part in ("total", *STEMS):
                 add(songs, name, part, [value[part] for value in values])
-        for name, other in GAINS.items() if songs == "seen" else ():
-            pairs = zip(scores[LATE], scores[other], strict=True)
-            add(songs, name, "total", [one["total"] - two["total"] for one, two in pairs])
+        for gain in GAINS:
+            if gain.songs == songs:
+                pairs = zip(scores[gain.one], scores[gain.other], strict=True)
+                values = [one["total"] - other["total"] for one, other in pairs]
+                add(songs, gain.name, "total", values)
     return found
 
 
@@ -119,8 +141,22 @@ def page(found: Sequence[Row]) -> str:
         commits=", ".join(sorted({row["commit"] for row in found})),
         seen=totals("seen"),
         held_out=totals("held_out"),
+        bars=table([["gain", "songs", "wanted", "lowest of the seeds", "met"], *bars(found)]),
         stems=table([["system", *STEMS], *stems.values()]),
     )
+
+
+def bars(found: Sequence[Row]) -> list[list[str]]:
+    """Each gain with a least value, and whether every seed has it."""
+    lines = []
+    for gain in GAINS:
+        for row in found:
+            if (row["songs"], row["system"]) == (gain.songs, gain.name) and gain.least is not None:
+                lowest = min(float(row[name]) for name in row if name.startswith("seed "))
+                met = "yes" if lowest >= gain.least else f"no, by {gain.least - lowest:.2f} dB"
+                songs = gain.songs.replace("_", "-")
+                lines.append([gain.name, songs, f"{gain.least:.2f}", f"{lowest:.2f}", met])
+    return lines
 
 
 def _db(value: str) -> str:

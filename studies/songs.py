@@ -174,7 +174,7 @@ def measure(count: int | None = None) -> list[Figure]:
     songs = []
     for index in bar(range(count or band.train), desc=BAND, unit="song"):
         plan = compose("train", index, band.seed, band.seconds)
-        played = perform(plan, band.soundfonts)
+        played = perform(plan)
         songs.append(describe({stem: played[stem] / 32768 for stem in STEMS}, SAMPLE_RATE))
     figures = summary(BAND, songs)
     try:

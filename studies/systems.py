@@ -123,13 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(run: Run) -> None:
-    """Run what has no kept scores of today's code, and keep its scores."""
-    found = load_scores(SCORES)
-    kept = {
-        one.system: one.commit
-        for one in found
-        if _key(one) == _key(run) and experiments.unchanged(one.commit, _peer(one.system))
-    }
+    """Run what has no kept scores of today's code, and keep its scores. Older ones are dropped."""
+    found = [
+        one for one in load_scores(SCORES) if experiments.unchanged(one.commit, _peer(one.system))
+    ]
+    kept = {one.system: one.commit for one in found if _key(one) == _key(run)}
     missing = [system for system in (*TRAINED, *UNTRAINED) if system not in kept]
     if kept:
         commits = ", ".join(sorted(set(kept.values())))

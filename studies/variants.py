@@ -5,9 +5,8 @@
     uv run python -m studies.variants --write      # train nothing, write the page from its CSV
 
 The models of stage 1 are those of runs/; a seed draws the initial weights of E2 and the segments
-that it is trained on. A variant that was trained under a seed at the current commit is not trained
-again, so that the same command resumes. No choice is made here, so nothing is chosen on the test
-songs that are scored.
+that it is trained on. A variant that was trained under a seed by today's code is not trained again,
+so that the same command resumes. No choice is made here.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ FLOOR = 1e-6  # magnitude of a silent estimate: where all are silent, each has t
 class Matching:
     """Stage 2 for one or several stems: a model's channels hold their latents, one after another.
 
-    With one stem this is `LatentMatching`.
+    With one stem, this is the `LatentMatching` of a random E2 and the plain mean squared error.
     """
 
     columns = ()
@@ -201,7 +200,7 @@ class Bench:
 
 
 def separators(bench: Bench, model: Conditioned, stems: Sequence[str] = STEMS) -> dict[str, VQVAE]:
-    """D(Q(E2(.))) of each stem: its head of a trained encoder of one block, on the trunk."""
+    """Split a trained encoder into a model for each stem: the trunk and the head of the stem."""
     whole, found = model.folded().state_dict(), {}
     *_, weight, bias = whole  # of the last convolution
     for number, stem in enumerate(stems):
@@ -283,10 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(seeds: Sequence[int]) -> None:
-    """Train and score what has no scores of the current commit; keep the scores of each."""
+    """Train and score what has no scores of today's code; keep the scores of each."""
+    experiments.require_commit()
     p, commit, processor = params.load(), experiments.commit(), measuring.processor()
     devices.choose("cpu", 1)
-    done = {(score.seed, score.variant) for score in load() if score.commit == commit}
+    done = {(score.seed, score.variant) for score in load() if experiments.unchanged(score.commit)}
     jobs = [(seed, name) for seed in seeds for name in VARIANTS if (seed, name) not in done]
     if jobs:  # load what is compiled before the first measurement
         end_to_end(Bench(p.model_copy(update={"stage2": p.stage2.model_copy(update=FEW)}), 0))

@@ -207,7 +207,7 @@ def of_experiment(params: Mapping[str, Any], root: Path = Path()) -> None:
         else "Nothing was kept to listen to: set evaluate.audio=true and run `dvc repro`."
     )
     entries, picks = _picked(params, entries)
-    if picks:
+    if len(picks) > 1:
         ours = list(entries[0].parts.values())[picks[0].part][picks[0].sound].label
         about += (
             f" Best and worst are the stems where “{ours}” gains most and least over the static "

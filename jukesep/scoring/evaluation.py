@@ -127,16 +127,21 @@ def score_models(
             kept=kept,
         )
 
-    workers = 1
-    if next(stage1.parameters()).device.type == "cpu":
-        longest = max(songs, key=lambda song: song.samples)
-        channels = audio.info(longest.file(MIXTURE)).channels
-        each = memory(longest.samples, channels, stage1, separation, museval)
-        workers = at_once(len(songs), each)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers(songs, stage1, separation, museval)) as pool:
         scored = pool.map(score, songs)
         line = bar(scored, total=len(songs), desc=f"evaluate {stem} {init}", unit="song")
         return [row for rows in line for row in rows]
+
+
+def workers(
+    songs: Sequence[Song], model: VQVAE, separation: Separation, museval: bool = False
+) -> int:
+    """How many songs to score at a time: on a CPU one on each core, if there is enough memory."""
+    if next(model.parameters()).device.type != "cpu":
+        return 1
+    longest = max(songs, key=lambda song: song.samples)
+    channels = audio.info(longest.file(MIXTURE)).channels
+    return at_once(len(songs), memory(longest.samples, channels, model, separation, museval))
 
 
 def memory(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
+from collections.abc import Sequence
 
 from ..audio import Audio
-from ..separation.separator import load_separator
+from ..base.params import Separation
+from ..scoring import evaluation
+from ..separation.separator import SECONDS, Separator
+from ..songs.manifest import Song
 from .system import System
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> System:
-    """The models of a folder, refined by Wiener filters. UserError if they do not fit."""
-    separator = load_separator(folder).to(device)
+def system(separator: Separator) -> System:
+    """The models of all four stems, refined by Wiener filters."""
 
     def separate(mixture: Audio, sample_rate: int) -> dict[str, Audio]:
         return separator(mixture, sample_rate)
@@ -26,3 +26,12 @@ def load(folder: Path, device: torch.device | str = "cpu") -> System:
         sample_rate=separator.sample_rate,
         long_songs="exact chunks",
     )
+
+
+def workers(
+    separator: Separator, songs: Sequence[Song], separation: Separation, museval: bool
+) -> int:
+    """How many songs to score at a time: see `evaluation.workers`."""
+    chunk = round(SECONDS * separator.sample_rate)  # a separator has its own
+    model = next(iter(separator.models.values()))
+    return evaluation.workers(songs, model, separation.model_copy(update={"chunk": chunk}), museval)

@@ -121,11 +121,13 @@ def test_the_budgets_say_where_scratch_catches_up(ran, monkeypatch):
 def test_the_seeds_run_and_have_means_and_spreads(ran, monkeypatch):
     base = {"scaled_mixture": 1.0, "scratch_early": 1.5, "scratch_late": 2.0}
     base |= {"pretrained_early": 2.5, "pretrained_late": 3.0}
+    base |= {"static_equaliser": 2.6, "refined": 3.5}
+    untrained = "scaled_mixture", "static_equaliser"
     shifts = {None: 0.0, "seed-1": 0.3, "seed-2": -0.3}
 
     def scores(songs, system, name=None):
-        value = base[system] + (shifts[name] if system != "scaled_mixture" else 0.0)
-        step = {} if system == "scaled_mixture" else {"step": 3 if "early" in system else 6}
+        value = base[system] + (shifts[name] if system not in untrained else 0.0)
+        step = {} if system in untrained else {"step": 3 if "early" in system else 6}
         return {**step, **dict.fromkeys((*STEMS, "total"), value)}
 
     monkeypatch.setattr(experiments, "scores", scores)
@@ -139,7 +141,10 @@ def test_the_seeds_run_and_have_means_and_spreads(ran, monkeypatch):
     assert "| pretrained over its early checkpoint, late | 0.50 | 0.50 | 0.50 |" in page
     assert "| scratch, step 3 | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) |" in page
     rows = list(csv.DictReader(io.StringIO(seeds.SCORES.read_text())))
-    assert len(rows) == 2 * 5 * 5 + 3
+    assert len(rows) == 2 * 7 * 5 + len(seeds.GAINS)
+    name = "pretrained over static equaliser, late"
+    assert f"| {name} | seen | 0.50 | 0.10 | no, by 0.40 dB |" in page
+    assert "| pretrained over scratch, late | seen | 0.00 | 1.00 | yes |" in page
     seeds.PAGE.unlink()
     seeds.main(["--write"])
     assert seeds.PAGE.read_text() == page

@@ -60,12 +60,14 @@ def check_soundfont(path: Path) -> None:
 
     The synthesizer trusts the file: a damaged one can crash it. So it plays in another process.
     """
-    context = multiprocessing.get_context("spawn")
     try:
-        with path.open("rb"), ProcessPoolExecutor(1, mp_context=context) as pool:
-            pool.submit(_play_all, str(path)).result()
+        path.open("rb").close()
     except OSError as error:
         raise UserError(f"band.soundfonts: {path}: {error.strerror or error}") from error
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(_play_all, str(path)).result()
     except (RuntimeError, BrokenExecutor) as error:  # of the synthesizer
         raise UserError(
             f"band.soundfonts: {path}: not a soundfont that can be played: it is damaged, or in a "
@@ -257,7 +259,8 @@ def render_corpus(
     """Render `counts[split]` songs per split to `root`/<split>/<name>; pretrain: mixtures only.
 
     Returns name, split and group per song, in order of split and index. The files do not depend
-    on `workers`. With more than one, call this under `if __name__ == "__main__"`.
+    on `workers`. With more than one, or with `soundfonts`, call this under
+    `if __name__ == "__main__"`.
     Songs that are `known` from an earlier run and unchanged are kept. UserError for a file of
     `soundfonts` that is missing or of another kind.
     """

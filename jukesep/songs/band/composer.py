@@ -17,6 +17,7 @@ from ..manifest import STEMS
 from .plan import (
     PROGRAMS,
     SINGERS,
+    SUNG_VOWELS,
     SYNTHESISED,
     Layer,
     Note,
@@ -31,7 +32,6 @@ SLOTS = 8  # in a song; a stem plays or rests for a whole slot
 SHORTEST = 2.0  # seconds; in shorter songs a slot is shorter than any note
 
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
-VOWELS = 5
 PROGRESSIONS = (
     (0, 4, 5, 3),
     (0, 5, 3, 4),
@@ -117,7 +117,7 @@ class _Writer:
         self.tempo = rng.uniform(84, 144)
         self.sixteenth = 15.0 / self.tempo
         self.swing = rng.uniform(0.15, 0.3) if rng.random() < 0.25 else 0.0
-        # The tempo's change from the start to the end, as a share; the song's length stays.
+        # Half of the tempo's change from the start to the end, as a share; the length stays.
         self.bend = rng.uniform(-0.15, 0.15) if rng.random() < 0.4 else 0.0
         self.key = int(rng.integers(12))
         self.scale = MAJOR if rng.random() < 0.55 else MINOR
@@ -361,7 +361,7 @@ class _Writer:
                         )
                     sounding = min(length, steps - step) * rng.uniform(0.85, 0.99)
                     velocity = (0.9 if loud else 0.7) + (0.1 if step % 8 == 0 else 0.0)
-                    vowel = int(rng.integers(VOWELS))
+                    vowel = int(rng.integers(SUNG_VOWELS))
                     pitch = self._degree(degree, low)
                     notes.append(self._note(start + step, sounding, pitch, velocity, vowel))
                 step += length

@@ -33,6 +33,7 @@ class Voice:
     low: int  # MIDI pitch; the lowest tonic sung is at or above it
 
 
+SUNG_VOWELS = 5  # that notes have; `singer` has one more, for diphthongs
 SINGERS = (
     Voice(1.00, 0.90, 0.08, 5.2, 0.35, 52),
     Voice(1.06, 0.70, 0.10, 5.6, 0.25, 50),

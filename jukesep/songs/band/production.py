@@ -89,7 +89,7 @@ def _envelope(audio: Audio, attack: float, release: float, sample_rate: int) -> 
 
 
 def _compress(
-    audio: Audio, key: Audio, draw: Draw, sample_rate: int, most: float = 6.0, slow: float = 1.0
+    audio: Audio, key: Audio, draw: Draw, sample_rate: int, most: float, slow: float = 1.0
 ) -> Audio:
     """Reduce what of `key` is louder than a threshold, by a ratio of up to `most`."""
     attack, release = slow * draw.between(0.002, 0.03), slow * draw.between(0.05, 0.3)

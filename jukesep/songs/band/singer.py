@@ -148,7 +148,7 @@ def _curves(
 
 
 def _begin(
-    syllable: Syllable, a: int, rate: float, loudness: Curve, breath: Curve, formants: NDArray
+    syllable: Syllable, a: int, rate: float, loudness: Curve, breath: Curve, formants: Curve
 ) -> None:
     """Shape the curves around a note's onset, at point `a`, as its consonant demands."""
     size = max(int(syllable.seconds * rate), 2)
