@@ -11,7 +11,8 @@ if __name__ == "__main__":
         from jukesep.base import params, paths
         from jukesep.kernels import devices
         from jukesep.pipeline import systems
-        from jukesep.separation.separator import load_separator
+        from jukesep.scoring import evaluation
+        from jukesep.separation.separator import SECONDS, load_separator
         from jukesep.songs.manifest import STEMS, Manifest
         from jukesep.systems import refined
 
@@ -21,5 +22,11 @@ if __name__ == "__main__":
             separator = load_separator(paths.SEPARATOR).to(devices.choose(p.device, p.threads))
             songs = Manifest.load(paths.MANIFEST).split(p.evaluate.split)
             found = [refined.system(separator)]
-            workers = refined.workers(separator, songs, p.separation, p.evaluate.museval)
+            chunk = round(SECONDS * separator.sample_rate)  # a separator has its own
+            workers = evaluation.workers(
+                songs,
+                next(iter(separator.models.values())),
+                p.separation.model_copy(update={"chunk": chunk}),
+                p.evaluate.museval,
+            )
         systems.evaluate(p, "refined", found, p.stage2.steps, workers)

@@ -101,8 +101,7 @@ def rows(readers: Mapping[int, Reader], commit: str) -> list[Row]:
         for gain in GAINS:
             if gain.songs == songs:
                 pairs = zip(scores[gain.one], scores[gain.other], strict=True)
-                values = [one["total"] - other["total"] for one, other in pairs]
-                add(songs, gain.name, "total", values)
+                add(songs, gain.name, "total", [a["total"] - b["total"] for a, b in pairs])
     return found
 
 

@@ -199,7 +199,9 @@ def _hidden(parent: Path) -> tuple[Path, FileLock]:
         lock = FileLock(hidden / LOCK, thread_local=False)
         try:
             lock.acquire(timeout=0)
+            (hidden / LOCK).stat()
         except (Timeout, FileNotFoundError, FileExistsError):
+            lock.release()
             continue  # it was swept before it was locked
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -217,12 +219,15 @@ def _discard(hidden: Path, lock: FileLock) -> None:
         return
     with suppress(OSError):
         for path in hidden.iterdir():
-            if path.name != LOCK:  # Windows deletes no open file
+            if path.name != LOCK:
                 _delete(path)
-    lock.release()
+    if os.name == "nt":  # Windows deletes no open file
+        lock.release()
+    # Else the lock is still held: nobody takes it, to write to a folder that is about to go.
     with suppress(OSError):
         (hidden / LOCK).unlink(missing_ok=True)
         hidden.rmdir()
+    lock.release()
 
 
 def _delete(path: Path) -> None:

@@ -145,7 +145,7 @@ class Refinement(ABC):
 class Masks(Refinement):
     """The mixture times ``|E_k|^power / sum_j |E_j|^power``."""
 
-    power = 1.25
+    power = 1.5
 
     def _share(self, mixture: Tensor, stems: Tensor) -> Tensor:
         return mixture * _shares(stems, self.power)
@@ -175,7 +175,7 @@ class Wiener(Refinement):
     """
 
     run = 86  # about 4 s
-    power = 1.25
+    power = 1.5
 
     def __init__(
         self, sample_rate: int, power: float | None = None, n_fft: int | None = None

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..audio import Audio
-from ..base.params import Separation
-from ..scoring import evaluation
-from ..separation.separator import SECONDS, Separator
-from ..songs.manifest import Song
+from ..separation.separator import Separator
 from .system import System
 
 
@@ -26,12 +21,3 @@ def system(separator: Separator) -> System:
         sample_rate=separator.sample_rate,
         long_songs="exact chunks",
     )
-
-
-def workers(
-    separator: Separator, songs: Sequence[Song], separation: Separation, museval: bool
-) -> int:
-    """How many songs to score at a time: see `evaluation.workers`."""
-    chunk = round(SECONDS * separator.sample_rate)  # a separator has its own
-    model = next(iter(separator.models.values()))
-    return evaluation.workers(songs, model, separation.model_copy(update={"chunk": chunk}), museval)

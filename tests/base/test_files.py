@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from jukesep.base import files
 from jukesep.base.files import UNFINISHED
@@ -112,6 +113,19 @@ def test_threads_do_not_change_the_permissions_of_others(tmp_path):
     finally:
         os.umask(old)
     assert set(found) == {0o640}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no open file")
+def test_nobody_can_take_a_folder_that_is_being_deleted(tmp_path):
+    hidden = tmp_path / f"{UNFINISHED}x"
+    hidden.mkdir()
+    lock = FileLock(hidden / files.LOCK, thread_local=False)
+    lock.acquire()
+    release, there = lock.release, []
+    lock.release = lambda: there.append(hidden.exists()) or release()
+    files._discard(hidden, lock)
+    assert there == [False]
+    assert not hidden.exists()
 
 
 # --- killed processes -------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_without_ffmpeg_the_page_is_without_the_excerpt(tmp_path, monkeypatch, c
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(excerpt, "decode", decode)
-    monkeypatch.setattr(songs, "perform", lambda plan, soundfonts: dict.fromkeys(
+    monkeypatch.setattr(songs, "perform", lambda plan: dict.fromkeys(
         ("drums", "bass", "other", "vocals"), np.ones((2, 44_100), np.int16)
     ))  # fmt: skip
     figures = songs.measure(1)

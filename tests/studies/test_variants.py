@@ -34,6 +34,7 @@ def bench(entered, monkeypatch):
         jukebox.save_jukebox(model, p.stage1_checkpoint(stem, "pretrained"), 2)
     monkeypatch.setenv(paths.VARIABLE, "trainings")
     monkeypatch.setattr(experiments, "commit", lambda: "abc1234")
+    monkeypatch.setattr(experiments, "unchanged", lambda commit: commit == "abc1234")
     return variants.Bench(p, 0)
 
 
