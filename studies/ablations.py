@@ -16,11 +16,10 @@ choice is made here, so nothing is chosen on the test songs that are scored.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -29,7 +28,7 @@ from benchmarks.markdown import fill, table
 from jukesep.base import params
 from jukesep.base.errors import reported
 from jukesep.base.files import atomic, write_text
-from studies import experiments
+from studies import experiments, records
 
 SEEDS = (0, 1, 2)
 INITS = ("pretrained", "scratch")
@@ -152,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if ablation.name in (options.ablations or names):
                 kept = [cell for cell in kept if cell.ablation != ablation.name] + run(ablation)
                 kept.sort(key=lambda cell: names.index(cell.ablation))
-                write_text(SCORES, text(kept))
+                write_text(SCORES, records.text(Cell, kept))
     write_text(PAGE, page(kept))
     draw(kept, PICTURE)
     print(PAGE)
@@ -177,27 +176,13 @@ def run(ablation: Ablation) -> list[Cell]:
 
 def load(path: Path = SCORES) -> list[Cell]:
     """The scores kept so far."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        _, *rows = csv.reader(file)
-        return [
-            Cell(ablation, variant, init, int(seed), songs, float(drums), float(vocals), commit)
-            for ablation, variant, init, seed, songs, drums, vocals, commit in rows
-        ]
-
-
-def text(cells: Sequence[Cell]) -> str:
-    """Every number, as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Cell)])
-    writer.writerows(astuple(cell) for cell in cells)
-    return out.getvalue()
+    return records.load(Cell, path)
 
 
 def verdict(differences: Sequence[float]) -> str:
     """What paired differences in dB, one a seed, allow to say."""
+    if len(differences) == 1:
+        return f"one seed only: {differences[0]:+.2f} dB"
     mean, low, high = statistics.mean(differences), min(differences), max(differences)
     spread = f"{mean:+.2f} dB ({low:+.2f} to {high:+.2f})"
     if low > 0:

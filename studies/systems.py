@@ -14,11 +14,10 @@ validation songs.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -31,7 +30,7 @@ from jukesep.peers.common import registry
 from jukesep.report import readme
 from jukesep.report.others import LABELS
 from jukesep.songs.manifest import STEMS
-from studies import experiments, spleeter, systems_costs
+from studies import experiments, records, spleeter, systems_costs
 from studies.systems_costs import Cost
 
 BUDGETS = (0.25, 1.0, 4.0)
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if run.budget in options.budgets and run.seed in options.seeds:
                 _run(run)
     if not options.write:
-        write_text(COSTS, text(systems_costs.measure()))
+        write_text(COSTS, records.text(Cost, systems_costs.measure()))
     found, costs = load_scores(), load_costs()
     draw(found, costs, PICTURE)
     write_text(PAGE, page(found, costs))
@@ -137,7 +136,7 @@ def _run(run: Run) -> None:
     wanted = set(map(_peer, missing))
     experiments.run(run.name, run.overrides(name for name in registry.NAMES if name in wanted))
     rest = [one for one in found if _key(one) != _key(run) or one.system not in missing]
-    write_text(SCORES, text([*rest, *scores(run, missing)]))
+    write_text(SCORES, records.text(Score, [*rest, *scores(run, missing)]))
 
 
 def _key(run: Run | Score) -> tuple[float, int]:
@@ -161,42 +160,14 @@ def scores(run: Run, systems: Iterable[str]) -> list[Score]:
     return found
 
 
-def text(rows: Sequence[Score] | Sequence[Cost]) -> str:
-    """Rows as CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [one.name for one in fields(rows[0])], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
-
-
 def load_scores(path: Path = SCORES) -> list[Score]:
     """The scores kept so far."""
-    found = []
-    for row in _rows(path):
-        budget, seed = float(row.pop("budget")), int(row.pop("seed"))
-        numbers = {part: float(row.pop(part)) for part in PARTS}
-        found.append(Score(budget=budget, seed=seed, **numbers, **row))  # type: ignore[arg-type]
-    return found
+    return records.load(Score, path)
 
 
 def load_costs(path: Path = COSTS) -> dict[str, Cost]:
     """The costs kept: system -> cost."""
-    found = [
-        Cost(
-            row["system"], int(row["parameters"]), float(row["training_seconds"]),
-            float(row["speed"]), row["processor"], row["commit"],
-        )
-        for row in _rows(path)
-    ]  # fmt: skip
-    return {cost.system: cost for cost in found}
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return {cost.system: cost for cost in records.load(Cost, path)}
 
 
 def page(found: Sequence[Score], costs: Mapping[str, Cost]) -> str:

@@ -49,7 +49,7 @@ from jukesep.training.conditioning import Conditioned
 from jukesep.training.loop import train
 from jukesep.training.segments import Segments
 from jukesep.training.tasks import Prepared, Terms
-from studies import experiments
+from studies import experiments, records
 from studies.variants_page import (
     MASKING_STEPS,
     MATCHING_SHARE,
@@ -60,7 +60,6 @@ from studies.variants_page import (
     Score,
     load,
     page,
-    text,
 )
 
 SEEDS = (0, 1, 2)
@@ -302,7 +301,7 @@ def measure(seeds: Sequence[int]) -> None:
             about = seed, p.evaluate.split, songs, *numbers, seconds, processor, commit
             kept.append(Score(name, *about))
         kept.sort(key=lambda score: (score.seed, VARIANTS.index(score.variant)))
-        write_text(SCORES, text(kept))
+        write_text(SCORES, records.text(Score, kept))
 
 
 if __name__ == "__main__":

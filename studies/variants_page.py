@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.markdown import fill, table
 from jukesep.songs.manifest import GROUPS
-from studies import experiments
+from studies import experiments, records
 from studies.ablations import verdict
 
 PAGE, SCORES = Path("docs/variants.md"), Path("docs/variants.csv")
@@ -55,22 +53,7 @@ KINDS = {
 
 def load(path: Path = SCORES) -> list[Score]:
     """The scores kept so far."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Score(name, int(seed), split, songs, *map(float, numbers), processor, commit)  # type: ignore[arg-type,call-arg]
-            for name, seed, split, songs, *numbers, processor, commit in list(csv.reader(file))[1:]
-        ]
-
-
-def text(scores: Sequence[Score]) -> str:
-    """Every score, as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Score)])
-    writer.writerows(astuple(score) for score in scores)
-    return out.getvalue()
+    return records.load(Score, path)
 
 
 def page(scores: Sequence[Score]) -> str:

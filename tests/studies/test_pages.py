@@ -53,6 +53,7 @@ def test_every_file_of_conf_ablation_belongs_to_an_ablation_and_changes_it():
         ((-0.5, -0.1, -0.3), "worse under every seed: -0.30 dB (-0.50 to -0.10)"),
         ((0.4, -0.1, 0.3), "no consistent difference: +0.20 dB (-0.10 to +0.40)"),
         ((0.0, 0.2, 0.4), "no consistent difference: +0.20 dB (+0.00 to +0.40)"),
+        ((0.2,), "one seed only: +0.20 dB"),
     ],
 )
 def test_a_verdict_needs_all_seeds(differences, says):

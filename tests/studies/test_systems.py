@@ -9,7 +9,7 @@ import yaml
 from jukesep.base import params
 from jukesep.base.errors import UserError
 from jukesep.peers.common import registry
-from studies import experiments, systems
+from studies import experiments, records, systems
 from studies.systems_costs import Cost
 
 ROOT = Path(__file__).parents[2]
@@ -108,9 +108,9 @@ def test_the_verdict_says_also_where_the_method_loses(ours, said):
 def test_scores_and_costs_are_read_as_they_were_written(tmp_path):
     found = everything()
     path = tmp_path / "scores.csv"
-    path.write_text(systems.text(found))
+    path.write_text(records.text(systems.Score, found))
     assert systems.load_scores(path) == found
-    path.write_text(systems.text(list(COSTS.values())))
+    path.write_text(records.text(Cost, COSTS.values()))
     assert systems.load_costs(path) == COSTS
 
 
@@ -145,7 +145,7 @@ def test_what_has_kept_scores_of_today_s_code_is_not_run_again(
         "demucs": ["demucs"],
     }[changed]
     monkeypatch.setattr(systems, "SCORES", tmp_path / "scores.csv")
-    systems.write_text(systems.SCORES, systems.text(kept))
+    systems.write_text(systems.SCORES, records.text(systems.Score, kept))
 
     def new(_run, of):
         return [dataclasses.replace(one, total=0.5) for one in here if one.system in of]
