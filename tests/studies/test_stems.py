@@ -37,11 +37,13 @@ def test_the_default_is_the_best_on_the_validation_songs():
 
 @pytest.mark.parametrize("name", REFINEMENTS)
 def test_parameters_are_the_best_of_those_tried_on_the_validation_songs(name):
-    """Or within 0.03 dB of it: frames of 4096 samples gain that, and double the delay."""
+    """Or within 0.02 dB of it. All refinements have the frames of the default one."""
     found = Summary(COMMITTED, "pretrained", VALID, "sdr_mdx")
     tried = [o for o in found.options if o.startswith(f"{name}/") and "/run=" not in o]
+    if name != DEFAULT:
+        tried = [o for o in tried if "/n_fft=" not in o or "/n_fft=2048/" in o]
     assert len(tried) >= 5
-    assert found.mean(name) >= max(map(found.mean, tried)) - 0.03
+    assert found.mean(name) >= max(map(found.mean, tried)) - 0.02
 
 
 def test_the_page_of_separation_has_its_figures():
