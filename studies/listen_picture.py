@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args(arguments)
     take(paths.LISTEN / "index.html", PICTURE)
+    print(PICTURE)
 
 
 if __name__ == "__main__":

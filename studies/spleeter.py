@@ -214,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with kept as folder:
             save(measure(python, Path(folder).resolve()))
     write_text(PAGE, page(load()))
+    print(PAGE)
 
 
 if __name__ == "__main__":
