@@ -17,9 +17,9 @@ def evaluate(
 ) -> None:
     """Score systems on whole songs: results/systems/<name>.csv and results/audio/<name>/.
 
-    `step` is the last one of their training. Without systems the table is empty. With more than one
-    of `workers`, that many songs are scored at a time, by systems that are safe to call from
-    several threads; PyTorch's recurrent networks are not.
+    `step` is the last one of their training. Without systems the table is empty. `workers` songs
+    are scored at a time. If it is more than 1, several threads call the systems; PyTorch's
+    recurrent networks fail then.
     """
     manifest = Manifest.load(paths.MANIFEST)
     listening = emptied(paths.system_sounds(name))

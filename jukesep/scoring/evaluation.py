@@ -224,11 +224,10 @@ def score_systems(
     keep: Path | None = None,
     workers: int = 1,
 ) -> list[Row]:
-    """Score systems on whole songs, `workers` at a time. `sdr` scores what they separate from the
-    mono mixture.
+    """Score systems on whole songs. `sdr` scores what they separate from the mono mixture.
 
-    `keep` is a folder for that mono audio, to listen to: <song>/<stem>.flac, and
-    <song>/<system>_<stem>.flac of all systems but the first.
+    `workers` songs are scored at a time, in threads. `keep` is a folder for that mono audio, to
+    listen to: <song>/<stem>.flac, and <song>/<system>_<stem>.flac of all systems but the first.
     """
 
     def score(song: Song) -> list[Row]:
