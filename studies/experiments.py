@@ -6,6 +6,7 @@ stage that ever ran, so that a second run runs only what has changed.
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 from collections.abc import Sequence
@@ -95,12 +96,37 @@ def done(name: str, overrides: Sequence[str]) -> bool:
 def unchanged(since: str, peer: str | None = None) -> bool:
     """Whether what decides the scores of our models, or of a peer, is as it was in a commit.
 
-    That is code and parameters, without those of other peers.
+    That is code and parameters, without those of other peers, and without comments, docstrings and
+    line breaks.
     """
     if git("rev-parse", "--verify", "--quiet", f"{since}^{{commit}}") is None:
         return False
-    changed = git("diff", "--name-only", since, "--", *DECIDING) or ""
-    return all(_peer(path) not in (None, peer) for path in map(Path, changed.splitlines()))
+    names = git("diff", "--name-only", since, "--", *DECIDING) or ""
+    changed = [path for path in map(Path, names.splitlines()) if _peer(path) in (None, peer)]
+    return all(
+        path.exists()
+        and _meaning(path, path.read_text(encoding="utf-8"))
+        == _meaning(path, git("show", f"{since}:{path.as_posix()}") or "")
+        for path in changed
+    )
+
+
+def _meaning(path: Path, content: str) -> object:
+    """What a file says to the program that reads it, to be compared."""
+    if path.suffix == ".yaml":
+        return yaml.safe_load(content)
+    if path.suffix != ".py":
+        return content
+    tree = ast.parse(content)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # a text alone, such as a docstring, does nothing
+            node.body = [  # type: ignore[attr-defined]
+                line
+                for line in body
+                if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+            ]
+    return ast.dump(tree)
 
 
 def _peer(path: Path) -> str | None:

@@ -49,6 +49,32 @@ def test_scores_are_today_s_until_what_decides_them_changes(tmp_path, monkeypatc
         assert experiments.unchanged(since, "hdemucs") == (name in demucs)
         assert not experiments.unchanged(since, "demucs")
         (tmp_path / name).write_text("a")
+    (tmp_path / every[0]).unlink()
+    assert not experiments.unchanged(since)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "same"),
+    [
+        ("a.py", "x = 1", '"""What it is."""\n\nx = (  # one\n    1\n)\n', True),
+        ("a.py", "def f():\n    return 1", 'def f():\n    """One."""\n    return 1', True),
+        ("a.py", "x = 1", "x = 2", False),
+        ("a.py", "def f():\n    return 1", "def f():\n    return 2", False),
+        ("a.py", "x = '1'", "x = '2'", False),
+        ("a.yaml", "a: 1", "# one\na:   1  # of them", True),
+        ("a.yaml", "a: 1", "a: 2", False),
+        ("a.txt", "a", "a ", False),
+    ],
+)
+def test_comments_and_docstrings_decide_no_scores(tmp_path, monkeypatch, name, before, after, same):
+    monkeypatch.chdir(tmp_path)
+    _git(tmp_path, "init", "-q", "-b", "main")
+    path = Path("jukesep/model") / name
+    write_text(path, before)
+    _git(tmp_path, "add", "-A")
+    _git(tmp_path, "commit", "-q", "-m", "the run")
+    path.write_text(after)
+    assert experiments.unchanged("HEAD") is same
 
 
 def test_what_decides_scores_is_in_the_repository():
