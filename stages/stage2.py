@@ -10,12 +10,15 @@ from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
-        # Importing takes seconds; from here on Ctrl-C ends in one line.
-        from jukesep.base import params
-        from jukesep.pipeline import train
+        from jukesep.base import params, paths
         from jukesep.resume import beside
 
-        p = params.load()
-        if not launch(p.stage2.batch, "stage2"):
+        p, (stem, init) = params.load(), sys.argv[1:]
+        item, out = {"stem": stem, "init": init}, paths.run("stage2", stem, init)
+        taken = beside.take_results(p, "stage2", item, out)
+        if not taken and not launch(p.stage2.batch, "stage2"):
+            # Importing takes seconds; from here on Ctrl-C ends in one line.
+            from jukesep.pipeline import train
+
             with beside.next_items(p, [(stem, init) for stem in p.stems for init in p.inits]):
-                train.stage2(p, stem=sys.argv[1], init=sys.argv[2])
+                train.stage2(p, stem, init)

@@ -3,26 +3,34 @@
 DVC runs one stage at a time, and the training of a small model keeps little more than one core
 busy. So the items of a stage are trained in groups, as many at a time as there are cores for. The
 process of the first one starts the others, and ends when all of them have ended. They leave their
-last save in the folder of trainings, as an interrupted training does, and their own stage resumes
-from it: it has nothing left to train.
+results in the folder of trainings, and their own stage takes them from there, without PyTorch.
 
 No result depends on this. JUKESEP_BESIDE=off trains one item at a time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from ..base import paths
 from ..base.errors import UserError
+from ..base.files import write_json
 from ..base.parallel import cores
 from ..base.params import Params
 from ..base.progress import ROW
+from . import identity, results
 from .launch import asked
+from .layout import read_progress
 
 VARIABLE = "JUKESEP_BESIDE"
 """The switch: `auto`, the default, or `off`. A process started here has `child`."""
@@ -33,6 +41,43 @@ Item = tuple[str, ...]
 def is_child() -> bool:
     """Whether this process trains beside the one that started it, and leaves its results there."""
     return os.environ.get(VARIABLE) == "child"
+
+
+def take_results(
+    params: Params,
+    stage: str,
+    item: Mapping[str, str],
+    out: Path,
+    libraries: Iterable[str] = (),
+) -> bool:
+    """Copy the results of an item that was trained beside another one to `out`, if there are any.
+
+    Returns whether it did. The arguments are those of `identity.identity`. Whatever is not in order
+    is left to the training itself, which resumes from its last save.
+    """
+    if is_child() or "TORCHELASTIC_RUN_ID" in os.environ or params.device not in ("auto", "cpu"):
+        return False
+    ours: dict[str, Any] | None = None
+    for folder in paths.trainings().glob(f"{stage}-*"):
+        if read_progress(folder).get("state") != "trained":
+            continue
+        if ours is None:
+            ours = identity.identity(stage, item, params.model_dump(mode="json"), libraries)
+            ours.pop("runs on")  # only a CPU trains items side by side
+        with suppress(OSError, ValueError, Timeout), FileLock(folder / "lock", timeout=0.5):
+            theirs = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+            files = results.recorded(folder)
+            if files and all(theirs.get(kind) == value for kind, value in ours.items()):
+                results.deliver(files, folder, out)
+                news = {"state": "finished", "runs_in": str(Path.cwd()), "updated": time.time()}
+                known = read_progress(folder)
+                write_json(folder / "progress.json", {**known, **news})
+                results.note(folder, "finished")
+                results.clear(folder)
+                said = "was trained beside another one; takes its results."
+                print(f"{known.get('title')}: {said}", file=sys.stderr)
+                return True
+    return False
 
 
 @contextmanager

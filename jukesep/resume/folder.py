@@ -8,6 +8,7 @@
       timing.csv            seconds, and steps per second
       samples/              validation songs as the model reproduces them, every `sample_minutes`
       identity.json         everything that determines the result; <key> is its digest
+      results.json          see `results`
       lock                  held while a process trains
 
 DVC deletes a stage's outputs before it runs the stage, and runs experiments in temporary folders.
@@ -22,7 +23,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -45,7 +45,7 @@ from ..base.files import atomic, sweep, sync, write_json, write_text
 from ..base.git import git
 from ..base.signals import Signals
 from ..kernels.devices import Precision
-from . import beside, identity
+from . import beside, identity, results
 from .layout import held, read_progress, saves
 from .saves import Save, Saves, State, fingerprint
 
@@ -217,23 +217,20 @@ class Training:
         """
         if not self.main:
             return
+        files = (self.folder / results.LOG, *self._saves.checkpoints())
         if beside.is_child():
+            with self._disk(self.folder / results.RECORD):
+                results.record(self.folder, files)
             self._note("trained beside another one; its stage takes the results from here")
             self._progress("trained")
             return
-        for path in (self.folder / "log.csv", *self._saves.checkpoints()):
-            name = path.relative_to(self.folder).as_posix()
-            target = self.about.out / self.about.names.get(name, name)
-            with self._disk(target), atomic(target, durable=True) as unfinished:
-                shutil.copyfile(path, unfinished)
+        with self._disk():
+            results.deliver(files, self.folder, self.about.out, self.about.names)
         if self.stopping:  # DVC has ended and ignores the results; the last save gives them again
             raise self.interrupted()
         self._note("finished")
         self._progress("finished")
-        self._saves.delete()
-        for name in ("log.csv", "fault.json"):
-            (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        results.clear(self.folder)
 
     # --- saves and checkpoints -----------------------------------------------------------------
 
@@ -380,12 +377,7 @@ class Training:
             write_json(self.folder / "progress.json", content)
 
     def _note(self, message: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            with (self.folder / "training.log").open("a", encoding="utf-8") as file:
-                file.write(f"{stamp} {message}\n")
-        except OSError:
-            return  # everything important is also printed
+        results.note(self.folder, message)
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._start

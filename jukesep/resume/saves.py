@@ -146,11 +146,6 @@ class Saves:
             )
         return [self._checkpoint(name) for name in sorted(self._checkpoints)]
 
-    def delete(self) -> None:
-        """Delete all saves, damaged ones first and the newest last."""
-        for path in (*self._folder.glob("state-*.damaged"), *saves(self._folder)):
-            path.unlink()
-
     def _checkpoint(self, name: str) -> Path:
         return self._folder / "checkpoints" / name
 

@@ -1,5 +1,6 @@
 """The items of a stage that train side by side, each with its result in its own stage."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -141,6 +142,36 @@ def test_a_training_beside_another_one_has_the_same_result(project, monkeypatch)
         ]
         shutil.rmtree(paths.RUNS / "stage1")
     assert results["off"] == results["auto"]
+
+
+def _damage(folder, what):
+    """Leave a folder of complete results as something else left it."""
+    if what == "a checkpoint":
+        (folder / "checkpoints/2.pt").write_bytes(b"damaged")
+    elif what == "the record":
+        (folder / "results.json").unlink()
+    elif what == "the parameters":
+        described = json.loads((folder / "identity.json").read_text())
+        described["parameters"]["stage1.steps"] = 3
+        (folder / "identity.json").write_text(json.dumps(described))
+
+
+@pytest.mark.skipif(beside.cores() == 1, reason="one core trains one item at a time")
+@pytest.mark.parametrize("damaged", ["nothing", "a checkpoint", "the record", "the parameters"])
+def test_results_are_taken_without_pytorch_if_they_are_whole(project, damaged):
+    _stage("drums", "scratch")
+    (folder,) = (one.folder for one in trainings() if one.condition == "trained")
+    expected = (folder / "checkpoints/2.pt").read_bytes()
+    _damage(folder, damaged)
+    said = _stage("bass", "scratch", PYTHONPROFILEIMPORTTIME="1")
+    assert (" torch\n" in said) == (damaged != "nothing")
+    out = paths.run("stage1", "bass", "scratch")
+    assert (out / "checkpoints/2.pt").read_bytes() == expected
+    (after,) = (one for one in trainings() if one.folder == folder)
+    assert after.condition == "finished"
+    kept = {path.name for path in folder.iterdir()}
+    assert not kept & {"results.json", "log.csv", "checkpoints"}
+    assert not any(name.startswith("state-") for name in kept)
 
 
 @pytest.mark.usefixtures("project")
