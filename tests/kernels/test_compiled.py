@@ -20,7 +20,7 @@ from jukesep.base.errors import UserError
 from jukesep.kernels.cpu import compiled
 
 ROOT = Path(__file__).parents[2]
-LINE = "jukesep: compiling the CPU kernels for this machine (once, about 30 s)\n"
+LINE = "jukesep: compiling the CPU kernels for this machine (once, about 15 s)\n"
 # One small kernel, for two types: numba compiles it twice.
 SEARCH = """
 import torch

@@ -43,4 +43,5 @@ def _first_smallest(products: Array, norms: Array, codes: Array) -> None:
             closer = not distance >= so_far and so_far == so_far
             best[t] = distance if closer else so_far
             first[t] = number if closer else first[t]
-    codes[:] = first
+    for t in range(length):
+        codes[t] = first[t]

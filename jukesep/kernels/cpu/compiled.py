@@ -1,7 +1,7 @@
 """Functions compiled by numba, kept on disk and shared by all copies of this folder.
 
 By default numba keeps what it compiles beside the source, so that every clone, and every copy that
-DVC makes for an experiment, compiles for half a minute again. It raises on import if it finds no
+DVC makes for an experiment, compiles for 15 seconds again. It raises on import if it finds no
 writable folder, and a damaged file makes LLVM abort the process. Here compiled code is kept in the
 user's cache under a digest of the source, each file with a digest of its content. What is missing
 or damaged is compiled again; what cannot be kept is compiled in each process, with a word.
@@ -174,7 +174,7 @@ class _Announcement(event.Listener):
             return
         self._depth += 1  # numba compiles what a function calls while it compiles the function
         if self._depth == 1 and progress.speaks():
-            progress.note("compiling the CPU kernels for this machine (once, about 30 s)")
+            progress.note("compiling the CPU kernels for this machine (once, about 15 s)")
             name = function.__name__.strip("_")
             self._bar = progress.bar(
                 desc=f"compiling {name}", unit=" functions", leave=False, disable=None

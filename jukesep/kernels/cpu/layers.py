@@ -23,7 +23,7 @@ from ..network import (
 )
 from .compiled import Array, inlined
 from .products import multiply, multiply_down, packed, unpack_sum, weight_strides
-from .rows import ONE, ZERO, Rows, add, add_masked, copy, mask, sum_rows, widened
+from .rows import ONE, ZERO, Rows, add, add_masked, begin_with, copy, mask, sum_rows, widened
 from .threads import count_parts, finish, part_range, take
 
 
@@ -85,7 +85,7 @@ def convolve(
     begin, end, tile = span
     width = widened(rows, x)
     initial, none = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
-    initial[: len(bias)] = bias
+    begin_with(initial, bias)
     result = np.empty(tile * width, x.dtype)
     for start in range(begin, end, tile):
         n = min(tile, end - start)
@@ -151,7 +151,10 @@ def _around(x: Array, channels: int, steps: int, t: int) -> tuple[Array, int]:
 def to_one(x: Array, values: Array, layer: Array, span: tuple[int, int, int], y: Array) -> None:
     """`convolve` to one channel, for which a product's vectors would be almost empty."""
     columns = layer[COLUMNS]
-    w, bias = values[: 3 * columns].reshape((columns, 3)).T.copy().reshape(-1), values[3 * columns]
+    w, bias = np.empty(3 * columns, x.dtype), values[3 * columns]
+    for k in range(3):
+        for i in range(columns):
+            w[k * columns + i] = values[3 * i + k]
     begin, end, _ = span
     for t in range(begin, end):
         source, lacking = _around(x, columns, len(y), t)
@@ -177,7 +180,8 @@ def to_one_gradient(
             bias += slope
             for i in range(len(source)):
                 sums[i] += slope * source[i]
-        total += part
+        for i in range(len(total)):
+            total[i] += part[i]
         grads[3 * columns] += bias
     for k in range(3):
         for i in range(columns):
@@ -236,8 +240,8 @@ def block(
     inner = values[3 * channels * channels :]
     v = packed(inner[channels:], (ONE, channels), ONE, channels, channels, factor)
     b, c, none = np.zeros(width, x.dtype), np.zeros(width, x.dtype), np.zeros(width, x.dtype)
-    b[:channels] = inner[:channels]
-    c[:channels] = inner[channels + channels * channels :][:channels]
+    begin_with(b, inner[:channels])
+    begin_with(c, inner[channels + channels * channels :][:channels])
     hidden, sums = np.empty(tile * width, x.dtype), np.empty(tile * width, x.dtype)
     whole = width == channels  # products can read and write the memory itself
     turns, ticket, first = turn

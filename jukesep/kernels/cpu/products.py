@@ -11,7 +11,7 @@ from numba.extending import overload
 from ..network import BLOCK, COLUMNS, DOUBLING, KIND, ROWS, SAME
 from . import tiles
 from .compiled import Array, compiled, inlined
-from .rows import ONE, ZERO, Rows, widened
+from .rows import ONE, ZERO, Rows, begin_with, widened
 
 _REGISTER = tiles.REGISTER
 _WIDE, _MIDDLE, _ = (vectors for _, vectors in tiles.SHAPES)
@@ -42,7 +42,7 @@ def _product(
     """
     (s, s0, s_down), (g, g0, g_down), (y, y0, y_down) = start, b, c
     lanes = _REGISTER // y.itemsize
-    done = 0
+    done = ZERO
     while done < width:
         left = (width - done) // lanes
         vectors = _WIDE if left >= _WIDE else _MIDDLE if left >= _MIDDLE else 1
@@ -78,7 +78,7 @@ def _rounded_product(
 ) -> None:
     """`_product` of pairs of bfloat16, summed in float32. `depth` counts pairs."""
     (s, s0, s_down), (g, g0, g_down), (y, y0, y_down) = start, b, c
-    done = 0
+    done = ZERO
     while done < width:
         left = (width - done) // LANES
         vectors = _WIDE if left >= _WIDE else _MIDDLE if left >= _MIDDLE else 1
@@ -239,7 +239,7 @@ def _pack_rounded(
     pairs = np.zeros(len(w), np.uint32)
     for k in range(taps):
         tap = _round_down((w, k * height * wide, wide), height, wide, False)
-        pairs[k * height * wide :][: len(tap)] = tap
+        begin_with(pairs[k * height * wide :], tap)
     return pairs
 
 

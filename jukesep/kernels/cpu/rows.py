@@ -40,6 +40,13 @@ def _row(x: Rows, t: int, width: int) -> Array:
     return values[first + t * down : first + t * down + width]
 
 
+@inlined
+def begin_with(y: Array, x: Array) -> None:
+    """y[: len(x)] = x. As an assignment, numba compiles its error message too, for 3 seconds."""
+    for i in range(len(x)):
+        y[i] = x[i]
+
+
 @compiled
 def copy(y: Rows, x: Rows, n: int, width: int) -> None:
     """y = x, n rows of the width."""

@@ -263,7 +263,12 @@ def _strip(rows: int, vectors: int, active: bool, rounded: bool = False) -> Any:
     return strip
 
 
-STRIPS = [_strip(rows, vectors, False) for rows, vectors in SHAPES]
-ACTIVE_STRIPS = [_strip(rows, vectors, True) for rows, vectors in SHAPES]
-ROUNDED_STRIPS = [_strip(rows, vectors, False, True) for rows, vectors in SHAPES]
+def _strips(active: bool, rounded: bool = False) -> list[Any]:
+    """A strip for each of SHAPES; one function for equal shapes, to be compiled once."""
+    made = {shape: _strip(*shape, active, rounded) for shape in set(SHAPES)}
+    return [made[shape] for shape in SHAPES]
+
+
+STRIPS, ACTIVE_STRIPS = _strips(False), _strips(True)
+ROUNDED_STRIPS = _strips(False, rounded=True)
 round_chunk, round_chunk_active = _round(False), _round(True)
