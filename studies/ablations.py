@@ -19,7 +19,7 @@ import argparse
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -75,7 +75,7 @@ ABLATIONS = (
         BUDGET,
         "How many steps of stage 1 does each init need? Where does scratch catch up?",
         {
-            **{f"{n} steps": f"stage1_steps_{n}" for n in (20, 40, 80)},
+            **{f"{n} steps": f"stage1_steps_{n}" for n in (20, 40)},
             "160 steps": "default",
             "480 steps": "stage1_steps_480",
         },
@@ -127,6 +127,11 @@ ABLATIONS = (
         },
     ),
     Ablation(
+        "rate",
+        "How far should the learning rate of stage 2 decay?",
+        {"to 5 %": "default", "to 0.5 %": "rate_tail", "constant": "rate_constant"},
+    ),
+    Ablation(
         "context",
         "Does a wider receptive field pay?",
         {"depth 4": "default", "depth 5": "depth_5"},
@@ -149,7 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.write:
         for ablation in ABLATIONS:
             if ablation.name in (options.ablations or names):
-                kept = [cell for cell in kept if cell.ablation != ablation.name] + run(ablation)
+                kept = [
+                    *(cell for cell in kept if cell.ablation != ablation.name),
+                    *run(ablation, kept),
+                ]
                 kept.sort(key=lambda cell: names.index(cell.ablation))
                 write_text(SCORES, records.text(Cell, kept))
     write_text(PAGE, page(kept))
@@ -157,21 +165,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(PAGE)
 
 
-def run(ablation: Ablation) -> list[Cell]:
-    """Run the experiments that are not done, and read the scores of all."""
+def run(ablation: Ablation, kept: Sequence[Cell]) -> list[Cell]:
+    """The scores of an ablation: runs the experiments that have none of today's code in `kept`."""
     cells = []
     for variant, file in ablation.variants.items():
         for seed in SEEDS:
+            found = [
+                replace(cell, ablation=ablation.name, variant=variant)
+                for cell in kept
+                if (_file(cell), cell.seed) == (file, seed) and experiments.unchanged(cell.commit)
+            ]
+            known = {(cell.init, cell.songs): cell for cell in found}
+            wanted = [(init, songs) for init in ablation.inits for songs in experiments.SONGS]
             name = f"ablation-{file}-{seed}"
-            experiments.run(name, [f"ablation={file}", f"seed={seed}"])
-            for init in ablation.inits:
-                for songs in experiments.SONGS:
-                    found = experiments.scores(songs, f"{init}_late", name)
+            if any(key not in known for key in wanted):
+                experiments.run(name, [f"ablation={file}", f"seed={seed}"])
+                known = {}
+            for init, songs in wanted:
+                cell = known.get((init, songs))
+                if cell is None:
+                    scores = experiments.scores(songs, f"{init}_late", name)
                     about = ablation.name, variant, init, seed, songs
-                    cells.append(
-                        Cell(*about, found["drums"], found["vocals"], experiments.commit())
-                    )
+                    dbs = scores["drums"], scores["vocals"]
+                    cell = Cell(*about, *dbs, experiments.commit())
+                cells.append(cell)
     return cells
+
+
+def _file(cell: Cell) -> str | None:
+    """The file of conf/ablation/ that a cell was run with: ablations share the default's."""
+    return next(
+        (one.variants.get(cell.variant) for one in ABLATIONS if one.name == cell.ablation), None
+    )
 
 
 def load(path: Path = SCORES) -> list[Cell]:

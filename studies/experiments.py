@@ -34,6 +34,7 @@ DECIDING = (
     *(f"jukesep/{name}" for name in ("separation", "songs", "systems", "training")),
     "jukesep/base/seeds.py",
 )
+ABLATIONS = Path("conf/ablation")
 SONGS = {"seen": "sdr", "held_out": "held_out"}  # folders of metrics/
 BASELINES = {"seen": "baselines", "held_out": "held_out/baselines"}
 
@@ -96,13 +97,17 @@ def done(name: str, overrides: Sequence[str]) -> bool:
 def unchanged(since: str, peer: str | None = None) -> bool:
     """Whether what decides the scores of our models, or of a peer, is as it was in a commit.
 
-    That is code and parameters, without those of other peers, and without comments, docstrings and
-    line breaks.
+    That is code and parameters, without those of other peers and of ablations, and without
+    comments, docstrings and line breaks.
     """
     if git("rev-parse", "--verify", "--quiet", f"{since}^{{commit}}") is None:
         return False
     names = git("diff", "--name-only", since, "--", *DECIDING) or ""
-    changed = [path for path in map(Path, names.splitlines()) if _peer(path) in (None, peer)]
+    changed = [
+        path
+        for path in map(Path, names.splitlines())
+        if _peer(path) in (None, peer) and not path.is_relative_to(ABLATIONS)
+    ]
     return all(
         path.exists()
         and _meaning(path, path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Train E2 in other ways, for the same processor time: docs/variants.md.
 
-    uv run python -m studies.variants              # needs `dvc repro` first; 20 minutes
+    uv run python -m studies.variants              # needs `dvc repro` first; 40 minutes
     uv run python -m studies.variants --seeds 0    # under one seed
     uv run python -m studies.variants --write      # train nothing, write the page from its CSV
 
@@ -51,11 +51,14 @@ from jukesep.training.segments import Segments
 from jukesep.training.tasks import Prepared, Terms
 from studies import experiments, records
 from studies.variants_page import (
+    FROM_SCRATCH,
+    INIT,
     MASKING_STEPS,
     MATCHING_SHARE,
     MATCHING_STEPS,
     PAGE,
     SCORES,
+    SCRATCH,
     VARIANTS,
     Score,
     load,
@@ -63,7 +66,6 @@ from studies.variants_page import (
 )
 
 SEEDS = (0, 1, 2)
-INIT = "pretrained"
 FEW = {"steps": 3}
 FLOOR = 1e-6  # magnitude of a silent estimate: where all are silent, each has the same share
 
@@ -143,11 +145,11 @@ def masked(mixture: Tensor, estimates: Tensor, window: int) -> Tensor:
 class Bench:
     """The data, parameters and models of stage 1 that the variants of one seed have in common."""
 
-    def __init__(self, p: Params, seed: int) -> None:
+    def __init__(self, p: Params, seed: int, init: str = INIT) -> None:
         self.p, self.seed = p, seed
         self.songs = Manifest.load(paths.MANIFEST)
         self.stage1 = {
-            stem: jukebox.load_jukebox(p.stage1_checkpoint(stem, INIT)).eval() for stem in STEMS
+            stem: jukebox.load_jukebox(p.stage1_checkpoint(stem, init)).eval() for stem in STEMS
         }
 
     def models(self, stems: Sequence[str]) -> list[VQVAE]:
@@ -285,23 +287,29 @@ def measure(seeds: Sequence[int]) -> None:
     experiments.require_commit()
     p, commit, processor = params.load(), experiments.commit(), measuring.processor()
     devices.choose("cpu", 1)
-    done = {(score.seed, score.variant) for score in load() if experiments.unchanged(score.commit)}
-    jobs = [(seed, name) for seed in seeds for name in VARIANTS if (seed, name) not in done]
+    done = {_job(score) for score in load() if experiments.unchanged(score.commit)}
+    every = [(INIT, name) for name in VARIANTS]
+    every += [(SCRATCH, name) for name in FROM_SCRATCH if SCRATCH in p.inits]
+    jobs = [(seed, *one) for seed in seeds for one in every if (seed, *one) not in done]
     if jobs:  # load what is compiled before the first measurement
         end_to_end(Bench(p.model_copy(update={"stage2": p.stage2.model_copy(update=FEW)}), 0))
     below = {"position": 1} if sys.stderr.isatty() else {}  # the bar of a training
-    for seed, name in bar(jobs, desc="variants", unit="variant", **below):
-        bench = Bench(p, seed)
+    for seed, init, name in bar(jobs, desc="variants", unit="variant", **below):
+        bench = Bench(p, seed, init)
         began = time.process_time()
         models = WAYS[name](bench)
         seconds = round(time.process_time() - began, 1)
-        kept = [score for score in load() if (score.seed, score.variant) != (seed, name)]
+        kept = [score for score in load() if _job(score) != (seed, init, name)]
         for songs, sdrs in evaluate(bench, models).items():
             numbers = (round(sdr, 4) for sdr in sdrs)
             about = seed, p.evaluate.split, songs, *numbers, seconds, processor, commit
-            kept.append(Score(name, *about))
-        kept.sort(key=lambda score: (score.seed, VARIANTS.index(score.variant)))
+            kept.append(Score(name, init, *about))
+        kept.sort(key=lambda one: (one.init, one.seed, VARIANTS.index(one.variant)))
         write_text(SCORES, records.text(Score, kept))
+
+
+def _job(score: Score) -> tuple[int, str, str]:
+    return score.seed, score.init, score.variant
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from studies.ablations import verdict
 
 PAGE, SCORES = Path("docs/variants.md"), Path("docs/variants.csv")
 VARIANTS = ("separate", "shared", "end to end")  # the others are compared with the first
+INIT, SCRATCH = "pretrained", "scratch"
+FROM_SCRATCH = ("separate", "end to end")  # are also trained from scratch
 SPLITS = {"valid": "Validation", "test": "Test"}
 # Steps that take the processor time of one step of stage 2 for each of the four stems.
 MATCHING_STEPS, MASKING_STEPS = 2.25, 0.92
@@ -25,6 +27,8 @@ class Score:
     """The paper's SDR in dB of a variant under a seed: the mean over songs of a group and stems."""
 
     variant: str
+    init: str
+    """Of the models of stage 1."""
     seed: int
     split: str
     songs: str
@@ -59,6 +63,7 @@ def load(path: Path = SCORES) -> list[Score]:
 def page(scores: Sequence[Score]) -> str:
     """docs/variants.md."""
     groups = dict.fromkeys((score.split, score.songs) for score in scores)
+    every, scores = scores, [score for score in scores if score.init == INIT]
     return fill(
         "variants",
         experiments.PAGES,
@@ -67,23 +72,24 @@ def page(scores: Sequence[Score]) -> str:
         share=f"{100 * MATCHING_SHARE:.0f} %",
         rest=f"{100 * (1 - MATCHING_SHARE):.0f} %",
         costs=_costs(scores),
-        commits=_listed(score.commit for score in scores),
+        commits=_listed(score.commit for score in every),
         processor=_listed(score.processor for score in scores),
+        transfer="\n\n".join(_transfer(every, *group) for group in groups) or "Not run yet.",
         results="\n\n".join(_group(scores, *group) for group in groups) or "Not run yet.",
     )
 
 
 def _costs(scores: Sequence[Score]) -> str:
-    """Processor time: the mean over the seeds, and relative to the first variant."""
-    means = {
-        name: statistics.mean({s.seed: s.seconds for s in scores if s.variant == name}.values())
-        for name in VARIANTS
-        if any(score.variant == name for score in scores)
-    }
-    lines = [["variant", "processor s", "relative"]]
-    for name, mean in means.items():
-        relative = f"{mean / means[VARIANTS[0]]:.2f} x" if VARIANTS[0] in means else ""
-        lines.append([name, f"{mean:.0f}", relative])
+    """Processor time under each seed, and the mean of its ratios to the first variant's."""
+    times = {name: {s.seed: s.seconds for s in scores if s.variant == name} for name in VARIANTS}
+    lines = [["variant", "seeds", "processor s", "relative"]]
+    for name, taken in times.items():
+        first = times[VARIANTS[0]]
+        ratios = [seconds / first[seed] for seed, seconds in taken.items() if seed in first]
+        seeds, seconds = ", ".join(map(str, taken)), ", ".join(f"{s:.0f}" for s in taken.values())
+        relative = f"{statistics.mean(ratios):.2f} x" if ratios else ""
+        if taken:
+            lines.append([name, seeds, seconds, relative])
     return table(lines)
 
 
@@ -110,6 +116,33 @@ def _group(scores: Sequence[Score], split: str, songs: str) -> str:
             said.append(f"- {name} against {VARIANTS[0]}, {kind}: {verdict(differences)}.")
     title = f"{SPLITS[split]} songs of {GROUPS.get(songs, songs)}"
     return "\n\n".join([f"## {title}", table(lines), "\n".join(said)]).rstrip()
+
+
+def _transfer(scores: Sequence[Score], split: str, songs: str) -> str:
+    """What pretraining gains in each variant that was also trained from scratch."""
+    at = {
+        (score.variant, score.init, score.seed): score.sdrs
+        for score in scores
+        if (score.split, score.songs) == (split, songs)
+    }
+    lines, said = [["variant", "seed", *KINDS.values()]], []
+    for name in FROM_SCRATCH:
+        seeds = [seed for one, init, seed in at if (one, init) == (name, SCRATCH)]
+        gains = [
+            [a - b for a, b in zip(at[name, INIT, seed], at[name, SCRATCH, seed], strict=True)]
+            for seed in seeds
+            if (name, INIT, seed) in at
+        ]
+        for seed, gain in zip(seeds, gains, strict=False):
+            lines.append([name, str(seed), *(f"{value:+.2f}" for value in gain)])
+        for place, kind in enumerate(KINDS.values()) if gains else ():
+            if name == VARIANTS[0] or "refined" in kind:  # the plain stems of others are of no use
+                found = verdict([gain[place] for gain in gains])
+                said.append(f"- {name}, {kind}: pretrained against scratch, {found}.")
+    if not said:
+        return "Not run yet."
+    title = f"{SPLITS[split]} songs of {GROUPS.get(songs, songs)}:"
+    return "\n\n".join([title, table(lines), "\n".join(said)])
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -111,9 +111,10 @@ def test_the_command_resumes_and_writes_the_page(bench, monkeypatch, capsys):
     assert variants_page.PAGE.read_text().splitlines()[-12:] == page.splitlines()[-12:]
 
 
-def _score(variant, seed, songs, sdr, seconds):
+def _score(variant, seed, songs, sdr, seconds, init="pretrained"):
     sdrs = sdr, sdr + 0.1, sdr + 0.5, sdr + 0.6
-    return variants_page.Score(variant, seed, "test", songs, *sdrs, seconds, "a processor", "c1")
+    about = seed, "test", songs, *sdrs, seconds, "a processor", "c1"
+    return variants_page.Score(variant, init, *about)
 
 
 def test_the_page_compares_seed_by_seed():
@@ -125,13 +126,33 @@ def test_the_page_compares_seed_by_seed():
         for songs in ("seen", "held_out")
     ]
     page = variants_page.page(scores)
-    assert "| shared | 98 | 0.98 x |" in page
+    assert "| shared | 0, 1 | 98, 99 | 0.9" in page
     assert "## Test songs of instruments never heard in training" in page
     assert "| **shared** | mean | **2.35** | **2.45** | **2.85** | **2.95** |" in page
     assert page.count("- shared against separate, refined, bypass: worse under every seed") == 2
     assert page.count("- end to end against separate, plain, quantised: no consistent diff") == 2
     assert "of commit c1" in page
+    assert page.count("Not run yet") == 2  # from scratch, seen and held-out
+
+
+def test_the_page_says_what_pretraining_gains():
+    gains = {"separate": (0.4, 0.5), "end to end": (-0.1, 0.2)}
+    scores = [
+        _score(name, seed, songs, 2.0 + (gain[seed] if init == "pretrained" else 0), 100.0, init)
+        for init in ("pretrained", "scratch")
+        for name, gain in gains.items()
+        for seed in (0, 1)
+        for songs in ("seen", "held_out")
+    ]
+    page = variants_page.page(scores)
     assert "Not run yet" not in page
+    assert page.count("| separate | 1 | +0.50 | +0.50 | +0.50 | +0.50 |") == 2
+    first = "- separate, plain, quantised: pretrained against scratch, better under every seed"
+    assert page.count(first) == 2
+    assert "- end to end, plain" not in page
+    last = "- end to end, refined, bypass: pretrained against scratch, no consistent difference"
+    assert page.count(last) == 2
+    assert page.count("| **separate** | mean |") == 2  # of pretrained models alone
 
 
 def test_the_committed_page_is_of_the_kept_scores():
