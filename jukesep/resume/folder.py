@@ -41,7 +41,7 @@ from filelock import FileLock, Timeout
 from .. import audio
 from ..base import paths
 from ..base.errors import Interrupted, UserError
-from ..base.files import atomic, sweep, sync, write_json, write_text
+from ..base.files import sweep, sync, write_json, write_text
 from ..base.git import git
 from ..base.signals import Signals
 from ..kernels.devices import Precision
