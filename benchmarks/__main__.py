@@ -7,8 +7,9 @@
     uv run python -m benchmarks repro paper-gpu    # long ones: they run only when named
 
 Each row is measured in a process of its own. Its result is kept in benchmarks/results/rows/, with
-the machine and the code, so that an interrupted run resumes with the rows that are left. A row that
-cannot be measured here is skipped with the reason; an older result is then kept.
+the machine and the code, so that an interrupted run resumes with the rows that are left. The last
+result of each other kind of processor stays beside it. A row that cannot be measured here is
+skipped with the reason; an older result is then kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import commands, gpu, measuring, paper_scale, performance, scoring, steps
-from benchmarks.row import RESULTS, Row, Skipped, load
+from benchmarks.row import RESULTS, Row, Skipped, load, load_older
 from jukesep.base.errors import reported
 from jukesep.base.files import write_text
 from jukesep.base.progress import bar
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress.write(performance.line(name, row, result))
             progress.update(expected[name])
     found = load(every)
-    performance.write(every, found)
+    performance.write(every, found, load_older(every))
     write_text(GPU_PAGE, gpu.page(found.get("gpu")))
     write_text(PAPER_PAGE, paper_scale.page(found.get(name) for name in paper_scale.ROWS))
     print("\n".join(map(str, (RESULTS, performance.PAGE, GPU_PAGE, PAPER_PAGE))))

@@ -31,6 +31,11 @@ Clock = Callable[[], float]
 ROOT = Path(__file__).parents[1]
 # Of a processor's many features, those that decide how fast matrix products are.
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+WIDEST = {
+    "amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2",
+    "sve": "SVE", "asimd": "NEON",
+}  # fmt: skip
+"""The features that tell kinds of processors apart, the best first, and their names."""
 LIBRARIES = ("torch", "numpy", "numba", "scipy")
 
 
@@ -123,6 +128,13 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     """The name of this machine's processor."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def kind(machine: Mapping[str, Any]) -> str:
+    """The kind of processor of a machine: its maker and its widest instructions."""
+    maker = machine["processor"].replace("(R)", "").split()[0]
+    found = (name for feature, name in WIDEST.items() if feature in machine.get("features", ()))
+    return " ".join([maker, *[*found][:1]])
 
 
 def features() -> list[str]:

@@ -37,28 +37,32 @@ PAGES = ("gpu", "paper-cpu", "paper-gpu")  # rows with a page of their own
 MISSING = "Not measured yet."
 
 
-def write(rows: Mapping[str, Row], found: Mapping[str, Result]) -> None:
+Older = Mapping[str, Iterable[Result]]
+"""Results of rows on other kinds of processors than the newest ones."""
+
+
+def write(rows: Mapping[str, Row], found: Mapping[str, Result], older: Older) -> None:
     """The page, and a picture of each growth that was measured."""
     for name in GROWTH:
         if name in found:
             draw(name, found[name], PICTURES / f"{GROWTH[name][0]}.svg")
-    write_text(PAGE, page(rows, found))
+    write_text(PAGE, page(rows, found, older))
 
 
-def page(rows: Mapping[str, Row], found: Mapping[str, Result]) -> str:
+def page(rows: Mapping[str, Row], found: Mapping[str, Result], older: Older) -> str:
     """The text of docs/performance.md."""
     why = yaml.safe_load((FOLDER / "missed.yaml").read_text(encoding="utf-8"))
     done = {name: result for name, result in found.items() if name in rows}
     listed = {name: row for name, row in rows.items() if name not in (*GROWTH, *PAGES, "breakdown")}
     return fill(
         "performance",
-        rows=_rows(listed, found),
+        rows=_rows(listed, found, older),
         missed=_missed(listed, done, why),
-        limit=_limit(done),
+        limit=_limit(done, older),
         breakdown=_breakdown(done["breakdown"]) if "breakdown" in done else MISSING,
         demo=_demo(done["repro"]) if "repro" in done else MISSING,
         growth=_growth(done),
-        where=_where({name: done[name] for name in done if name not in PAGES}),
+        where=_where({name: done[name] for name in done if name not in PAGES}, older),
     )
 
 
@@ -71,22 +75,28 @@ def line(name: str, row: Row, result: Result) -> str:
     )
 
 
-def _rows(rows: Mapping[str, Row], found: Mapping[str, Result]) -> str:
-    lines = [["row", "what", "textbook", "jukesep", "speed", "memory", "goal", "also"]]
+def _rows(rows: Mapping[str, Row], found: Mapping[str, Result], older: Older) -> str:
+    lines = [["row", "what", "processor", "textbook", "jukesep", "speed", "memory", "goal", "also"]]
     for name, row in rows.items():
-        cells, result = [f"`{name}`", row.what], found.get(name)
-        if result is None:
-            lines.append([*cells, "", "", "", "", "not measured yet", ""])
+        if name not in found:
+            lines.append([f"`{name}`", row.what, *[""] * 5, "not measured yet", ""])
             continue
-        sides = [
-            _cost(values) if side in ("textbook", "jukesep") else f"{side}: {_cost(values)}"
-            for side, values in result.sides.items()
-        ]
-        figures, goals = result.figures, "; ".join(_goal(goal, result) for goal in row.goals)
-        ratios = (f"{figures[one]:.2f} x" if one in figures else "" for one in ("speed", "memory"))
-        also = "; ".join(filter(None, [*_others(row, result), result.note]))
-        lines.append([*cells, *["", "", *sides][-2:], *ratios, goals, also])
+        lines.append([f"`{name}`", row.what, found[name].kind, *_cells(row, found[name])])
+        for result in older.get(name, ()):
+            lines.append(["", "", f"{result.kind}, older", *_cells(row, result)])
     return table(lines)
+
+
+def _cells(row: Row, result: Result) -> list[str]:
+    """Both sides, their ratios, the goals and the rest."""
+    sides = [
+        _cost(values) if side in ("textbook", "jukesep") else f"{side}: {_cost(values)}"
+        for side, values in result.sides.items()
+    ]
+    figures, goals = result.figures, "; ".join(_goal(goal, result) for goal in row.goals)
+    ratios = (f"{figures[one]:.2f} x" if one in figures else "" for one in ("speed", "memory"))
+    also = "; ".join(filter(None, [*_others(row, result), result.note]))
+    return [*["", "", *sides][-2:], *ratios, goals, also]
 
 
 def _cost(values: Mapping[str, float]) -> str:
@@ -96,7 +106,9 @@ def _cost(values: Mapping[str, float]) -> str:
 
 
 def _goal(goal: Goal, result: Result) -> str:
-    value = result.figures[goal.figure]
+    value = result.figures.get(goal.figure)
+    if value is None:  # of a row that had other goals then
+        return f"{goal.aim}: not measured"
     return f"{goal.aim}: {goal.text(value)}, **{goal.verdict(value)}**"
 
 
@@ -122,18 +134,25 @@ def _missed(rows: Mapping[str, Row], found: Mapping[str, Result], why: Mapping[s
     return "\n".join(lines) or "None."
 
 
-def _limit(found: Mapping[str, Result]) -> str:
-    lines = [
-        ["row", "precision", "10^9 FLOPs", "GFLOP/s reached", "GFLOP/s of `torch.mm`", "share"]
+def _limit(found: Mapping[str, Result], older: Older) -> str:
+    heads = ["row", "processor", "precision", "10^9 FLOPs", "GFLOP/s reached"]
+    lines = [[*heads, "GFLOP/s of `torch.mm`", "share"]]
+    every = [
+        (name, result, kind)
+        for name, newest in found.items()
+        for result, kind in [
+            (newest, newest.kind),
+            *((one, f"{one.kind}, older") for one in older.get(name, ())),
+        ]
     ]
-    for name, result in found.items():
+    for name, result, kind in every:
         if "precision" in result.details:
             flops, limit = result.details["flops"], result.details["limit"]
             *_, ours = result.sides.values()
             rate = flops / ours["seconds"]
             cells = f"{flops / 1e9:,.1f}", f"{rate / 1e9:.1f}", f"{limit / 1e9:.1f}"
             share = f"{100 * rate / limit:.0f} %"
-            lines.append([f"`{name}`", result.details["precision"], *cells, share])
+            lines.append([f"`{name}`", kind, result.details["precision"], *cells, share])
     return table(lines) if len(lines) > 1 else MISSING
 
 
@@ -216,12 +235,14 @@ def draw(name: str, result: Result, path: Path) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def _where(found: Mapping[str, Result]) -> str:
+def _where(found: Mapping[str, Result], older: Older) -> str:
     """Machines and code, each with its rows."""
     places: dict[str, list[str]] = {}
+    every = [*found.items(), *((name, one) for name in found for one in older.get(name, ()))]
     for describe in (_machine, _code):
-        for name, result in found.items():
-            places.setdefault(describe(result), []).append(f"`{name}`")
+        for name, result in every:
+            names = places.setdefault(describe(result), [])
+            names += [f"`{name}`"] if f"`{name}`" not in names else []
     minutes = sum(result.took for result in found.values()) / 60
     lines = [f"- {place}: {', '.join(names)}" for place, names in places.items()]
     return "\n".join([*lines, "", f"All rows together took {minutes:.1f} minutes."])

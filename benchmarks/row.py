@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measuring
 from benchmarks.measuring import ROOT
 from jukesep.base.errors import UserError
 from jukesep.base.files import write_json
@@ -74,8 +75,19 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
     """What a section of a page shows besides."""
 
+    @property
+    def kind(self) -> str:
+        """The kind of processor that it was measured on."""
+        return measuring.kind(self.machine)
+
     def save(self, name: str) -> None:
-        write_json(RESULTS / f"{name}.json", asdict(self))
+        """Keep it as the newest result of a row, beside the last one of each other kind."""
+        path = RESULTS / f"{name}.json"
+        before = _read(path) if path.exists() else self
+        if before.kind != self.kind:
+            path.replace(_older(path, before.kind))
+        write_json(path, asdict(self))
+        _older(path, self.kind).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -99,14 +111,23 @@ class Row:
 
 
 def load(names: Iterable[str], folder: Path = RESULTS) -> dict[str, Result]:
-    """The results kept so far, in the order of the rows."""
-    found = {}
-    for name in names:
-        path = folder / f"{name}.json"
-        if not path.exists():
-            continue
-        try:
-            found[name] = Result(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a result ({error}). Delete it.") from error
-    return found
+    """The newest results kept so far, in the order of the rows."""
+    paths = {name: folder / f"{name}.json" for name in names}
+    return {name: _read(path) for name, path in paths.items() if path.exists()}
+
+
+def load_older(names: Iterable[str], folder: Path = RESULTS) -> dict[str, list[Result]]:
+    """The last results of the rows on other kinds of processors than the newest one's."""
+    return {name: [_read(path) for path in sorted(folder.glob(f"{name}@*.json"))] for name in names}
+
+
+def _older(path: Path, kind: str) -> Path:
+    """The file of a result that is not the newest: stage1@amd-avx2.json beside stage1.json."""
+    return path.with_name(f"{path.stem}@{kind.lower().replace(' ', '-')}.json")
+
+
+def _read(path: Path) -> Result:
+    try:
+        return Result(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a result ({error}). Delete it.") from error

@@ -11,13 +11,15 @@ from jukesep.base.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 ROWS = command.rows()
-FOUND = row.load(ROWS, ROOT / row.RESULTS)
+FOUND, OLDER = (read(ROWS, ROOT / row.RESULTS) for read in (row.load, row.load_older))
 
 
 def test_the_committed_pages_are_of_the_committed_results():
-    assert {path.stem for path in (ROOT / row.RESULTS).iterdir()} == set(FOUND)
+    names = [path.stem.partition("@")[0] for path in (ROOT / row.RESULTS).iterdir()]
+    assert len(names) == len(FOUND) + sum(map(len, OLDER.values()))
+    assert set(names) == set(FOUND)
     pages = {
-        performance.PAGE: performance.page(ROWS, FOUND),
+        performance.PAGE: performance.page(ROWS, FOUND, OLDER),
         command.GPU_PAGE: gpu.page(FOUND["gpu"]),
         command.PAPER_PAGE: paper_scale.page(FOUND[name] for name in paper_scale.ROWS),
     }
@@ -69,12 +71,20 @@ def test_the_page_says_what_is_met_missed_and_missing():
     stages = {"prepare": {"runs": 1, "seconds": 11.0, "progress": 8.0}}
     found = {"song": _result(), "repro": _result(details={"stages": stages})}
     rows["repro"] = Row("all", _measured, ())
-    text = performance.page(rows, found)
+    machine = {**measuring.machine(), "processor": "Other(R) One", "features": ["avx2", "fma"]}
+    older = {"song": [_result(machine=machine, figures={"speed": 1.5})]}
+    text = performance.page(rows, found, older)
+    here = measuring.kind(measuring.machine())
     assert (
-        "| `song` | a step | 500 ms, 30 MB | 250 ms, 10 MB | 2.00 x | 0.33 x | speed at least "
-        "1.6 x: 2 x, **met**; memory at most 0.3 x: 0.333 x, **11 % above** |  |" in text
+        f"| `song` | a step | {here} | 500 ms, 30 MB | 250 ms, 10 MB | 2.00 x | 0.33 x | speed at "
+        "least 1.6 x: 2 x, **met**; memory at most 0.3 x: 0.333 x, **11 % above** |  |" in text
     )
-    assert "| `absent` | another |  |  |  |  | not measured yet |  |" in text
+    assert (
+        "|  |  | Other AVX2, older | 500 ms, 30 MB | 250 ms, 10 MB | 1.50 x |  | speed at least "
+        "1.6 x: 1.5 x, **6 % below**; memory at most 0.3 x: not measured |  |" in text
+    )
+    assert "| `absent` | another |  |  |  |  |  | not measured yet |  |" in text
+    assert "- Other(R) One, " in text
     assert "- `song`: memory at most 0.3 x, found 0.333 x: 11 % above. Each chunk of" in text
     assert measuring.processor() in text
     assert "| all | 1 | 11 | 8 | 3.0 |" in text
@@ -111,7 +121,7 @@ def test_rows_are_kept_one_by_one_and_not_measured_twice(tmp_path, monkeypatch, 
     assert list(kept) == ["one"]
     assert kept["one"].figures == {"speed": 3.0}
     assert kept["one"].machine == measuring.machine()
-    assert (tmp_path / performance.PAGE).read_text() == performance.page(rows, kept)
+    assert (tmp_path / performance.PAGE).read_text() == performance.page(rows, kept, {})
 
     assert command.main([]) == 1
     assert "one: first" not in capsys.readouterr().out
@@ -128,6 +138,46 @@ def test_rows_are_kept_one_by_one_and_not_measured_twice(tmp_path, monkeypatch, 
     (tmp_path / row.RESULTS / "one.json").write_text("[]")
     with pytest.raises(UserError, match=r"one\.json is not a result"):
         command.main(["--write"])
+
+
+@pytest.mark.parametrize(
+    ("processor", "features", "kind"),
+    [
+        ("AMD EPYC", ["avx2", "fma", "avx512f", "avx512_bf16"], "AMD AVX-512 BF16"),
+        ("Intel(R) Xeon(R) Processor", ["avx2", "avx512f", "amx_bf16"], "Intel AMX"),
+        ("AMD EPYC", ["avx2", "fma"], "AMD AVX2"),
+        ("aarch64", ["asimd", "bf16"], "aarch64 NEON"),
+        ("arm", [], "arm"),
+    ],
+)
+def test_a_kind_of_processor_is_its_maker_and_its_instructions(processor, features, kind):
+    assert measuring.kind({"processor": processor, "features": features}) == kind
+
+
+def test_the_last_result_of_each_kind_of_processor_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kinds = {"one": ["avx2"], "two": ["avx512f"]}
+
+    def save(name, speed):
+        machine = {**measuring.machine(), "processor": name, "features": kinds[name]}
+        _result(machine=machine, figures={"speed": speed}).save("song")
+
+    def kept():
+        found, older = row.load(["song"])["song"], row.load_older(["song"])["song"]
+        return [(one.kind, one.figures["speed"]) for one in (found, *older)]
+
+    save("one", 1.0)
+    save("one", 2.0)
+    assert kept() == [("one AVX2", 2.0)]
+    save("two", 3.0)
+    assert kept() == [("two AVX-512", 3.0), ("one AVX2", 2.0)]
+    save("two", 4.0)
+    assert kept() == [("two AVX-512", 4.0), ("one AVX2", 2.0)]
+    save("one", 5.0)
+    assert kept() == [("one AVX2", 5.0), ("two AVX-512", 4.0)]
+    assert {path.name for path in Path(row.RESULTS).iterdir()} == {
+        *("song.json", "song@two-avx-512.json")
+    }
 
 
 def test_the_command_measures_a_real_row(tmp_path, monkeypatch, capsys):
