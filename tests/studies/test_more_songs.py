@@ -1,0 +1,64 @@
+"""docs/more_songs.md: songs of another seed of the band are separated and scored."""
+
+import types
+from pathlib import Path
+
+from tiny import prepare_songs
+
+from benchmarks import sides
+from jukesep.model.vqvae import Architecture
+from jukesep.songs.manifest import STEMS
+from studies import experiments, more_songs
+from studies.more_songs import Score
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_committed_page_is_of_the_kept_scores():
+    scores = more_songs.load(ROOT / more_songs.SCORES)
+    assert (ROOT / more_songs.PAGE).read_text(encoding="utf-8") == more_songs.page(scores)
+    assert len(scores) == more_songs.SONGS * len(more_songs.SYSTEMS)
+
+
+def test_the_page_compares_song_by_song():
+    sdrs = {
+        "static equaliser": (2.0, 3.0, 1.0, 2.0),
+        "pretrained": (2.5, 2.5, 2.0, 3.0),
+        "refined": (3.0, 4.0, 2.0, 3.0),
+    }
+    scores = [
+        Score(f"song {number}", songs, system, value, "abc1234")
+        for songs in ("seen", "held_out")
+        for system, values in sdrs.items()
+        for number, value in enumerate(values)
+    ]
+    page = more_songs.page(scores)
+    assert "| instruments heard in training | 4 | 2.00 | 2.50 | 3.00 |" in page
+    # Gains of 0.5, -0.5, 1 and 1: their standard deviation is 0.7071.
+    assert "| pretrained | +0.50 | 0.35 | 3 of 4 | 0.29 |" in page
+    assert (
+        "| instruments never heard in training | refined | +1.00 | 0.00 | 4 of 4 | 0.00 |" in page
+    )
+    assert "of commit abc1234" in page
+
+
+def test_every_song_is_scored_by_every_system(entered, monkeypatch, capsys):
+    prepare_songs(entered, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    size = Architecture(width=4, depth=1, downs=(2,), latent_dim=4, codes=8)
+    models = {stem: sides.model(size, 1, 1024)[0].eval() for stem in STEMS}
+    separator = types.SimpleNamespace(sample_rate=11_025, models=models)
+    monkeypatch.setattr(more_songs, "load_separator", lambda *_: separator)
+    monkeypatch.setattr(experiments, "commit", lambda: "abc1234")
+    monkeypatch.setattr(more_songs, "cores", lambda: 1)
+    monkeypatch.setattr(more_songs, "SONGS", 4)
+    monkeypatch.setattr(more_songs.measure, "__defaults__", (4, 2.0))
+    more_songs.main([])
+    assert capsys.readouterr().out == f"{more_songs.PAGE}\n"
+    found = more_songs.load()
+    assert {one.system for one in found} == set(more_songs.SYSTEMS)
+    assert len(found) == 4 * len(more_songs.SYSTEMS)
+    assert {one.songs for one in found} == {"seen", "held_out"}
+    assert len({one.sdr for one in found}) == len(found)
+    before = more_songs.PAGE.read_text()
+    more_songs.main(["--write"])
+    assert more_songs.PAGE.read_text() == before
