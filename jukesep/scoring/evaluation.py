@@ -36,6 +36,9 @@ BASELINES: dict[str, Callable[[Audio, np.ndarray], np.ndarray]] = {
 }
 
 
+BASELINES_MEMORY = 250  # bytes per sample and channel of a song, to score all of them; measured
+
+
 class Row(NamedTuple):
     """One score in dB: of which system, on which song and stem, by which metric.
 
@@ -70,8 +73,9 @@ def score_baselines(
 ) -> list[Row]:
     """Score the static equaliser, the mixture, scaled or not, and the oracle on whole songs.
 
-    They are scored for the stems that the equaliser was fitted to. `keep` is a folder for the mono
-    audio of the equaliser, to listen to: <song>/<stem>.flac.
+    They are scored for the stems that the equaliser was fitted to, one song on each core if there
+    is enough memory. `keep` is a folder for the mono audio of the equaliser, to listen to:
+    <song>/<stem>.flac.
     """
 
     def systems(
@@ -82,8 +86,8 @@ def score_baselines(
         for name, separate in BASELINES.items():
             yield name, dict(zip(references, separate(mixture, stacked), strict=True))
 
-    rows = []
-    for song in bar(songs, desc="baselines", unit="song"):
+    def score(song: Song) -> list[Row]:
+        rows = []
         mixture, references = _read(song)
         in_mono = {stem: audio.to_mono(reference) for stem, reference in references.items()}
         both = zip(
@@ -97,7 +101,15 @@ def score_baselines(
             if keep and name == equaliser.NAME:
                 for stem in chosen:
                     write_sound(keep / song.name / f"{stem}.flac", mono[stem], sample_rate)
-    return rows
+        return rows
+
+    longest = max(songs, key=lambda song: song.samples)
+    channels = audio.info(longest.file(MIXTURE)).channels
+    each = BASELINES_MEMORY * longest.samples * channels
+    # museval takes far more memory.
+    with ThreadPoolExecutor(1 if museval else at_once(len(songs), each)) as pool:
+        scored = bar(pool.map(score, songs), total=len(songs), desc="baselines", unit="song")
+        return [row for rows in scored for row in rows]
 
 
 def score_models(
