@@ -128,8 +128,8 @@ ABLATIONS = (
     ),
     Ablation(
         "rate",
-        "How far should the learning rate of stage 2 decay?",
-        {"to 5 %": "default", "to 0.5 %": "rate_tail", "constant": "rate_constant"},
+        "Should the learning rate of stage 2 decay further?",
+        {"to 5 %": "default", "to 0.5 %": "rate_tail"},
     ),
     Ablation(
         "context",
