@@ -123,9 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(run: Run) -> None:
     """Run what has no kept scores of today's code, and keep its scores. Older ones are dropped."""
-    found = [
-        one for one in load_scores(SCORES) if experiments.unchanged(one.commit, _peer(one.system))
-    ]
+    found = _current()
     kept = {one.system: one.commit for one in found if _key(one) == _key(run)}
     missing = [system for system in (*TRAINED, *UNTRAINED) if system not in kept]
     if kept:
@@ -135,8 +133,15 @@ def _run(run: Run) -> None:
         return
     wanted = set(map(_peer, missing))
     experiments.run(run.name, run.overrides(name for name in registry.NAMES if name in wanted))
-    rest = [one for one in found if _key(one) != _key(run) or one.system not in missing]
+    rest = [one for one in _current() if _key(one) != _key(run) or one.system not in missing]
     write_text(SCORES, records.text(Score, [*rest, *scores(run, missing)]))
+
+
+def _current() -> list[Score]:
+    """The kept scores of today's code; read when needed, since another run may have added some."""
+    return [
+        one for one in load_scores(SCORES) if experiments.unchanged(one.commit, _peer(one.system))
+    ]
 
 
 def _key(run: Run | Score) -> tuple[float, int]:
