@@ -16,6 +16,7 @@ from scipy import signal
 from jukesep.base.errors import UserError
 from jukesep.songs.band import (
     SAMPLE_RATE,
+    Task,
     _embedded,
     _synthesise,
     check_soundfont,
@@ -110,7 +111,7 @@ def test_workers_and_order_do_not_change_a_song(corpus, tmp_path):
     name = listed[1]["name"]
     folder = tmp_path / "alone" / name
     for _ in range(2):  # the second replaces the first
-        render_song(folder, split="train", index=1, seed=7, seconds=4.0)
+        render_song(Task(folder, "train", 1, 7, 4.0, ()))
         assert _files(folder) == _files(root / "train" / name)
     assert [path.name for path in folder.parent.iterdir()] == [name]
 
@@ -360,5 +361,5 @@ def test_a_failed_render_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr("jukesep.songs.band.write", full)
     with pytest.raises(OSError, match="no space"):
-        render_song(tmp_path / "song", split="train", index=0, seed=1, seconds=2.0)
+        render_song(Task(tmp_path / "song", "train", 0, 1, 2.0, ()))
     assert not list(tmp_path.iterdir())

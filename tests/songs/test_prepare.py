@@ -446,9 +446,9 @@ def test_the_band_is_rendered_once(tmp_path, monkeypatch, rate):
     settings = _params(tmp_path, *counts, f"model.sample_rate={rate}")
     rendered, render = [], band.render_song
 
-    def rendering(folder, **given):
-        rendered.append(folder.name)
-        render(folder, **given)
+    def rendering(task):
+        rendered.append(task.folder.name)
+        return render(task)
 
     monkeypatch.setattr(band, "render_song", rendering)
     prepared = tmp_path / "data/prepared"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -46,8 +47,29 @@ SAMPLE_RATE = 44_100
 # Libraries whose versions can change the samples.
 LIBRARIES = ("numpy", "pretty-midi", "scipy", "soundfile", "symusic")
 Audio = NDArray[np.float32]
-Task = tuple[Path, str, int, int, float, tuple[str, ...]]
-"""Folder, split, index, seed, seconds, soundfonts."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A song to render."""
+
+    folder: Path
+    split: str
+    index: int
+    seed: int
+    seconds: float
+    soundfonts: tuple[str, ...]
+
+    @property
+    def about(self) -> list[object]:
+        """What decides the content of its files, as JSON."""
+        return list(astuple(self)[1:])
+
+    @property
+    def files(self) -> list[Path]:
+        """What it writes: in the split for pretraining the mixture alone."""
+        parts = () if self.split == "pretrain" else STEMS
+        return [self.folder / f"{part}.wav" for part in (MIXTURE, *parts)]
 
 
 @cache
@@ -224,25 +246,19 @@ def perform(plan: SongPlan, soundfonts: Sequence[str] = ()) -> dict[str, NDArray
     return {stem: np.rint(audio * scale).astype(np.int16) for stem, audio in stems.items()}
 
 
-def render_song(
-    folder: Path,
-    *,
-    split: str,
-    index: int,
-    seed: int,
-    seconds: float,
-    soundfonts: Sequence[str] = (),
-    stems: bool = True,
-) -> None:
-    """Write a song as `folder`/{mixture,drums,bass,other,vocals}.wav, or only its mixture.
+def render_song(task: Task) -> Task:
+    """Write a song as MUSDB18-HQ has it; return the task.
 
     The folder appears when it is complete, and replaces an older one.
     """
-    parts = perform(compose(split, index, seed, seconds), soundfonts)
-    mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32).astype(np.int16)
-    with atomic_folder(folder) as unfinished:
-        for name, audio in {MIXTURE: mixture, **(parts if stems else {})}.items():
-            write(unfinished / f"{name}.wav", audio, SAMPLE_RATE, subtype="PCM_16")
+    plan = compose(task.split, task.index, task.seed, task.seconds)
+    parts = perform(plan, task.soundfonts)
+    mixture = np.sum(list(parts.values()), axis=0, dtype=np.int32)
+    parts[MIXTURE] = np.asarray(mixture, np.int16)
+    with atomic_folder(task.folder) as unfinished:
+        for path in task.files:
+            write(unfinished / path.name, parts[path.stem], SAMPLE_RATE, subtype="PCM_16")
+    return task
 
 
 def render_corpus(
@@ -271,15 +287,9 @@ def render_corpus(
     songs = [
         {"name": song_name(*job, seed), "split": job[0], "group": song_group(*job)} for job in jobs
     ]
+    fonts = tuple(map(str, soundfonts))
     tasks = [
-        (
-            root / song["split"] / song["name"],
-            split,
-            index,
-            seed,
-            seconds,
-            tuple(map(str, soundfonts)),
-        )
+        Task(root / song["split"] / song["name"], split, index, seed, seconds, fonts)
         for song, (split, index) in zip(songs, jobs, strict=True)
     ]
     here = Path(__file__).parent
@@ -290,13 +300,14 @@ def render_corpus(
         how[str(path)] = file_digest(path)
     if known:
         tasks = [
-            t for t in tasks if known.get(f"band {t[0]}", _files(t[0], t[1]), [how, *t[1:]]) is None
+            task
+            for task in tasks
+            if known.get(f"band {task.folder}", task.files, [how, *task.about]) is None
         ]
 
     def rendered(task: Task) -> None:
         if known:
-            folder, split, *_ = task
-            known.put(f"band {folder}", _files(folder, split), {}, [how, *task[1:]])
+            known.put(f"band {task.folder}", task.files, {}, [how, *task.about])
         bar.update()
 
     with show.bar(
@@ -304,29 +315,11 @@ def render_corpus(
     ) as bar:
         if workers <= 1 or len(tasks) <= 1:
             for task in tasks:
-                rendered(_render(task))
+                rendered(render_song(task))
         else:
             # spawn, because forking a process with threads (torch's, symusic's) can hang.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-                for done in as_completed([pool.submit(_render, task) for task in tasks]):
+                for done in as_completed([pool.submit(render_song, task) for task in tasks]):
                     rendered(done.result())
     return songs
-
-
-def _render(task: Task) -> Task:
-    folder, split, index, seed, seconds, soundfonts = task
-    render_song(
-        folder,
-        split=split,
-        index=index,
-        seed=seed,
-        seconds=seconds,
-        soundfonts=soundfonts,
-        stems=split != "pretrain",
-    )
-    return task
-
-
-def _files(folder: Path, split: str) -> list[Path]:
-    return [folder / f"{part}.wav" for part in (MIXTURE, *(() if split == "pretrain" else STEMS))]
