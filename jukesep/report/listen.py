@@ -154,11 +154,12 @@ def write_page(
                 "picks": [asdict(pick) for pick in picks],
                 "songs": songs,
             }
-            (new / "index.html").write_text(_page(content), encoding="utf-8")
-            if len(songs) <= least or _size(new) <= limit:
+            text = _page(content)
+            if len(songs) <= least or _size(new) + len(text.encode()) <= limit:
                 break
             for part in songs.pop()["parts"]:
                 (new / part["file"]).unlink()
+        (new / "index.html").write_text(text, encoding="utf-8")
         if left:
             note(f"{folder}:{left}")
 
