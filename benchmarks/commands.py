@@ -34,6 +34,7 @@ Lines = list[tuple[float, str]]
 """Of a program's output, each with the second at which it came."""
 
 RATE = 44_100
+TRAININGS = ("pretrain ", "stage1 ", "stage2 ", "peer ")  # titles of their progress bars
 STAGE = re.compile(r"Running stage '([a-z0-9]+)")
 BAR = re.compile(r"^([^|]+?): +\d+%\|.*\[(?:(\d+):)?(\d+):(\d+)<")
 PREPARE = ("jukesep/audio", "jukesep/base/unchanged.py", "jukesep/songs", "stages/prepare.py")
@@ -253,7 +254,10 @@ def _stages(lines: Lines, end: float) -> dict[str, dict[str, float]]:
                 title, *parts = match.groups()
                 hours, minutes, seconds = (int(part or 0) for part in parts)
                 bars[title] = 3600 * hours + 60 * minutes + seconds
-        stage["progress"] += sum(bars.values())
+        # Trainings run side by side: the longest one counts. Other bars come one after the other.
+        trainings = [seconds for title, seconds in bars.items() if title.startswith(TRAININGS)]
+        others = sum(bars.values()) - sum(trainings)
+        stage["progress"] += others + max(trainings, default=0.0)
     return found
 
 
