@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,11 @@ def is_child() -> bool:
     return os.environ.get(VARIABLE) == "child"
 
 
-def take_results(
-    params: Params,
-    stage: str,
-    item: Mapping[str, str],
-    out: Path,
-    libraries: Iterable[str] = (),
-) -> bool:
+def take_results(params: Params, stage: str, item: Mapping[str, str], out: Path) -> bool:
     """Copy the results of an item that was trained beside another one to `out`, if there are any.
 
-    Returns whether it did. The arguments are those of `identity.identity`. Whatever is not in order
-    is left to the training itself, which resumes from its last save.
+    Returns whether it did. `item` is the entry of the stage's matrix. Results that are damaged, or
+    of other parameters, inputs or code, are left to the training itself: it resumes or starts.
     """
     if is_child() or "TORCHELASTIC_RUN_ID" in os.environ or params.device not in ("auto", "cpu"):
         return False
@@ -62,7 +56,7 @@ def take_results(
         if read_progress(folder).get("state") != "trained":
             continue
         if ours is None:
-            ours = identity.identity(stage, item, params.model_dump(mode="json"), libraries)
+            ours = identity.identity(stage, item, params.model_dump(mode="json"))
             ours.pop("runs on")  # only a CPU trains items side by side
         with suppress(OSError, ValueError, Timeout), FileLock(folder / "lock", timeout=0.5):
             theirs = json.loads((folder / "identity.json").read_text(encoding="utf-8"))

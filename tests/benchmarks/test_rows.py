@@ -300,6 +300,20 @@ def test_the_seconds_of_stages_are_those_between_their_lines():
     }
 
 
+def test_trainings_side_by_side_count_once():
+    """Of the bars of one stage, those of trainings overlap; others follow each other."""
+    bars = (
+        "songs: digests: 100%|##| 2/2 [00:03<00:00]",
+        "stage2 a x: 50%|# | 1/2 [00:20<00:20]",
+        "stage2 a y: 100%|##| 2/2 [00:30<00:00]",
+        "stage2 a x: 100%|##| 2/2 [00:40<00:00]",
+    )
+    lines = [(0.0, "Running stage 'stage2@a-x':"), *((1.0, line) for line in bars)]
+    assert commands._stages(lines, 50.0) == {
+        "stage2": {"runs": 1, "seconds": 50.0, "progress": 43.0}
+    }
+
+
 TRAIN = """\
 import json, pathlib, sys
 path = pathlib.Path("metrics/sdr/pretrained_late.json")
