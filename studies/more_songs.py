@@ -4,7 +4,8 @@
     uv run python -m studies.more_songs --write    # measure nothing, write the page from its CSV
 
 The test split has six songs of each group. The songs of this study come from another seed of the
-band, in the same two groups. No choice is made here.
+band, in the same two groups. No choice is made here: the gains of `fitted_gains` are those that
+suit the validation songs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from jukesep.separation.chunked import apply_chunked
 from jukesep.separation.refine import Wiener
 from jukesep.separation.separator import Separator
 from jukesep.songs.band import SAMPLE_RATE, render_corpus
-from jukesep.songs.manifest import GROUPS, MIXTURE, STEMS, Manifest
+from jukesep.songs.manifest import GROUPS, MIXTURE, STEMS, Manifest, Song
 from jukesep.systems import equaliser
 from studies import experiments, records
 
@@ -41,7 +42,8 @@ PAGE, SCORES = Path("docs/more_songs.md"), Path("docs/more_songs.csv")
 BAND_SEED, SONGS, SECONDS = 100, 48, 12.0
 TESTED = 6  # songs of a group in the demo's test split
 EQUALISER, PLAIN, REFINED = "static equaliser", "pretrained", "refined"
-SYSTEMS = (EQUALISER, PLAIN, REFINED)
+BYPASS, LOUDNESS = "bypass", "bypass, one gain a stem"
+SYSTEMS = (EQUALISER, PLAIN, REFINED, BYPASS, LOUDNESS)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[
     manifest = Manifest.load(paths.MANIFEST)
     separator = load_separator(paths.RUNS, "pretrained")
     fitted = equaliser.fit(manifest.split("train"), list(STEMS), manifest.sample_rate)
+    gains = fitted_gains(separator, manifest.split("valid"))
     made = render_corpus(
         folder, counts={"test": songs}, seconds=seconds, seed=BAND_SEED, workers=cores()
     )
@@ -91,7 +94,7 @@ def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[
             for part in (MIXTURE, *STEMS)
         }
         found = []
-        for system, stems in _separated(separator, fitted, parts[MIXTURE]):
+        for system, stems in _separated(separator, fitted, gains, parts[MIXTURE]):
             values = [
                 metrics.sdr(parts[stem], stems[stem])
                 for stem in STEMS
@@ -106,8 +109,37 @@ def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[
         return [one for found in scored for one in found]
 
 
+def fitted_gains(separator: Separator, songs: Sequence[Song]) -> dict[str, float]:
+    """The gain of each stem in bypass that suits songs best.
+
+    It minimises the mean over the songs of |stem - gain * estimate|^2 / |stem|^2, in mono. The
+    static equaliser has such gains too, one for each frequency.
+    """
+    products, energies = dict.fromkeys(STEMS, 0.0), dict.fromkeys(STEMS, 0.0)
+    for song in bar(songs, desc="gains", unit="song"):
+        mixture = audio.to_mono(audio.read(song.file(MIXTURE)))
+        for stem, estimate in _bypass(separator, mixture).items():
+            target = audio.to_mono(audio.read(song.file(stem))).astype(np.float64)
+            if not metrics.silent(target):
+                products[stem] += float(np.sum(target * estimate) / np.sum(target**2))
+                energies[stem] += float(np.sum(estimate**2) / np.sum(target**2))
+    return {stem: products[stem] / energies[stem] for stem in STEMS}
+
+
+def _bypass(separator: Separator, mixture: audio.Audio) -> dict[str, np.ndarray]:
+    """Stems of a mono mixture (1, samples), decoded from latents that are not quantised."""
+    x = torch.from_numpy(mixture)
+    return {
+        stem: apply_chunked(model, x, bottleneck="bypass").double().numpy()
+        for stem, model in separator.models.items()
+    }
+
+
 def _separated(
-    separator: Separator, fitted: equaliser.Equaliser, mixture: audio.Audio
+    separator: Separator,
+    fitted: equaliser.Equaliser,
+    gains: Mapping[str, float],
+    mixture: audio.Audio,
 ) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
     """Each system, and its stems of a mono mixture (1, samples)."""
     yield EQUALISER, fitted.separate(mixture, separator.sample_rate)
@@ -116,6 +148,9 @@ def _separated(
     yield PLAIN, {stem: one.numpy() for stem, one in plain.items()}
     refined = Wiener(separator.sample_rate)(x, plain)
     yield REFINED, {stem: one.numpy() for stem, one in refined.items()}
+    bypass = _bypass(separator, mixture)
+    yield BYPASS, bypass
+    yield LOUDNESS, {stem: gains[stem] * one for stem, one in bypass.items()}
 
 
 def load(path: Path = SCORES) -> list[Score]:

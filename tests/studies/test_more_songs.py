@@ -3,11 +3,14 @@
 import types
 from pathlib import Path
 
+import pytest
 from tiny import prepare_songs
 
 from benchmarks import sides
+from jukesep import audio
+from jukesep.base import paths
 from jukesep.model.vqvae import Architecture
-from jukesep.songs.manifest import STEMS
+from jukesep.songs.manifest import STEMS, Manifest
 from studies import experiments, more_songs
 from studies.more_songs import Score
 
@@ -25,6 +28,8 @@ def test_the_page_compares_song_by_song():
         "static equaliser": (2.0, 3.0, 1.0, 2.0),
         "pretrained": (2.5, 2.5, 2.0, 3.0),
         "refined": (3.0, 4.0, 2.0, 3.0),
+        "bypass": (2.0, 3.5, 1.0, 2.5),
+        "bypass, one gain a stem": (2.0, 3.0, 1.0, 2.4),
     }
     scores = [
         Score(f"song {number}", songs, system, value, "abc1234")
@@ -33,13 +38,29 @@ def test_the_page_compares_song_by_song():
         for number, value in enumerate(values)
     ]
     page = more_songs.page(scores)
-    assert "| instruments heard in training | 4 | 2.00 | 2.50 | 3.00 |" in page
+    assert "| instruments heard in training | 4 | 2.00 | 2.50 | 3.00 | 2.25 | 2.10 |" in page
     # Gains of 0.5, -0.5, 1 and 1: their standard deviation is 0.7071.
     assert "| pretrained | +0.50 | 0.35 | 3 of 4 | 0.29 |" in page
     assert (
         "| instruments never heard in training | refined | +1.00 | 0.00 | 4 of 4 | 0.00 |" in page
     )
     assert "of commit abc1234" in page
+
+
+def test_the_gain_of_a_stem_undoes_estimates_that_are_too_loud(entered, monkeypatch):
+    prepare_songs(entered, lambda split, stem: 0.1, {"valid": 1})
+    (song,) = Manifest.load(paths.MANIFEST).split("valid")
+    factors = dict(zip(STEMS, (0.5, 1.0, 2.0, 4.0), strict=True))
+
+    def estimates(separator, mixture):
+        return {
+            stem: factor * audio.to_mono(audio.read(song.file(stem))).astype(float)
+            for stem, factor in factors.items()
+        }
+
+    monkeypatch.setattr(more_songs, "_bypass", estimates)
+    gains = more_songs.fitted_gains(None, [song])
+    assert gains == pytest.approx({stem: 1 / factor for stem, factor in factors.items()})
 
 
 def test_every_song_is_scored_by_every_system(entered, monkeypatch, capsys):
