@@ -5,10 +5,12 @@ usage: python -m stages.evaluate_peer NAME
 
 import sys
 
+from jukesep.base import forkserver
 from jukesep.base.errors import reported
 
 if __name__ == "__main__":
     with reported():
+        forkserver.enter()
         # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params, paths
         from jukesep.kernels import devices

@@ -3,10 +3,12 @@
 A refinement needs models of all four stems: with fewer stems there are no scores.
 """
 
+from jukesep.base import forkserver
 from jukesep.base.errors import reported
 
 if __name__ == "__main__":
     with reported():
+        forkserver.enter()
         # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params, paths
         from jukesep.kernels import devices

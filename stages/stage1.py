@@ -5,6 +5,7 @@ usage: python -m stages.stage1 STEM {pretrained,scratch}
 
 import sys
 
+from jukesep.base import forkserver
 from jukesep.base.errors import reported
 from jukesep.resume.launch import launch
 
@@ -15,10 +16,11 @@ if __name__ == "__main__":
 
         p, (stem, init) = params.load(), sys.argv[1:]
         item, out = {"stem": stem, "init": init}, paths.run("stage1", stem, init)
-        taken = beside.take_results(p, "stage1", item, out)
-        if not taken and not launch(p.stage1.batch, "stage1"):
-            # Importing takes seconds; from here on Ctrl-C ends in one line.
-            from jukesep.pipeline import train
+        if not beside.take_results(p, "stage1", item, out):
+            forkserver.enter()
+            if not launch(p.stage1.batch, "stage1"):
+                # Importing takes seconds; from here on Ctrl-C ends in one line.
+                from jukesep.pipeline import train
 
-            with beside.next_items(p, [(stem, init) for stem in p.stems for init in p.inits]):
-                train.stage1(p, stem, init)
+                with beside.next_items(p, [(stem, init) for stem in p.stems for init in p.inits]):
+                    train.stage1(p, stem, init)

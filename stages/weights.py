@@ -8,11 +8,13 @@ weights trained here on the mixtures of the pretraining songs.
 
 import sys
 
+from jukesep.base import forkserver
 from jukesep.base.errors import reported
 from jukesep.resume.launch import launch
 
 if __name__ == "__main__":
     with reported():
+        forkserver.enter()
         # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
         from jukesep.pipeline import train
