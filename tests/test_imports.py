@@ -22,6 +22,7 @@ TORCH_FREE = (
     "jukesep.audio.samples",
     "jukesep.base.download",
     "jukesep.base.files",
+    "jukesep.base.forkserver",
     "jukesep.base.git",
     "jukesep.base.packages",
     "jukesep.base.params",

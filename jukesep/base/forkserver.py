@@ -30,7 +30,7 @@ from .errors import UserError
 
 VARIABLE = "JUKESEP_FORKSERVER"
 """The switch: `auto`, the default, or `off`. Below a stage, "DVC's process id:the copy's own"."""
-PRELOADED = ("torch", "torch.utils.data", "numba", "scipy.fft", "scipy.signal", "soundfile")
+PRELOADED = ("soundfile", "scipy.fft", "scipy.signal", "numba", "torch", "torch.utils.data")
 PRELOADED_IF_THERE = ("hydra", "omegaconf", "pydantic", "yaml", "filelock", "tqdm")
 _STREAMS = (0, 1, 2)
 _KILLED = 128 + 9  # the exit status, as a shell reports it
@@ -147,7 +147,7 @@ def serve(owner: int) -> tuple[socket.socket, dict[str, Any]] | None:
                 importlib.import_module(name)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no copy has to be waited for
         while True:
-            ready, *_ = select.select([listener, ended], [], [])
+            ready, *_ = select.select([listener.fileno(), ended], [], [])
             if ended in ready:
                 return None
             connection, _ = listener.accept()
@@ -180,14 +180,10 @@ def _take(streams: Sequence[int]) -> None:
     for stream, number in zip(streams, _STREAMS, strict=True):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout, sys.stderr = (
-        open(number, "w", buffering=buffering, errors=errors, closefd=False)
-        for number, buffering, errors in (
-            (1, 1 if os.isatty(1) else -1, "strict"),
-            (2, 1, "backslashreplace"),
-        )
-    )
+    by_line = 1
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", by_line if os.isatty(1) else -1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", by_line, errors="backslashreplace", closefd=False)
 
 
 def become(connection: socket.socket, stage: dict[str, Any]) -> None:

@@ -79,7 +79,9 @@ def test_every_song_is_scored_by_every_system(entered, monkeypatch, capsys):
     assert {one.system for one in found} == set(more_songs.SYSTEMS)
     assert len(found) == 4 * len(more_songs.SYSTEMS)
     assert {one.songs for one in found} == {"seen", "held_out"}
-    assert len({one.sdr for one in found}) == len(found)
+    # Untrained models suit best with gains near 0, so that several of those scores are 0 dB.
+    others = [one.sdr for one in found if one.system != more_songs.LOUDNESS]
+    assert len(set(others)) == len(others)
     before = more_songs.PAGE.read_text()
     more_songs.main(["--write"])
     assert more_songs.PAGE.read_text() == before
