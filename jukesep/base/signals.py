@@ -20,7 +20,10 @@ STARTED_BY = os.getppid()
 
 
 def orphaned(parent: int | None = None) -> bool:
-    """Whether the process that started this one has ended; `parent` is its id, if known."""
+    """Whether the process that started this one has ended; `parent` is its id, if known.
+
+    A stage that runs in a copy of `forkserver` was started by the server, which ends with DVC.
+    """
     return os.getppid() != (STARTED_BY if parent is None else parent)
 
 

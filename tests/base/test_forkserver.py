@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,7 +48,7 @@ if __name__ == "__main__":
                 "name": sys.modules["__main__"].__spec__.name, "file": __file__,
                 "tty": sys.stdout.isatty(), "input": sys.stdin.read(),
                 "sigchld": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
-                "child": subprocess.run(["true"]).returncode,
+                "child": subprocess.run(["false"]).returncode,
             }))
         elif what == "exit":
             sys.exit(int(arguments[0]) if arguments[0].isdecimal() else arguments[0])
@@ -54,6 +56,9 @@ if __name__ == "__main__":
             raise UserError("a message")
         elif what == "traceback":
             raise ValueError("a fault")
+        elif what == "full":
+            with open("/dev/full", "w") as file:
+                file.write("x")
         elif what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "again":  # as a training starts the next one beside it
@@ -94,9 +99,16 @@ class Owner:
         assert (status, error) == (0, "to stderr\n"), error
         return json.loads(said)
 
+    def serve(self):
+        """Run stages until one is a copy; the server's id."""
+        told = until(lambda: (told := self.tell())["torch"] and told)
+        assert told["parent"] != self.process.pid
+        return told["parent"]
+
     def end(self):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.kill()
+        self.process.wait()
         self.process.stdout.close()
 
 
@@ -106,8 +118,8 @@ def owner(tmp_path_factory):
     (folder / "stage.py").write_text(STAGE)
     made = Owner(folder)
     try:
-        first = made.tell()
-        assert not first["torch"], "the first stage loads what it needs itself"
+        assert not made.tell()["torch"], "the first stage loads what it needs itself"
+        made.serve()
         yield made
     finally:
         made.end()
@@ -134,18 +146,25 @@ def test_a_copy_is_the_stage_in_all_but_its_parent(owner):
     assert told == {
         "arguments": ["drums", "two words"], "folder": str(owner.folder), "torch": True,
         "version": 1, "stage": "stage", "name": "stage", "file": str(owner.folder / "stage.py"),
-        "tty": False, "input": "", "sigchld": True, "child": 0,
+        "tty": False, "input": "", "sigchld": True, "child": 1,
     }  # fmt: skip
     assert owner.tell()["parent"] == parent, "one server for all stages"
 
 
 def test_a_copy_runs_the_code_as_it_is_then(owner):
-    changed = STAGE.replace("VERSION = 1", "VERSION = 2")
-    (owner.folder / "stage.py").write_text(changed)
+    """Also that of a module that the server has."""
+    (owner.folder / "stage.py").write_text(STAGE.replace("VERSION = 1", "VERSION = 1 + 1"))
+    (owner.folder / "jukesep/base").mkdir(parents=True)
+    for name in ("__init__.py", "base/files.py", "base/forkserver.py", "base/signals.py"):
+        shutil.copyfile(ROOT / "jukesep" / name, owner.folder / "jukesep" / name)
+    errors = (ROOT / "jukesep/base/errors.py").read_text().replace('"error: ', '"mistake: ')
+    (owner.folder / "jukesep/base/errors.py").write_text(errors)
     try:
         assert owner.tell()["version"] == 2
+        assert owner.run("error")[2] == "to stderr\nmistake: a message\n"
     finally:
         (owner.folder / "stage.py").write_text(STAGE)
+        shutil.rmtree(owner.folder / "jukesep")
 
 
 def test_what_a_copy_starts_asks_the_same_server(owner):
@@ -163,7 +182,8 @@ def test_what_a_copy_starts_asks_the_same_server(owner):
         (("exit", "7"), 7, ""),
         (("exit", "some words"), 1, "some words\n"),
         (("error",), 1, "error: a message\n"),
-        (("killed",), 137, "error: the process of stage was killed.\n"),
+        (("killed",), 137, ""),
+        (("full",), 1, "error: No space left on device. Free some space.\n"),
     ],
 )
 def test_the_status_and_the_words_of_a_copy_are_those_of_the_stage(owner, arguments, status, error):
@@ -175,6 +195,22 @@ def test_a_fault_shows_its_traceback(owner):
     assert (status, said) == (1, "")
     assert error.startswith("to stderr\nTraceback")
     assert error.endswith("ValueError: a fault\n")
+
+
+def test_a_stage_that_is_stopped_stops_its_copy(owner):
+    owner.begin("wait")
+    copy = until(lambda: waiting(owner))
+    (stage,) = stages_of(owner)
+
+    def state(process):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+    os.kill(stage, signal.SIGTSTP)
+    until(lambda: (state(stage), state(copy)) == ("T", "T"))
+    os.kill(stage, signal.SIGCONT)
+    until(lambda: (state(stage), state(copy)) == ("S", "S"))
+    os.kill(stage, signal.SIGTERM)
+    assert owner.result()[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -195,7 +231,7 @@ def test_a_copy_ends_with_the_process_of_its_stage(owner):
     copy = until(lambda: waiting(owner))
     (stage,) = stages_of(owner)
     os.kill(stage, signal.SIGKILL)
-    assert owner.result()[0] == -signal.SIGKILL
+    assert owner.result() == [-signal.SIGKILL, "", "to stderr\nended by SIGTERM\n"]
     until(lambda: not Path(f"/proc/{copy}").exists())
 
 
@@ -208,14 +244,17 @@ def waiting(owner):
     return found
 
 
-def test_the_server_ends_with_dvc(tmp_path):
+def test_the_server_and_its_copies_end_with_dvc(tmp_path):
     (tmp_path / "stage.py").write_text(STAGE)
     owner = Owner(tmp_path)
-    owner.tell()
-    server = owner.tell()["parent"]
+    server = owner.serve()
+    owner.begin("wait")
+    copy = until(lambda: waiting(owner))
+    (stage,) = stages_of(owner)
     assert Path(f"/proc/{server}").exists()
     owner.end()
-    until(lambda: not Path(f"/proc/{server}").exists())
+    for process in (server, copy, stage):
+        until(lambda process=process: not Path(f"/proc/{process}").exists())
 
 
 def test_a_stage_runs_itself_where_the_server_fails(tmp_path):
@@ -228,6 +267,17 @@ def test_a_stage_runs_itself_where_the_server_fails(tmp_path):
             assert not owner.tell()["torch"]
     finally:
         owner.end()
+
+
+def test_only_processes_of_this_user_and_container_are_trusted(monkeypatch):
+    ours, other = socket.socketpair()
+    with ours, other:
+        assert forkserver._is_ours(ours)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: 12345)
+            assert not forkserver._is_ours(ours)
+        monkeypatch.setattr(os, "readlink", lambda name: name)  # namespaces that differ
+        assert not forkserver._is_ours(ours)
 
 
 def test_there_is_no_server_without_dvc(monkeypatch):
@@ -243,6 +293,10 @@ def test_there_is_no_server_without_dvc(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(forkserver, "_is_python", lambda _: False)  # a shell that waits for it
         forkserver.enter()
+    monkeypatch.setattr(forkserver, "_is_python", lambda _: True)
+    with pytest.raises(AssertionError, match="started"):
+        forkserver.enter()
+    monkeypatch.delenv(forkserver.VARIABLE)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     forkserver.enter()
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")

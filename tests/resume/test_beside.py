@@ -99,16 +99,36 @@ def test_another_value_is_named(monkeypatch, started):
         pass
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project folder with songs and initial weights, entered."""
-    prepare_songs(tmp_path, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project folder with songs and initial weights."""
+    folder = tmp_path_factory.mktemp("made")
+    prepare_songs(folder, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     changes = [*SMALL, "device=cpu", "inits=[scratch]"]
-    (tmp_path / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
-    experiment.weights(params.load(), "scratch")
-    return tmp_path
+    (folder / "params.yaml").write_text(params.compose(changes, ROOT / "conf"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment.weights(params.load(), "scratch")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(made, tmp_path_factory):
+    """A copy of it in which bass was trained beside drums."""
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("trained") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        _stage("drums", "scratch")
+    return folder
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch):
+    """A copy of the project folder, entered."""
+    folder = shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def _stage(*item, **environment):
@@ -158,8 +178,10 @@ def _damage(folder, what):
 
 @pytest.mark.skipif(beside.cores() == 1, reason="one core trains one item at a time")
 @pytest.mark.parametrize("damaged", ["nothing", "a checkpoint", "the record", "the parameters"])
-def test_results_are_taken_without_pytorch_if_they_are_whole(project, damaged):
-    _stage("drums", "scratch")
+def test_results_are_taken_without_pytorch_if_they_are_whole(
+    trained, tmp_path, monkeypatch, damaged
+):
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "project"))
     (folder,) = (one.folder for one in trainings() if one.condition == "trained")
     expected = (folder / "checkpoints/2.pt").read_bytes()
     _damage(folder, damaged)
