@@ -5,8 +5,8 @@ usage: python -m stages.peer NAME
 
 import sys
 
-from jukesep.base import forkserver
 from jukesep.base.errors import reported
+from jukesep.resume import forkserver
 
 if __name__ == "__main__":
     with reported():

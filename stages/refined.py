@@ -3,8 +3,8 @@
 A refinement needs models of all four stems: with fewer stems there are no scores.
 """
 
-from jukesep.base import forkserver
 from jukesep.base.errors import reported
+from jukesep.resume import forkserver
 
 if __name__ == "__main__":
     with reported():

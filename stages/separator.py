@@ -1,7 +1,7 @@
 """Stage `separator`: pack the trained models into models/separator/."""
 
-from jukesep.base import forkserver
 from jukesep.base.errors import reported
+from jukesep.resume import forkserver
 
 if __name__ == "__main__":
     with reported():

@@ -5,8 +5,8 @@ usage: python -m stages.stage1 STEM {pretrained,scratch}
 
 import sys
 
-from jukesep.base import forkserver
 from jukesep.base.errors import reported
+from jukesep.resume import forkserver
 from jukesep.resume.launch import launch
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ weights trained here on the mixtures of the pretraining songs.
 
 import sys
 
-from jukesep.base import forkserver
 from jukesep.base.errors import reported
+from jukesep.resume import forkserver
 from jukesep.resume.launch import launch
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from jukesep.base import forkserver
 from jukesep.base.errors import UserError
+from jukesep.resume import forkserver
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stages are copied on Linux only")
 
 # In the place of DVC: runs each command that it reads, and answers with its result.
 OWNER = """
-import json, subprocess, sys
+import json, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell in the background ignores it
 for line in sys.stdin:
     nothing = subprocess.DEVNULL
     made = subprocess.run(json.loads(line), capture_output=True, text=True, stdin=nothing)
@@ -31,8 +32,8 @@ for line in sys.stdin:
 STAGE = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from jukesep.base import forkserver
 from jukesep.base.errors import UserError, reported
+from jukesep.resume import forkserver
 
 VERSION = 1
 
@@ -154,9 +155,7 @@ def test_a_copy_is_the_stage_in_all_but_its_parent(owner):
 def test_a_copy_runs_the_code_as_it_is_then(owner):
     """Also that of a module that the server has."""
     (owner.folder / "stage.py").write_text(STAGE.replace("VERSION = 1", "VERSION = 1 + 1"))
-    (owner.folder / "jukesep/base").mkdir(parents=True)
-    for name in ("__init__.py", "base/files.py", "base/forkserver.py", "base/signals.py"):
-        shutil.copyfile(ROOT / "jukesep" / name, owner.folder / "jukesep" / name)
+    shutil.copytree(ROOT / "jukesep", owner.folder / "jukesep")
     errors = (ROOT / "jukesep/base/errors.py").read_text().replace('"error: ', '"mistake: ')
     (owner.folder / "jukesep/base/errors.py").write_text(errors)
     try:

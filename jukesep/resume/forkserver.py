@@ -25,7 +25,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from .errors import UserError
+from ..base.errors import UserError
 
 VARIABLE = "JUKESEP_FORKSERVER"
 """The switch: `auto`, the default, or `off`. Below a stage: "DVC's process id:who set this"."""
@@ -112,7 +112,7 @@ def _run_in_copy(connection: socket.socket) -> int | None:
 
     Signals go to the copy's process group, as those of a terminal do: to what it starts as well.
     """
-    from .signals import handled, when_orphaned
+    from ..base.signals import handled, when_orphaned
 
     main: Any = sys.modules["__main__"]
     stage = {
@@ -152,7 +152,9 @@ def _run_in_copy(connection: socket.socket) -> int | None:
 
 def _number(connection: socket.socket) -> int | None:
     """A number that the server sends; None if it has ended."""
-    sent = connection.recv(_NUMBER.size, socket.MSG_WAITALL)
+    sent = b""
+    with suppress(ConnectionError):
+        sent = connection.recv(_NUMBER.size, socket.MSG_WAITALL)
     return _NUMBER.unpack(sent)[0] if sent else None
 
 
