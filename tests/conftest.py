@@ -21,6 +21,11 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first: while one process runs it, the other one runs the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """The tests' models are so small that a second thread costs more than it brings.
