@@ -554,8 +554,10 @@ def module(data, monkeypatch):
 
 
 def test_a_function_is_scored_by_either_convention_of_sdr(data, capsys, module):
-    _, stereo, _ = _score(capsys, "--system", "mine:loudest", "-o", "a")
-    _, mono, _ = _score(capsys, "--system", "mine:loudest", "--mono", "-o", "b")
+    status, stereo, said = _score(capsys, "--system", "mine:loudest", "-o", "a")
+    assert status == 0, said
+    status, mono, said = _score(capsys, "--system", "mine:loudest", "--mono", "-o", "b")
+    assert status == 0, said
     mixture, truth = (_read(data / "test" / FIRST / f"{p}.wav") for p in ("mixture", "vocals"))
     louder = mixture[:, np.argmax(np.sum(mixture**2, axis=0))]
     for found, estimate in ((stereo, louder / 2), (mono, mixture.mean(axis=1) / 2)):
