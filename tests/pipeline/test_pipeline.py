@@ -632,7 +632,7 @@ def _wait_for_the_queue(project: Project, timeout: float) -> None:
     end, idle = time.monotonic() + timeout, 0
     while True:
         status = project("dvc queue status")
-        # DVC's worker takes a queue for empty if its broker answers late, and ends.
+        # On a busy machine DVC's worker may stop while a task is queued.
         idle = idle + 1 if "0 active, 0 idle" in status else 0
         if idle == 5 and "Queued" in status:
             project("dvc queue start")
