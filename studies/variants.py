@@ -1,6 +1,6 @@
 """Train E2 in other ways, for the same processor time: docs/variants.md.
 
-    uv run python -m studies.variants              # needs `dvc repro` first; 40 minutes
+    uv run python -m studies.variants              # needs `dvc repro` first; 90 minutes
     uv run python -m studies.variants --seeds 0    # under one seed
     uv run python -m studies.variants --write      # train nothing, write the page from its CSV
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import math
 import os
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +36,7 @@ from jukesep.base.errors import reported
 from jukesep.base.files import atomic, write_text
 from jukesep.base.params import Bottleneck, Params, Recipe
 from jukesep.base.progress import bar
-from jukesep.base.seeds import torch_seed
+from jukesep.base.seeds import numpy_generator, torch_seed
 from jukesep.kernels import devices
 from jukesep.model import jukebox
 from jukesep.model.vqvae import VQVAE, Encoder
@@ -43,7 +46,7 @@ from jukesep.resume.folder import About, Training
 from jukesep.scoring import metrics
 from jukesep.separation.chunked import apply_chunked
 from jukesep.separation.refine import OVERLAP, Wiener
-from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 from jukesep.training import conditioning, losses
 from jukesep.training.conditioning import Conditioned
 from jukesep.training.loop import train
@@ -53,10 +56,12 @@ from studies import experiments, records
 from studies.variants_page import (
     FROM_SCRATCH,
     INIT,
+    LEVELS,
     MASKING_STEPS,
     MATCHING_SHARE,
     MATCHING_STEPS,
     PAGE,
+    PITCHES,
     SCORES,
     SCRATCH,
     VARIANTS,
@@ -142,6 +147,48 @@ def masked(mixture: Tensor, estimates: Tensor, window: int) -> Tensor:
     return sound(shares, window, hop, mixture.shape[-1])
 
 
+class Remixed(Segments):
+    """Segments of a mixture and a stem whose mixture has the other stems of other songs.
+
+    Each of these is cut at a place of its own, which is drawn at random from all songs, and made
+    mono by a draw of its own. The stem to learn stays as it is.
+    """
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return segment `index`: (2, segment)."""
+        draws = numpy_generator(self.seed, self.purpose + "/remixed", index)
+        target = self.parts[1]
+        learnt = self._cut(target, *self._place(index), self._blends(index)[1], draws)
+        mixture = learnt.copy()
+        for stem in STEMS:
+            if stem != target:
+                song, _ = self.places[draws.integers(len(self.places))]
+                start = int(draws.integers(song.samples - self.segment + 1))
+                mixture += self._cut(stem, song, start, draws.random(), draws)
+        return torch.from_numpy(np.stack([mixture, learnt]))
+
+    def _cut(
+        self, stem: str, song: Song, start: int, blend: float, draws: np.random.Generator
+    ) -> np.ndarray:
+        """A segment of a stem, mono: (segment,)."""
+        return audio.to_mono(audio.read(song.file(stem), start, self.segment), blend)[0]
+
+
+class Varied(Remixed):
+    """The same, and every stem is also played faster or slower, louder or softer."""
+
+    def _cut(
+        self, stem: str, song: Song, start: int, blend: float, draws: np.random.Generator
+    ) -> np.ndarray:
+        speed = 2 ** (draws.uniform(-PITCHES, PITCHES) / 12)
+        gain = 10 ** (draws.uniform(-LEVELS, LEVELS) / 20)
+        length = min(math.ceil(self.segment * speed) + 1, song.samples)
+        heard = audio.read(song.file(stem), min(start, song.samples - length), length)
+        at = speed * np.arange(self.segment)[None]
+        changed = map_coordinates(audio.to_mono(heard, blend)[0], at, np.float32, mode="nearest")
+        return np.float32(gain) * changed
+
+
 class Bench:
     """The data, parameters and models of stage 1 that the variants of one seed have in common."""
 
@@ -156,11 +203,13 @@ class Bench:
         """Those of stage 1."""
         return [self.stage1[stem] for stem in stems]
 
-    def segments(self, stems: Sequence[str], purpose: str = "stage2") -> Segments:
+    def segments(
+        self, stems: Sequence[str], purpose: str = "stage2", kind: type[Segments] = Segments
+    ) -> Segments:
         """What to train on."""
         songs, recipe = self.songs.split("train"), self.p.stage2
         about = (MIXTURE, *stems), recipe.segment, self.seed, purpose
-        return Segments(songs, *about, blend=recipe.blend)
+        return kind(songs, *about, blend=recipe.blend)
 
     def encoder(self, stems: Sequence[str]) -> Conditioned:
         """E2 for stems, as stage 2 starts from it: a head for each stem on one trunk."""
@@ -180,7 +229,12 @@ class Bench:
         return Conditioned(encoder, recipe.input_scale, mean, deviation)
 
     def train(
-        self, task: Matching, stems: Sequence[str], steps: float, purpose: str = "stage2"
+        self,
+        task: Matching,
+        stems: Sequence[str],
+        steps: float,
+        purpose: str = "stage2",
+        kind: type[Segments] = Segments,
     ) -> None:
         """Train a task's model by the recipe of stage 2; it ends with the averaged weights."""
         changes = {"steps": max(round(steps), 1), "workers": 0}
@@ -191,7 +245,7 @@ class Bench:
             train(
                 task,
                 recipe,
-                self.segments(stems, purpose),
+                self.segments(stems, purpose, kind),
                 Segments(self.songs.split("valid"), *valid),
                 [recipe.steps],
                 Training(About(title, "stage2", Path(out))),
@@ -211,12 +265,13 @@ def separators(bench: Bench, model: Conditioned, stems: Sequence[str] = STEMS) -
     return found
 
 
-def separate(bench: Bench) -> dict[str, VQVAE]:
+def separate(bench: Bench, kind: type[Segments] = Segments) -> dict[str, VQVAE]:
     """Stage 2: an encoder for each stem."""
     found: dict[str, VQVAE] = {}
     for stem in STEMS:
         model = bench.encoder([stem])
-        bench.train(Matching(model, bench.models([stem])), [stem], bench.p.stage2.steps)
+        task, steps = Matching(model, bench.models([stem])), bench.p.stage2.steps
+        bench.train(task, [stem], steps, kind=kind)
         found |= separators(bench, model, [stem])
     return found
 
@@ -238,8 +293,10 @@ def end_to_end(bench: Bench) -> dict[str, VQVAE]:
     return separators(bench, model)
 
 
+remixed = functools.partial(separate, kind=Remixed)
+varied = functools.partial(separate, kind=Varied)
 WAYS: dict[str, Callable[[Bench], dict[str, VQVAE]]] = dict(
-    zip(VARIANTS, (separate, shared, end_to_end), strict=True)
+    zip(VARIANTS, (separate, remixed, varied, shared, end_to_end), strict=True)
 )
 
 

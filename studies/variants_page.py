@@ -13,13 +13,16 @@ from studies import experiments, records
 from studies.ablations import verdict
 
 PAGE, SCORES = Path("docs/variants.md"), Path("docs/variants.csv")
-VARIANTS = ("separate", "shared", "end to end")  # the others are compared with the first
+# The others are compared with the first.
+VARIANTS = ("separate", "remixed", "varied", "shared", "end to end")
 INIT, SCRATCH = "pretrained", "scratch"
 FROM_SCRATCH = ("separate", "end to end")  # are also trained from scratch
 SPLITS = {"valid": "Validation", "test": "Test"}
 # Steps that take the processor time of one step of stage 2 for each of the four stems.
 MATCHING_STEPS, MASKING_STEPS = 2.25, 0.92
 MATCHING_SHARE = 0.6  # of the time of "end to end"
+# "varied" changes each stem by up to so much, up or down.
+PITCHES, LEVELS = 3, 4  # semitones, dB
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def page(scores: Sequence[Score]) -> str:
         masking=f"{MASKING_STEPS:g}",
         share=f"{100 * MATCHING_SHARE:.0f} %",
         rest=f"{100 * (1 - MATCHING_SHARE):.0f} %",
+        pitches=str(PITCHES),
+        levels=str(LEVELS),
         costs=_costs(scores),
         commits=_listed(score.commit for score in every),
         processor=_listed(score.processor for score in scores),

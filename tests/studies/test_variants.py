@@ -13,7 +13,7 @@ from jukesep.songs.manifest import STEMS
 from jukesep.training.conditioning import Conditioned
 from jukesep.training.tasks import LatentMatching
 from studies import experiments, variants, variants_page
-from studies.variants import Masking, Matching, masked
+from studies.variants import Masking, Matching, Remixed, Varied, masked
 
 ROOT = Path(__file__).parents[2]
 CONDITIONED = ["stage2.input_scale=8", "stage2.standardise=true"]
@@ -66,6 +66,31 @@ def test_separate_encoders_are_those_of_stage_2(bench):
     assert all(torch.equal(found[name], weights) for name, weights in expected.items())
 
 
+def test_remixed_segments_have_the_stem_where_it_was_and_the_others_of_anywhere(bench):
+    plain, remixed = bench.segments(["bass"]), bench.segments(["bass"], kind=Remixed)
+    assert plain.places == remixed.places
+    for index in (0, 1, 5):
+        (mixture, bass), (other, same) = plain[index], remixed[index]
+        assert torch.equal(bass, same)
+        assert (mixture - other).abs().max() > 0.05
+        assert torch.equal(remixed[index], remixed[index])
+        rest = other - same
+        assert rest.std() == pytest.approx(float((mixture - bass).std()), rel=0.4)
+        assert abs(float(torch.corrcoef(torch.stack([rest, mixture - bass]))[0, 1])) < 0.3
+
+
+def test_varied_segments_change_pitch_and_level_within_their_bounds(bench):
+    varied = bench.segments(["bass"], kind=Varied)
+    stem = bench.segments(["bass"])
+    levels = [
+        20 * torch.log10(varied[index][1].std() / stem[index][1].std()) for index in range(40)
+    ]
+    bound = variants_page.LEVELS + 1.5  # interpolation takes some of noise's highest frequencies
+    assert max(map(abs, levels)) < bound
+    assert min(levels) < -1 < 1 < max(levels)
+    assert torch.equal(varied[3], varied[3])
+
+
 def test_masked_estimates_sum_to_the_mixture():
     torch.manual_seed(0)
     mixture, estimates = torch.randn(2, 1, 4096), torch.randn(2, 4, 4096)
@@ -99,15 +124,16 @@ def test_the_command_resumes_and_writes_the_page(bench, monkeypatch, capsys):
     assert capsys.readouterr().out == "docs/variants.md\n"
     kept, page = variants_page.load(), variants_page.PAGE.read_text()
     assert {(s.split, s.songs, s.commit) for s in kept} == {("test", "seen", "abc1234")}
-    assert len({tuple(score.sdrs) for score in kept}) == len(kept) == 3
+    assert [score.variant for score in kept] == list(variants_page.VARIANTS)
+    assert len({tuple(score.sdrs) for score in kept}) > 3  # two steps of remixed round as separate
     text = variants_page.SCORES.read_text().splitlines()
     variants_page.SCORES.write_text("\n".join(text[:-1]) + "\n")
     variants.main(["--seeds", "0"])  # only what was lost
-    assert ran[3:] == [("end to end", 0)]
+    assert ran[len(kept) :] == [("end to end", 0)]
     assert [score.sdrs for score in variants_page.load()] == [score.sdrs for score in kept]
     variants_page.PAGE.write_text("")
     variants.main(["--write"])
-    assert len(ran) == 4
+    assert len(ran) == len(kept) + 1
     assert variants_page.PAGE.read_text().splitlines()[-12:] == page.splitlines()[-12:]
 
 
