@@ -207,7 +207,7 @@ def _measured(result: Result) -> Iterator[str]:
     )
     yield table(lines)
     yield (
-        "The least that the arithmetic and the memory traffic of the residual blocks can take, at "
+        "The time that the arithmetic and the memory traffic of the residual blocks take at "
         f"the speeds measured on this device: {ceilings['bytes'] / 1e12:.2f} TB/s in a copy, and "
         "in a product of two matrices "
         + ", ".join(f"{ceilings[p] / 1e12:.0f} TFLOP/s in {p}" for p in PRECISIONS)

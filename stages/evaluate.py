@@ -1,9 +1,4 @@
-"""Stage `evaluate`: separate and score every evaluation song at every checkpoint of stage 2.
-
-usage: python -m stages.evaluate STEM {pretrained,scratch}
-"""
-
-import sys
+"""Stage `evaluate`: separate and score every evaluation song at every checkpoint of stage 2."""
 
 from jukesep.base.errors import reported
 from jukesep.resume import forkserver
@@ -11,8 +6,11 @@ from jukesep.resume import forkserver
 if __name__ == "__main__":
     with reported():
         forkserver.enter()
-        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.base import params
+
+        p = params.load()
+        stem, init = params.item(__doc__, stem=p.stems, init=p.inits)
+        # Importing takes seconds; from here on Ctrl-C ends in one line.
         from jukesep.pipeline import evaluate
 
-        evaluate.evaluate(params.load(), stem=sys.argv[1], init=sys.argv[2])
+        evaluate.evaluate(p, stem, init)

@@ -1,9 +1,4 @@
-"""Stage `stage1`: train the VQ-VAE on one isolated stem.
-
-usage: python -m stages.stage1 STEM {pretrained,scratch}
-"""
-
-import sys
+"""Stage `stage1`: train the VQ-VAE on one isolated stem."""
 
 from jukesep.base.errors import reported
 from jukesep.resume import forkserver
@@ -14,7 +9,8 @@ if __name__ == "__main__":
         from jukesep.base import params, paths
         from jukesep.resume import beside
 
-        p, (stem, init) = params.load(), sys.argv[1:]
+        p = params.load()
+        stem, init = params.item(__doc__, stem=p.stems, init=p.inits)
         item, out = {"stem": stem, "init": init}, paths.run("stage1", stem, init)
         if not beside.take_results(p, "stage1", item, out):
             forkserver.enter()

@@ -1,9 +1,4 @@
-"""Stage `stage2`: train the mixture's encoder E2 to match the stem's latents.
-
-usage: python -m stages.stage2 STEM {pretrained,scratch}
-"""
-
-import sys
+"""Stage `stage2`: train the mixture's encoder E2 to match the stem's latents."""
 
 from jukesep.base.errors import reported
 from jukesep.resume import forkserver
@@ -14,7 +9,8 @@ if __name__ == "__main__":
         from jukesep.base import params, paths
         from jukesep.resume import beside
 
-        p, (stem, init) = params.load(), sys.argv[1:]
+        p = params.load()
+        stem, init = params.item(__doc__, stem=p.stems, init=p.inits)
         item, out = {"stem": stem, "init": init}, paths.run("stage2", stem, init)
         if not beside.take_results(p, "stage2", item, out):
             forkserver.enter()

@@ -217,7 +217,7 @@ def verdict(whole: Mapping[str, Mapping[str, float]], at: Scores) -> list[str]:
         f"At the demo's compute, the method scores {plain:.2f} dB on the songs of instruments "
         f"heard in training: {_over(plain - floor)} a static equaliser, one gain per frequency "
         f"({floor:.2f} dB). Wiener filters bring it to {refined:.2f} dB.",
-        f"Of {len(networks)} other networks, trained on the same songs for the same time, "
+        f"Of {len(networks)} other networks, trained on the same songs for about the same time, "
         f"{len(above)} score more than its plain stems. The best one, {NAMES[best]}, scores "
         f"{rivals[best]:.2f} dB: {_over(rivals[best] - plain)} the plain stems.",
         f"A plain mask network on spectrograms, our control, scores {seen[CONTROL]:.2f} dB.",

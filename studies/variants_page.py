@@ -13,8 +13,10 @@ from studies import experiments, records
 from studies.ablations import verdict
 
 PAGE, SCORES = Path("docs/variants.md"), Path("docs/variants.csv")
-# The others are compared with the first.
-VARIANTS = ("separate", "remixed", "varied", "shared", "end to end")
+# Two questions. The first answer to each is stage 2 as it is; the others are compared with it.
+ENCODERS = ("separate", "shared", "end to end")
+MIXTURES = ("own", "remixed", "varied")
+VARIANTS = (*ENCODERS, *MIXTURES)
 INIT, SCRATCH = "pretrained", "scratch"
 FROM_SCRATCH = ("separate", "end to end")  # are also trained from scratch
 SPLITS = {"valid": "Validation", "test": "Test"}
@@ -76,20 +78,22 @@ def page(scores: Sequence[Score]) -> str:
         rest=f"{100 * (1 - MATCHING_SHARE):.0f} %",
         pitches=str(PITCHES),
         levels=str(LEVELS),
-        costs=_costs(scores),
+        encoder_costs=_costs(scores, ENCODERS),
+        mixture_costs=_costs(scores, MIXTURES),
         commits=_listed(score.commit for score in every),
         processor=_listed(score.processor for score in scores),
         transfer="\n\n".join(_transfer(every, *group) for group in groups) or "Not run yet.",
-        results="\n\n".join(_group(scores, *group) for group in groups) or "Not run yet.",
+        encoders="\n\n".join(_group(scores, ENCODERS, *group) for group in groups),
+        mixtures="\n\n".join(_group(scores, MIXTURES, *group) for group in groups),
     )
 
 
-def _costs(scores: Sequence[Score]) -> str:
+def _costs(scores: Sequence[Score], names: Sequence[str]) -> str:
     """Processor time under each seed, and the mean of its ratios to the first variant's."""
-    times = {name: {s.seed: s.seconds for s in scores if s.variant == name} for name in VARIANTS}
+    times = {name: {s.seed: s.seconds for s in scores if s.variant == name} for name in names}
     lines = [["variant", "seeds", "processor s", "relative"]]
     for name, taken in times.items():
-        first = times[VARIANTS[0]]
+        first = times[names[0]]
         ratios = [seconds / first[seed] for seed, seconds in taken.items() if seed in first]
         seeds, seconds = ", ".join(map(str, taken)), ", ".join(f"{s:.0f}" for s in taken.values())
         relative = f"{statistics.mean(ratios):.2f} x" if ratios else ""
@@ -98,11 +102,11 @@ def _costs(scores: Sequence[Score]) -> str:
     return table(lines)
 
 
-def _group(scores: Sequence[Score], split: str, songs: str) -> str:
+def _group(scores: Sequence[Score], names: Sequence[str], split: str, songs: str) -> str:
     """A heading, a table of every seed, and what the differences from the first variant say."""
-    found: dict[str, dict[int, Score]] = {name: {} for name in VARIANTS}
+    found: dict[str, dict[int, Score]] = {name: {} for name in names}
     for score in scores:
-        if (score.split, score.songs) == (split, songs):
+        if (score.split, score.songs) == (split, songs) and score.variant in names:
             found[score.variant][score.seed] = score
     lines = [["variant", "seed", *KINDS.values()]]
     for name, seeds in found.items():
@@ -113,14 +117,14 @@ def _group(scores: Sequence[Score], split: str, songs: str) -> str:
                 statistics.mean, zip(*(score.sdrs for score in seeds.values()), strict=True)
             )
             lines.append([f"**{name}**", "mean", *(f"**{mean:.2f}**" for mean in means)])
-    first, said = found[VARIANTS[0]], []
-    for name in VARIANTS[1:]:
+    first, said = found[names[0]], []
+    for name in names[1:]:
         both = [(found[name][seed].sdrs, first[seed].sdrs) for seed in found[name] if seed in first]
         for place, kind in enumerate(KINDS.values()) if both else ():
             differences = [after[place] - before[place] for after, before in both]
-            said.append(f"- {name} against {VARIANTS[0]}, {kind}: {verdict(differences)}.")
+            said.append(f"- {name} against {names[0]}, {kind}: {verdict(differences)}.")
     title = f"{SPLITS[split]} songs of {GROUPS.get(songs, songs)}"
-    return "\n\n".join([f"## {title}", table(lines), "\n".join(said)]).rstrip()
+    return "\n\n".join([f"### {title}", table(lines), "\n".join(said)]).rstrip()
 
 
 def _transfer(scores: Sequence[Score], split: str, songs: str) -> str:

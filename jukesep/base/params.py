@@ -7,6 +7,9 @@ module does not import torch.
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -269,9 +272,14 @@ class Peers(Section):
         """The recipe of a chosen peer. UserError for another name."""
         found: Peer[Any] | None = getattr(self, name, None)
         if name not in type(self).model_fields or found is None:
-            chosen = ", ".join(one for one, recipe in self if recipe) or "none"
+            chosen = ", ".join(self.chosen) or "none"
             raise UserError(f"{paths.PARAMS}: the peers are {chosen}, and not {name}.")
         return found
+
+    @property
+    def chosen(self) -> list[str]:
+        """The names of the peers that have a recipe."""
+        return [name for name, recipe in self if recipe]
 
 
 class Separation(Section):
@@ -394,3 +402,29 @@ def _check(content: object, source: str | Path) -> Params:
         raise UserError(
             f"{source}: {len(faults)} invalid setting(s):\n  " + "\n  ".join(faults)
         ) from error
+
+
+def item(stage: str | None, **choices: Collection[str]) -> list[str]:
+    """Return a stage's item of dvc.yaml from the command line: a value for each name, in order.
+
+    `stage` is the stage's docstring, for its help. Exits with status 2 and says what is wrong if a
+    value is missing, or is none of the choices, which are those of params.yaml.
+    """
+
+    def among(allowed: Collection[str]) -> Callable[[str], str]:
+        def checked(value: str) -> str:
+            if value not in allowed:
+                there = ", ".join(allowed) or "none"
+                raise argparse.ArgumentTypeError(f"{value!r} is not in {paths.PARAMS}: {there}")
+            return value
+
+        return checked
+
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{Path(sys.argv[0]).stem}",
+        description=stage,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    for name, allowed in choices.items():
+        parser.add_argument(name, type=among(allowed), help=f"one of: {', '.join(allowed)}")
+    return list(vars(parser.parse_args()).values())

@@ -1,4 +1,4 @@
-"""Conv-TasNet: masks on learnt filters (Luo and Mesgarani 2019), torchaudio.models.ConvTasNet."""
+"""Conv-TasNet: masks on learned filters (Luo and Mesgarani 2019), torchaudio.models.ConvTasNet."""
 
 from __future__ import annotations
 

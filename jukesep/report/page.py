@@ -116,10 +116,10 @@ def _how_to_read(results: Results) -> list[str]:
         )
     points += [
         "The *static equaliser* is one gain per frequency for each stem, fitted to the training "
-        "songs in seconds. A system that is not above it has not learnt more than which "
+        "songs in seconds. A system that is not above it has not learned more than which "
         "frequencies a stem has.",
         "*mixture / 4* is the paper's baseline and needs no training. A system below it has "
-        "learnt nothing useful.",
+        "learned nothing useful.",
         "The *ideal ratio mask* knows the true stems: an upper bound for methods that mask the "
         "mixture, not a system.",
         "The *ceiling* is the isolated stem after stage 1's encoder, codebook and decoder, "

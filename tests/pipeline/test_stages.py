@@ -1,6 +1,8 @@
 """dvc.yaml: what its stages depend on is what decides their results."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,29 @@ def test_every_stage_is_described():
     assert all(text.endswith(".") and "\n" not in text for text in descriptions)
     assert len(set(descriptions)) == len(STAGES)
     assert set(STAGES) == {path.stem for path in Path(ROOT / "stages").glob("*.py")}
+
+
+WITH_AN_ITEM = [name for name, stage in STAGES.items() if "${" in stage["cmd"]]
+
+
+@pytest.mark.parametrize("stage", WITH_AN_ITEM)
+def test_a_stage_run_by_hand_says_what_its_item_may_be(stage):
+    """As docs/scaling.md runs it on several nodes."""
+
+    def said(*words):
+        line = [sys.executable, "-m", f"stages.{stage}", *words]
+        run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert "Traceback" not in run.stderr, run.stderr
+        return run.returncode, run.stdout + run.stderr
+
+    wanted = STAGES[stage]["cmd"].count("${")
+    status, text = said(*["nothing"] * wanted)
+    assert status == 2
+    assert "error: argument" in text
+    assert "'nothing' is not in params.yaml: " in text
+    status, text = said()
+    assert status == 2
+    assert "arguments are required" in text
+    status, text = said("--help")
+    assert status == 0
+    assert f"Stage `{stage}`" in text
