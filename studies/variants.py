@@ -46,11 +46,11 @@ from jukesep.resume.folder import About, Training
 from jukesep.scoring import metrics
 from jukesep.separation.chunked import apply_chunked
 from jukesep.separation.refine import OVERLAP, Wiener
-from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
+from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
 from jukesep.training import conditioning, losses
 from jukesep.training.conditioning import Conditioned
 from jukesep.training.loop import train
-from jukesep.training.segments import Segments
+from jukesep.training.segments import Cut, Segments
 from jukesep.training.tasks import Prepared, Terms
 from studies import experiments, records
 from studies.variants_page import (
@@ -147,46 +147,18 @@ def masked(mixture: Tensor, estimates: Tensor, window: int) -> Tensor:
     return sound(shares, window, hop, mixture.shape[-1])
 
 
-class Remixed(Segments):
-    """Segments of a mixture and a stem whose mixture has the other stems of other songs.
+class Varied(Segments):
+    """Segments whose stems are played faster or slower, louder or softer, before they are mixed."""
 
-    Each of these is cut at a place of its own, which is drawn at random from all songs, and made
-    mono by a draw of its own. The stem to learn stays as it is.
-    """
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Return segment `index`: (2, segment)."""
-        draws = numpy_generator(self.seed, self.purpose + "/remixed", index)
-        target = self.parts[1]
-        learnt = self._cut(target, *self._place(index), self._blends(index)[1], draws)
-        mixture = learnt.copy()
-        for stem in STEMS:
-            if stem != target:
-                song, _ = self.places[draws.integers(len(self.places))]
-                start = int(draws.integers(song.samples - self.segment + 1))
-                mixture += self._cut(stem, song, start, draws.random(), draws)
-        return torch.from_numpy(np.stack([mixture, learnt]))
-
-    def _cut(
-        self, stem: str, song: Song, start: int, blend: float, draws: np.random.Generator
-    ) -> np.ndarray:
-        """A segment of a stem, mono: (segment,)."""
-        return audio.to_mono(audio.read(song.file(stem), start, self.segment), blend)[0]
-
-
-class Varied(Remixed):
-    """The same, and every stem is also played faster or slower, louder or softer."""
-
-    def _cut(
-        self, stem: str, song: Song, start: int, blend: float, draws: np.random.Generator
-    ) -> np.ndarray:
+    def _mono(self, cut: Cut, index: int) -> np.ndarray:
+        draws = numpy_generator(self.seed, f"{self.purpose}/varied/{cut.part}", index)
         speed = 2 ** (draws.uniform(-PITCHES, PITCHES) / 12)
-        gain = 10 ** (draws.uniform(-LEVELS, LEVELS) / 20)
-        length = min(math.ceil(self.segment * speed) + 1, song.samples)
-        heard = audio.read(song.file(stem), min(start, song.samples - length), length)
+        gain = np.float32(10 ** (draws.uniform(-LEVELS, LEVELS) / 20))
+        length = min(math.ceil(self.segment * speed) + 1, cut.song.samples)
+        start = min(cut.start, cut.song.samples - length)
+        heard = audio.to_mono(audio.read(cut.song.file(cut.part), start, length), cut.blend)[0]
         at = speed * np.arange(self.segment)[None]
-        changed = map_coordinates(audio.to_mono(heard, blend)[0], at, np.float32, mode="nearest")
-        return np.float32(gain) * changed
+        return gain * map_coordinates(heard, at, np.float32, mode="nearest")
 
 
 class Bench:
@@ -204,7 +176,10 @@ class Bench:
         return [self.stage1[stem] for stem in stems]
 
     def segments(
-        self, stems: Sequence[str], purpose: str = "stage2", kind: type[Segments] = Segments
+        self,
+        stems: Sequence[str],
+        purpose: str = "stage2",
+        kind: Callable[..., Segments] = Segments,
     ) -> Segments:
         """What to train on."""
         songs, recipe = self.songs.split("train"), self.p.stage2
@@ -234,7 +209,7 @@ class Bench:
         stems: Sequence[str],
         steps: float,
         purpose: str = "stage2",
-        kind: type[Segments] = Segments,
+        kind: Callable[..., Segments] = Segments,
     ) -> None:
         """Train a task's model by the recipe of stage 2; it ends with the averaged weights."""
         changes = {"steps": max(round(steps), 1), "workers": 0}
@@ -265,7 +240,7 @@ def separators(bench: Bench, model: Conditioned, stems: Sequence[str] = STEMS) -
     return found
 
 
-def separate(bench: Bench, kind: type[Segments] = Segments) -> dict[str, VQVAE]:
+def separate(bench: Bench, kind: Callable[..., Segments] = Segments) -> dict[str, VQVAE]:
     """Stage 2: an encoder for each stem."""
     found: dict[str, VQVAE] = {}
     for stem in STEMS:
@@ -293,8 +268,8 @@ def end_to_end(bench: Bench) -> dict[str, VQVAE]:
     return separators(bench, model)
 
 
-remixed = functools.partial(separate, kind=Remixed)
-varied = functools.partial(separate, kind=Varied)
+remixed = functools.partial(separate, kind=functools.partial(Segments, mixtures="remixed"))
+varied = functools.partial(separate, kind=functools.partial(Varied, mixtures="remixed"))
 WAYS: dict[str, Callable[[Bench], dict[str, VQVAE]]] = dict(
     zip(VARIANTS, (separate, shared, end_to_end, separate, remixed, varied), strict=True)
 )

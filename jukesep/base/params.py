@@ -186,6 +186,7 @@ class Stage1Steps(Section):
 class Stage2(Recipe):
     """`checkpoints`: the steps at which stage 2 is saved and evaluated.
 
+    `mixtures`: whether E2 hears the songs' own mixtures, or each stem with others of other songs.
     `input_scale` and `standardise` condition E2 while it is trained: `training.conditioning`.
     """
 
@@ -193,6 +194,7 @@ class Stage2(Recipe):
     init: Literal["random", "jukebox", "stage1"]
     loss: Literal["mse", "mse_linf"]
     blend: Literal["shared", "independent"]
+    mixtures: Literal["own", "remixed"]
     input_scale: Annotated[float, Field(gt=0)]
     standardise: bool
 
@@ -201,6 +203,15 @@ class Stage2(Recipe):
         found = list(self.checkpoints)
         if not found or found != sorted(set(found)) or found[-1] != self.steps:
             raise ValueError(f"checkpoints must rise and end at steps={self.steps}, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _paired(self) -> Stage2:
+        if (self.mixtures, self.blend) == ("remixed", "independent"):
+            raise ValueError(
+                "mixtures=remixed sums the stems that it has mixed down, which blend=independent "
+                "contradicts. Set blend=shared or mixtures=own"
+            )
         return self
 
 

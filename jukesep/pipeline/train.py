@@ -84,7 +84,15 @@ def stage2(params: Params, stem: str, init: str) -> None:
     first = jukebox.load_jukebox(params.stage1_checkpoint(stem, init))
     songs = Manifest.load(paths.MANIFEST)
     parts, segment, seed = (MIXTURE, stem), recipe.segment, params.seed
-    segments = Segments(songs.split("train"), parts, segment, seed, "stage2", blend=recipe.blend)
+    segments = Segments(
+        songs.split("train"),
+        parts,
+        segment,
+        seed,
+        "stage2",
+        blend=recipe.blend,
+        mixtures=recipe.mixtures,
+    )
     encoder = _encoder2(params, init, first, segments)
     hps = _hps(params, init, stem)
     item, folder = {"stem": stem, "init": init}, paths.run("stage2", stem, init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,17 @@ from torch.utils.data import Dataset
 from .. import audio
 from ..base.errors import UserError
 from ..base.seeds import numpy_generator
-from ..songs.manifest import Song
+from ..songs.manifest import STEMS, Song
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a segment takes from one file: `blend` is the share of the left channel."""
+
+    part: str
+    song: Song
+    start: int
+    blend: float
 
 
 class Segments(Dataset[torch.Tensor]):
@@ -23,7 +34,13 @@ class Segments(Dataset[torch.Tensor]):
     batches and restarts do not change it. The channels are mixed down as m L + (1 - m) R, with m
     uniform in [0, 1), or 0.5 if `augment` is False. With blend "shared" all parts of a segment have
     the same m. With blend "independent", as in the paper's published code, each part has its own,
-    so that mixture and stem do not match. UserError if a song is shorter than a segment.
+    so that mixture and stem do not match.
+
+    With mixtures "remixed", `parts` are the mixture and stems. The first of the stems is cut as
+    above. Each other stem is cut at a random place of a random song, with an m of its own. The
+    mixture is the sum of all stems.
+
+    UserError if a song is shorter than a segment.
     """
 
     def __init__(
@@ -35,6 +52,7 @@ class Segments(Dataset[torch.Tensor]):
         purpose: str,
         augment: bool = True,
         blend: Literal["shared", "independent"] = "shared",
+        mixtures: Literal["own", "remixed"] = "own",
     ) -> None:
         self.parts = tuple(parts)
         self.segment = segment
@@ -42,6 +60,7 @@ class Segments(Dataset[torch.Tensor]):
         self.purpose = purpose
         self.augment = augment
         self.blend = blend
+        self.mixtures = mixtures
         self.places: list[tuple[Song, int]] = []
         for song in songs:
             if song.samples < segment:
@@ -63,15 +82,11 @@ class Segments(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return segment `index`: (parts, segment)."""
-        song, start = self._place(index)
-        mono = np.empty((len(self.parts), self.segment), np.float32)
-        for row, part, blend in zip(mono, self.parts, self._blends(index), strict=True):
-            done = 0
-            for block in audio.blocks(song.file(part), start, self.segment):
-                stop = done + block.shape[1]
-                row[done:stop] = audio.to_mono(block, blend)
-                done = stop
-        return torch.from_numpy(mono)
+        cuts = self._cuts(index)
+        mono = {cut.part: self._mono(cut, index) for cut in cuts}
+        if self.mixtures == "remixed":
+            mono[self.parts[0]] = np.sum(list(mono.values()), 0)
+        return torch.from_numpy(np.stack([mono[part] for part in self.parts]))
 
     def excerpt(self, samples: int) -> torch.Tensor:
         """Return the middle of the first song to listen to, not augmented: (parts, samples).
@@ -86,10 +101,35 @@ class Segments(Dataset[torch.Tensor]):
         return torch.from_numpy(np.stack(mono))
 
     def describe(self, index: int) -> dict[str, object]:
-        """Return where segment `index` comes from: files, first sample and number of samples."""
+        """Return where segment `index` comes from: files, first sample of each, and length."""
+        files = {str(cut.song.file(cut.part)): cut.start for cut in self._cuts(index)}
+        return {"files": files, "samples": self.segment}
+
+    def _cuts(self, index: int) -> list[Cut]:
+        """Return what segment `index` is made of."""
         song, start = self._place(index)
-        files = [str(song.file(part)) for part in self.parts]
-        return {"files": files, "start": start, "samples": self.segment}
+        blends = self._blends(index)
+        own = [Cut(part, song, start, m) for part, m in zip(self.parts, blends, strict=True)]
+        if self.mixtures == "own":
+            return own
+        draws = numpy_generator(self.seed, self.purpose + "/remixed", index)
+        cuts = own[1:2]
+        for stem in STEMS:
+            if stem != self.parts[1]:
+                song, _ = self.places[draws.integers(len(self.places))]
+                start = int(draws.integers(song.samples - self.segment + 1))
+                cuts.append(Cut(stem, song, start, draws.random()))
+        return cuts
+
+    def _mono(self, cut: Cut, index: int) -> np.ndarray:
+        """Return a cut of segment `index`, mixed down: (segment,)."""
+        mono = np.empty(self.segment, np.float32)
+        done = 0
+        for block in audio.blocks(cut.song.file(cut.part), cut.start, self.segment):
+            stop = done + block.shape[1]
+            mono[done:stop] = audio.to_mono(block, cut.blend)
+            done = stop
+        return mono
 
     def _blends(self, index: int) -> list[float]:
         """Return the share m of the left channel for each part."""

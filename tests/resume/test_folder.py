@@ -554,10 +554,11 @@ def _check_fault(message, term, value, songs, parts):
     segments = Segments(songs, parts, RECIPE.segment, 0, "test")
     assert [one["index"] for one in batch] == [8, 9]
     for one in batch:
-        assert one["files"] == [str(songs[0].file(part)) for part in parts]
+        assert list(one["files"]) == [str(songs[0].file(part)) for part in parts]
         assert one["samples"] == RECIPE.segment
-        for file, heard in zip(one["files"], segments[one["index"]].numpy(), strict=True):
-            left, right = audio.read(file, one["start"], one["samples"])
+        heards = segments[one["index"]].numpy()
+        for (file, start), heard in zip(one["files"].items(), heards, strict=True):
+            left, right = audio.read(file, start, one["samples"])
             blend = np.dot(heard - right, left - right) / np.dot(left - right, left - right)
             np.testing.assert_allclose(heard, blend * left + (1 - blend) * right, atol=1e-4)
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Subset
 
 from jukesep import audio
 from jukesep.base.errors import UserError
-from jukesep.songs.manifest import Song
+from jukesep.songs.manifest import STEMS, Song
 from jukesep.training.segments import Segments
 
 LENGTHS = (700, 1000, 256)
@@ -22,6 +22,20 @@ def songs(tmp_path_factory):
     for number, length in enumerate(LENGTHS):
         place = (number * 2000 + np.arange(length)).astype(np.float32)
         for part, scale in (("mixture", 1), ("vocals", 10)):
+            stereo = np.stack([place, -2 * place]) * scale
+            audio.write(root / str(number) / f"{part}.wav", stereo, 8000, "FLOAT")
+        found.append(Song(str(number), "train", "seen", root / str(number), length))
+    return found
+
+
+@pytest.fixture(scope="module")
+def stems(tmp_path_factory):
+    """The same with all four stems."""
+    root = tmp_path_factory.mktemp("stems")
+    found = []
+    for number, length in enumerate(LENGTHS):
+        place = (number * 2000 + np.arange(length)).astype(np.float32)
+        for part, scale in ("mixture", 10), *zip(STEMS, (1, 2, 3, 4), strict=True):
             stereo = np.stack([place, -2 * place]) * scale
             audio.write(root / str(number) / f"{part}.wav", stereo, 8000, "FLOAT")
         found.append(Song(str(number), "train", "seen", root / str(number), length))
@@ -94,6 +108,37 @@ def test_independent_blends_part_mixture_and_stem(songs):
         differences.append(blends[0] - blends[1])
     assert np.std(differences) > 0.2
     assert torch.equal(independent[7], _segments(songs, blend="independent")[7])
+
+
+def test_remixed_segments_keep_the_stem_and_take_the_others_from_anywhere(stems):
+    parts = ("mixture", "vocals")
+    own = Segments(stems, parts, SEGMENT, 3, "stage2")
+    remixed = Segments(stems, parts, SEGMENT, 3, "stage2", mixtures="remixed")
+    names, blends = {stem: set() for stem in STEMS}, set()
+    for index in range(60):
+        assert torch.equal(remixed[index][1], own[index][1])
+        cuts = {cut.part: cut for cut in remixed._cuts(index)}
+        assert set(cuts) == set(STEMS)
+        expected = np.zeros(SEGMENT)
+        for stem, cut in cuts.items():
+            assert 0 <= cut.start <= cut.song.samples - SEGMENT
+            left, right = audio.read(cut.song.file(stem), cut.start, SEGMENT)
+            expected += cut.blend * left + (1 - cut.blend) * right
+            names[stem].add(cut.song.name)
+            blends.add(cut.blend)
+        np.testing.assert_allclose(remixed[index][0], expected, rtol=1e-4, atol=0.01)
+        said = remixed.describe(index)["files"]
+        assert said == {str(c.song.file(c.part)): c.start for c in cuts.values()}
+    assert all(found == {song.name for song in stems} for found in names.values())
+    assert len(blends) == 4 * 60
+    again = Segments(stems, parts, SEGMENT, 3, "stage2", mixtures="remixed")
+    assert torch.equal(again[17], remixed[17])
+
+
+def test_a_peers_segments_can_be_remixed(stems):
+    segments = Segments(stems, ("mixture", *STEMS), SEGMENT, 3, "peer", mixtures="remixed")
+    mixture, *rest = segments[5]
+    torch.testing.assert_close(mixture, sum(rest), rtol=1e-5, atol=0.1)
 
 
 def test_without_augmentation_the_blend_is_the_mean(songs):
