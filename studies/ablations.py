@@ -150,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if unknown := set(options.ablations) - set(names):
         parser.error(f"no such ablation: {min(unknown)}. There are: {', '.join(names)}")
+    if options.write:
+        records.require(SCORES, "ablations")
     kept = load()
     if not options.write:
         for ablation in ABLATIONS:

@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
-    if not parser.parse_args(arguments).write:
+    if parser.parse_args(arguments).write:
+        records.require(SCORES, "more_songs")
+    else:
         with tempfile.TemporaryDirectory() as folder:
             write_text(SCORES, records.text(Score, measure(Path(folder))))
     write_text(PAGE, page(load()))

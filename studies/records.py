@@ -9,6 +9,8 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from jukesep.base.errors import UserError
+
 Record = TypeVar("Record")
 
 
@@ -32,6 +34,14 @@ def load(kind: type[Record], path: Path) -> list[Record]:
     return [
         kind(*(convert(cell) for convert, cell in zip(types, row, strict=True))) for row in rows
     ]
+
+
+def require(path: Path, study: str) -> None:
+    """UserError if the results of a study are not there to write its page from."""
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file. Restore it with git, or run `python -m studies.{study}`."
+        )
 
 
 def _names(kind: Any) -> list[str]:

@@ -23,7 +23,7 @@ from jukesep.base.errors import reported
 from jukesep.base.files import write_text
 from jukesep.report.others import REFINED
 from jukesep.songs.manifest import STEMS
-from studies import experiments
+from studies import experiments, records
 from studies.experiments import Scores
 
 SCORES, PAGE = Path("docs/seeds.csv"), Path("docs/seeds.md")
@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--write", action="store_true", help="run nothing, write the page")
     options = parser.parse_args(arguments)
-    if not options.write:
+    if options.write:
+        records.require(SCORES, "seeds")
+    else:
         readers: dict[int, Reader] = {params.load().seed: experiments.scores}
         for seed in options.seeds:
             name = f"seed-{seed}"

@@ -28,7 +28,7 @@ from jukesep.separation.chunked import apply_chunked
 from jukesep.separation.refine import REFINEMENTS, Refinement, Wiener, delayed
 from jukesep.separation.separator import Separator
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
-from studies import stems_page
+from studies import records, stems_page
 from studies.stems_page import PAGE, Score
 
 SHIFTS = (2, 4, 8)
@@ -191,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
-    if not parser.parse_args(arguments).write:
+    if parser.parse_args(arguments).write:
+        records.require(stems_page.SCORES, "stems")
+    else:
         stems_page.save(measure())
     write_text(PAGE, stems_page.page(stems_page.load()))
     print(PAGE)

@@ -306,7 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--write", action="store_true", help="train nothing, write the page")
     options = parser.parse_args(arguments)
-    if not options.write:
+    if options.write:
+        records.require(SCORES, "variants")
+    else:
         with tempfile.TemporaryDirectory() as folder:
             os.environ[paths.VARIABLE] = folder
             measure(options.seeds)

@@ -29,6 +29,7 @@ Audio = npt.NDArray[np.float32]
 READABLE = "wav, flac, mp3, ogg and opus files"
 BLOCK = 1 << 15  # samples read at a time, so that they stay in the processor's cache
 STEP = np.float32(2**-15)  # one step of 16-bit audio
+TAPS = 2**27  # most taps of a resampling filter: half a GB
 STEADY = 1 << 15  # samples; for fewer than 20,480 PyTorch sums in another order
 RIFF_LIMIT = 0xFFFFFFFF  # largest size in bytes that a wav file's header can hold
 # Vorbis' and Opus' channels in wav's order, by their number (Vorbis I specification, 4.3.9). All
@@ -206,7 +207,8 @@ def _wav_header(sample_rate: int, channels: int, samples: int, long: bool) -> by
 def resample(audio: Audio, source: int, target: int) -> Audio:
     """Resample (channels, samples) at `source` Hz to `target` Hz: ceil(samples * target / source).
 
-    Uses torchaudio's windowed sinc with 32 zero crossings on either side.
+    Uses torchaudio's windowed sinc with 32 zero crossings on either side. UserError as in
+    `check_rates`.
     """
     if source == target or not audio.size:
         return audio
@@ -285,6 +287,16 @@ class Resampler:
         return samples // self._step * self._new
 
 
+def check_rates(source: int, target: int) -> None:
+    """UserError for rates without a large common divisor: the filter would fill the memory."""
+    step, new = _periods(source, target)
+    if step * new > TAPS:
+        raise UserError(
+            f"cannot resample from {source} Hz to {target} Hz: the filter would be too long. "
+            "Resample the song to a usual rate first, such as 44100 Hz."
+        )
+
+
 def _periods(source: int, target: int) -> tuple[int, int]:
     """The smallest (a, b) of which a samples at `source` Hz last as long as b at `target` Hz."""
     common = math.gcd(source, target)
@@ -297,6 +309,7 @@ def _sinc(source: int, target: int) -> Any:
     import torch
     from torchaudio.transforms import Resample
 
+    check_rates(source, target)
     return Resample(source, target, lowpass_filter_width=32, dtype=torch.float32)
 
 

@@ -14,11 +14,15 @@ from .files import final
 _PERMISSIONS = "Change the permissions, or choose a folder that you may write to."
 _SPACE = "Free some space."
 _FILE = "There is a file where a folder should be: move it elsewhere."
+_FOLDER = "There is a folder where a file should be: move it elsewhere."
+_LOOP = "The link leads to itself: remove it."
 # What a user can do about an error of the disk.
 REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _FILE),
+    errno.EISDIR: _FOLDER,
+    errno.ELOOP: _LOOP,
 }
 
 
@@ -43,6 +47,12 @@ def not_installed(package: str) -> UserError:
     return UserError(f"{package} is not installed. This needs {extra}: pip install '{extra}'")
 
 
+def not_utf8(error: UnicodeEncodeError) -> str:
+    """What is wrong with a name of a file that is not text."""
+    name = error.object.encode("utf-8", "backslashreplace").decode()
+    return f"{name}: this name is not valid UTF-8. Rename the file or folder."
+
+
 class Interrupted(Exception):
     """A signal ended the work cleanly. Has a message for the user and the exit status."""
 
@@ -56,7 +66,8 @@ def reported() -> Iterator[None]:
     """Print a UserError raised in the block and exit with status 1; on Ctrl-C, exit with 130.
 
     A failed import of a package of an extra is reported as a UserError too, and so are missing
-    permissions and a full disk, wherever they are met.
+    permissions, a full disk and names that are not UTF-8, wherever they are met. If nobody reads
+    the output any more, as behind `| head`, the program ends in silence with status 1.
     """
     try:
         try:
@@ -68,6 +79,12 @@ def reported() -> Iterator[None]:
             raise not_installed(package) from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except UnicodeEncodeError as error:
+        print(f"error: {not_utf8(error)}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if error.errno not in REMEDIES:

@@ -8,6 +8,7 @@ module does not import torch.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -372,13 +373,16 @@ def load(path: str | Path = paths.PARAMS) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run `jukesep compose` to write it.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({error}). Run `jukesep compose` again.") from error
     return _check(content, path)
 
 
 def compose(overrides: list[str], conf: str | Path = paths.CONF) -> str:
-    """The text of params.yaml for `overrides`, the same bytes as `dvc exp run -S` writes."""
+    """The text of params.yaml for `overrides`, the same bytes as `dvc exp run -S` writes.
+
+    UserError for a file of `conf` that is not YAML, and for an override that is not possible.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -389,8 +393,9 @@ def compose(overrides: list[str], conf: str | Path = paths.CONF) -> str:
         with initialize_config_dir(str(Path(conf).resolve()), version_base=None):
             composed = hydra_compose("config", overrides=overrides)
         OmegaConf.resolve(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{conf}: {error}") from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        said, *_ = re.split(r"\s*\n(?:To append|Config search path)", str(error))
+        raise UserError(f"{conf}: {said}\ndocs/parameters.md lists all parameters.") from error
     return OmegaConf.to_yaml(composed)
 
 

@@ -31,7 +31,8 @@ def compose(
     if not check:
         params.write_composed(path, overrides or [])
         return
-    if not path.is_file() or path.read_text(encoding="utf-8") != params.compose(overrides or []):
+    composed = params.compose(overrides or []).encode()
+    if not path.is_file() or path.read_bytes() != composed:
         raise UserError(
             "params.yaml: differs from what conf/ composes. Make changes in conf/, not in "
             "params.yaml, and run `jukesep compose`."
@@ -59,7 +60,7 @@ def status(
     elif found:
         typer.echo(trainings.table(found))
     else:
-        typer.echo(f"No unfinished trainings in {paths.trainings()}.")
+        typer.echo(f"No unfinished trainings in {paths.trainings().resolve()}.")
 
 
 def clean(
@@ -92,12 +93,13 @@ def clean(
         one
         for one in trainings.trainings()
         if one.condition != "running"
+        and not one.folder.is_symlink()
         and (one.condition == "finished" or not finished)
         and (one.outdated or not stale)
         and one.progress.get("updated", 0.0) <= latest
     ]
     if not found:
-        typer.echo(f"Nothing to delete in {paths.trainings()}.")
+        typer.echo(f"Nothing to delete in {paths.trainings().resolve()}.")
         return
     typer.echo(trainings.table(found))
     total = trainings.size(sum(one.size for one in found))

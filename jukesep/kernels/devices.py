@@ -34,8 +34,8 @@ def choose(name: str, threads: int = 0) -> torch.device:
     UserError if the device is not available, or if JUKESEP_KERNELS has an unknown value.
     """
     if threads:
-        torch.set_num_threads(threads)
-        if threads > (count := cores()):
+        torch.set_num_threads(min(threads, count := cores()))
+        if threads > count:
             progress.note(f"threads={threads} gains nothing on {count} cores. Use at most {count}.")
     device = torch.device(resolve(name))
     set_precision("fp32", device)

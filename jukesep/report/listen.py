@@ -323,7 +323,8 @@ def of_stems(folder: Path, output: Path, mixture: Path | None = None) -> None:
 
 def _stems(folder: Path) -> list[Path]:
     suffixes = {".wav", ".flac", ".ogg", ".mp3"}
-    found = [p for p in _listed(folder) if p.suffix.lower() in suffixes and p.name[0] != "."]
+    there = [p for p in _listed(folder) if p.is_file() or p.is_symlink()]
+    found = [p for p in there if p.suffix.lower() in suffixes and p.name[0] != "."]
     order = {stem: number for number, stem in enumerate(STEMS)}
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.name))
 

@@ -53,4 +53,5 @@ def read_progress(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    sound = isinstance(content, dict) and isinstance(content.get("updated", 0), int | float)
+    return content if sound else {}

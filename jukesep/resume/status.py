@@ -48,7 +48,7 @@ class Status:
             stage, *_ = theirs["stage"].values()
             item = {name: value for name, value in theirs["stage"].items() if name != "name"}
             ours = identity.identity(stage, item, load().model_dump(mode="json"))
-        except (OSError, ValueError, KeyError, AttributeError, UserError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
             return []
         return identity.differences({**theirs, "runs on": {}}, {**ours, "runs on": {}})
 
@@ -59,10 +59,15 @@ class Status:
 
 
 def trainings(folder: Path | None = None) -> list[Status]:
-    """Return the trainings in `folder` (default: the project's), the most recent last."""
+    """Return the trainings in `folder` (default: the project's), the most recent last.
+
+    Other folders that are there are no trainings, and not returned. UserError if it is a file.
+    """
     folder = paths.trainings() if folder is None else folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder. Set {paths.VARIABLE} to one.")
     there = folder.iterdir() if folder.is_dir() else ()
-    found = [_status(path) for path in there if path.is_dir()]
+    found = [_status(path) for path in there if (path / "identity.json").is_file()]
     return sorted(found, key=lambda one: (one.progress.get("updated", 0.0), one.folder.name))
 
 
@@ -84,9 +89,14 @@ def _size(path: Path) -> int:
 
 
 def clean(found: list[Status]) -> list[Status]:
-    """Delete the folders of trainings that are not running; return the deleted ones."""
+    """Delete the folders of trainings that are not running; return the deleted ones.
+
+    A link to a folder stays, with what it leads to.
+    """
     deleted = []
     for one in found:
+        if one.folder.is_symlink():
+            continue
         lock = FileLock(one.folder / "lock")
         try:
             lock.acquire(timeout=0)

@@ -106,7 +106,8 @@ def _workers(songs: int, each: float, device: torch.device, threads: int) -> int
     if threads:
         songs = min(songs, max(parallel.cores() // threads, 1))
     workers = parallel.at_once(songs, each)
-    torch.set_num_threads(threads or max(parallel.cores() // workers, 1))
+    cores = parallel.cores()
+    torch.set_num_threads(min(threads, cores) or max(cores // workers, 1))
     return workers
 
 

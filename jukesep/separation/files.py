@@ -69,17 +69,18 @@ def separate(
             try:
                 file = _given(job.song, kept)
                 readable = _something_there(job) and os.path.isfile(file)
-                if readable and not origins.missing(job, file_digest(file)):
+                separated = readable and not origins.missing(job, file_digest(file))
+            except FAULTS as error:
+                fail(job, error)
+            else:
+                if separated:
                     print(
                         f"{job.song}: already separated. Pass --overwrite to replace its stems.",
                         file=sys.stderr,
                     )
                     _tell_all(job, tell)
-                    continue
-            except FAULTS as error:
-                fail(job, error)
-            else:
-                todo.append((job, file))
+                else:
+                    todo.append((job, file))
         known = _lengths(todo)
         separator: Separator | None = None
         first = shown(todo[0][0].track) if todo else ""
@@ -235,7 +236,9 @@ def _named(error: Exception, job: Job, options: Options, file: Path | None) -> E
             said = said.replace(str(file), song)
         return UserError(said if Path(song).name in said else f"{song}: {said}")
     if isinstance(error, UnicodeError):
-        return UserError(f"{job.song}: its name is not valid UTF-8. Rename the file.")
+        named = error.object if isinstance(error, UnicodeEncodeError) else job.song
+        name = named.encode("utf-8", "backslashreplace").decode()
+        return UserError(f"{name}: its name is not valid UTF-8. Rename the file or folder.")
     if devices.out_of_memory(error):
         return UserError(
             f"{job.song}: out of memory. Lower --chunk, or choose another --device. No stem of it "

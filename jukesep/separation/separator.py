@@ -29,7 +29,6 @@ from . import models, refine
 from .chunked import apply, windows
 
 INIT = "pretrained"  # the default init in a folder of trainings
-TAPS = 2**27  # most taps of a resampling filter: half a GB
 PIECE = 1 << 17  # samples resampled at a time
 SECONDS = 18.0  # of a chunk: twice the authors', so that context is a smaller share
 
@@ -283,14 +282,10 @@ def _heard(window: torch.Tensor, context: int) -> torch.Tensor:
 
 
 def _check_rate(source: int, target: int) -> None:
-    """UserError for rates without a large common divisor: the filter would fill the memory."""
+    """Before any work: a ValueError for a rate below 1 Hz, or what `audio.check_rates` raises."""
     if source < 1:
         raise ValueError(f"sample rate must be at least 1 Hz, found {source}")
-    if source * target // math.gcd(source, target) ** 2 > TAPS:
-        raise UserError(
-            f"cannot resample from {source} Hz to the models' {target} Hz: the filter would be too "
-            "long. Resample the song to a usual rate first, such as 44100 Hz."
-        )
+    audio.check_rates(source, target)
 
 
 def _finite(stem: torch.Tensor) -> torch.Tensor:

@@ -162,6 +162,8 @@ def _published(name: str, given: Given) -> Loaded:
 def _own(name: str, given: Given) -> Loaded:
     """A function of the user's, from the current folder or an installed package."""
     place, _, attribute = name.partition(":")
+    if not all(place.split(".")):
+        raise UserError(f"--system {name}: give the function as module:function.")
     if given.weights is not None:
         raise UserError(f"--weights {given.weights}: {name} loads its own weights; leave it out.")
     if os.getcwd() not in sys.path:
@@ -169,11 +171,12 @@ def _own(name: str, given: Given) -> Loaded:
     invalidate_caches()  # the file may have been written since the folder was last looked at
     try:
         module = import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
-            raise
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{place}.".startswith(f"{missing}."):
+            raise _fault(error) from error
         raise UserError(
-            f"--system {name}: no module {error.name}. It is looked for in the current folder and "
+            f"--system {name}: no module {missing}. It is looked for in the current folder and "
             "among the installed packages."
         ) from error
     found = getattr(module, attribute, None)
@@ -195,12 +198,18 @@ def _guarded(function: Separate) -> Separate:
         try:
             return function(mixture, sample_rate)
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            raise UserError(
-                f"{last.filename}, line {last.lineno}: {type(error).__name__}: {error}"
-            ) from error
+            raise _fault(error) from error
 
     return separate
+
+
+def _fault(error: Exception) -> UserError:
+    """The error of a user's code, with its place."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = last.filename, last.lineno
+    if isinstance(error, SyntaxError):
+        file, line, error = error.filename or file, error.lineno, SyntaxError(error.msg)
+    return UserError(f"{file}, line {line}: {type(error).__name__}: {error}")
 
 
 def _content(weights: Path) -> str:

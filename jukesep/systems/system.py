@@ -56,14 +56,21 @@ class System:
                 )
             given = np.repeat(mixture, self.channels or 1, axis=0)
         estimates = self.separate(given, sample_rate)
-        if not isinstance(estimates, Mapping) or not estimates:
+        named = isinstance(estimates, Mapping) and all(isinstance(name, str) for name in estimates)
+        if not named or not estimates:
             raise UserError(
                 f"{self.name}: returned {type(estimates).__name__} and no stem, where "
                 "{stem: (channels, samples)} is expected."
             )
         checked = {}
         for stem, estimate in estimates.items():
-            samples = np.asarray(estimate, np.float32)
+            try:
+                samples = np.asarray(estimate, np.float32)
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{self.name}: {stem} is {type(estimate).__name__}, where an array (channels, "
+                    "samples) is expected."
+                ) from None
             if samples.shape != given.shape:
                 raise UserError(
                     f"{self.name}: {stem} has the shape {samples.shape}, but the mixture has "

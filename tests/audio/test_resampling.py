@@ -1,5 +1,7 @@
 """Resampling: what its definition says, to the length that it says, in blocks as in one piece."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from jukesep import audio
+from jukesep.base.errors import UserError
 
 CROSSINGS = 32  # zero crossings of the filter on either side
 RATES = (8000, 11025, 22050, 44100, 48000)
@@ -79,6 +82,19 @@ def test_minutes_are_what_the_definition_gives(rates):
     found = audio.resample(whole, source, target)
     assert found.shape == (1, len(expected))
     np.testing.assert_allclose(found[0], expected, atol=5e-5)
+
+
+def test_rates_whose_filter_would_fill_the_memory_are_refused():
+    rates = (8000, 11_025, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000)
+    for source, target in itertools.product(rates, rates):
+        audio.check_rates(source, target)
+    for resampling in (lambda: audio.resample(_noise(9), 44_101, 11_025), _blocks_at_odd_rates):
+        with pytest.raises(UserError, match="cannot resample from 44101 Hz to 11025 Hz"):
+            resampling()
+
+
+def _blocks_at_odd_rates():
+    audio.Resampler(44_101, 11_025)
 
 
 def test_it_keeps_a_tone_and_the_sum_of_parts():

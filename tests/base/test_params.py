@@ -1,5 +1,6 @@
 """params.yaml and conf/ cannot drift apart, and a setting that does not fit is named."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,40 @@ def test_missing_and_broken_files_are_named(tmp_path):
 def test_an_unknown_choice_lists_the_known_ones():
     with pytest.raises(UserError, match="vocals"):
         params.compose(["stem=vocal"], ROOT / "conf")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"stem: [drums", "expected ',' or ']'"),
+        (b"seed 0\nstem: all\n", "mapping values are not allowed"),
+        (b"seed: 0\nseed: 1\n", "duplicate key seed"),
+        (b"seed: \xff\n", "can't decode byte 0xff"),
+    ],
+)
+def test_a_slip_in_conf_is_named_and_nothing_is_written(tmp_path, content, said):
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    (conf / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        params.compose(["scale=tiny"], conf)  # the tests keep what they compose, by overrides
+    assert said in str(error.value)
+    assert str(conf) in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["stage1.step=5", "foo=1", "scale=tni", "stem=", "peers=null"])
+def test_an_override_that_is_not_possible_is_named_with_a_remedy_that_works(override):
+    with pytest.raises(UserError) as error:
+        params.compose([override], ROOT / "conf")
+    said = str(error.value)
+    assert "docs/parameters.md lists all parameters" in said
+    assert "To append" not in said
+    assert "search path" not in said
+    assert len(said) < 600
+
+
+def test_a_file_of_parameters_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"seed: \xff")
+    with pytest.raises(UserError, match=r"params.yaml: not YAML .*Run `jukesep compose` again"):
+        params.load(path)

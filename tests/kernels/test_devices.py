@@ -230,7 +230,7 @@ def test_more_threads_than_cores_are_told(said, monkeypatch):
     assert said() == ""
     devices.choose("cpu", 3)
     assert said() == "jukesep: threads=3 gains nothing on 2 cores. Use at most 2.\n"
-    assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 2  # as many as make sense: huge numbers end the process
 
 
 def test_kernels_that_are_off_are_told(said, monkeypatch):

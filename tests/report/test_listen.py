@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -363,6 +364,8 @@ def test_separated_songs_have_a_page(stems, capsys, monkeypatch):
     labels = [one["label"] for one in part["sounds"]]
     assert labels == ["all stems", "drums", "vocals", "no_vocals"]
     assert _sounds(Path("stems-listen"), part["file"])[0]["type"] == "audio/mp3"
+    (Path("stems") / "song.wav").mkdir()  # as `separate` names it beside song.flac
+    os.mkfifo(Path("stems") / "pipe.wav")
     assert run_jukesep("listen", "stems") == 0  # a page is replaced
 
 

@@ -89,9 +89,10 @@ def _age(name, days):
 
 
 def test_without_trainings_the_folder_is_named():
-    assert _jukesep("status") == "No unfinished trainings in trainings.\n"
+    folder = Path("trainings").resolve()
+    assert _jukesep("status") == f"No unfinished trainings in {folder}.\n"
     assert json.loads(_jukesep("status", "--json")) == []
-    assert _jukesep("clean") == "Nothing to delete in trainings.\n"
+    assert _jukesep("clean") == f"Nothing to delete in {folder}.\n"
     assert not Path("trainings").exists()
 
 
@@ -158,7 +159,7 @@ def test_one_that_was_killed_is_interrupted_whatever_it_said_last(songs):
     assert (found["condition"], found["can_resume"]) == ("interrupted", True)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\0" * 100])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\0" * 100, '{"updated": "x"}'])
 def test_a_damaged_file_of_progress_is_no_reason_to_fail(songs, content):
     _interrupted(songs, "stopped")
     (path,) = Path("trainings").glob("*/progress.json")
@@ -250,6 +251,31 @@ def test_clean_shows_what_it_would_delete_and_asks(four):
 def test_without_an_answer_nothing_is_deleted(four):
     _jukesep("clean", answer="", ends=1)
     assert len(_left()) == 4
+
+
+def test_clean_deletes_nothing_that_is_no_training(songs, monkeypatch, tmp_path):
+    """JUKESEP_TRAININGS may be a folder that also holds other things."""
+    folder = tmp_path / "disk"
+    monkeypatch.setenv(paths.VARIABLE, str(folder))
+    _interrupted(songs, "stopped")
+    (training,) = folder.iterdir()
+    (folder / "mine").mkdir()
+    (folder / "mine/notes.txt").write_text("keep")
+    elsewhere = training.rename(tmp_path / "elsewhere")
+    (folder / "link").symlink_to(elsewhere, target_is_directory=True)
+    before = sorted(path.name for path in elsewhere.iterdir())
+    assert "mine" not in _jukesep("status")
+    assert "elsewhere" not in _jukesep("clean", "--yes")
+    assert status.clean(status.trainings()) == []
+    assert (folder / "mine/notes.txt").read_text() == "keep"
+    assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+def test_a_file_in_place_of_the_folder_is_named(songs, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(paths.VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file: is not a folder. Set JUKESEP_TRAININGS to one"):
+        status.trainings()
 
 
 def test_clean_can_take_the_finished_ones_alone(four):

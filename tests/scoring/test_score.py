@@ -545,12 +545,27 @@ NAME = "x"
 '''
 
 
+FAULTY = {
+    "slip": "\ndef f(:\n",
+    "lacking": "import nowhere\n",
+    "odd": """
+def text(mixture, sample_rate):
+    return {"vocals": "x"}
+
+def numbered(mixture, sample_rate):
+    return {1: mixture}
+""",
+}
+
+
 @pytest.fixture
 def module(data, monkeypatch):
-    Path("mine.py").write_text(MODULE)
+    for name, text in {"mine": MODULE, **FAULTY}.items():
+        Path(f"{name}.py").write_text(text)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
-    sys.modules.pop("mine", None)
+    for name in ("mine", *FAULTY):
+        sys.modules.pop(name, None)
 
 
 def test_a_function_is_scored_by_either_convention_of_sdr(data, capsys, module):
@@ -582,6 +597,12 @@ def test_a_function_is_scored_by_either_convention_of_sdr(data, capsys, module):
         (("mine:lowdest",), "mine has no function lowdest, only broken, loudest, nothing, short."),
         (("mine:NAME",), "mine has no function NAME"),
         (("yours:loudest",), "no module yours"),
+        ((":loudest",), "--system :loudest: give the function as module:function"),
+        ((".mine:loudest",), "give the function as module:function"),
+        (("slip:f",), "slip.py, line 2: SyntaxError"),
+        (("lacking:f",), "lacking.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        (("odd:text",), "vocals is str, where an array (channels, samples) is expected"),
+        (("odd:numbered",), "returned dict and no stem"),
         (("mine:loudest", "--weights", "x"), "loads its own weights"),
         (("mine:loudest", "--refine", "wiener"), "only refines the stems of jukesep"),
         (

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from jukesep.base import params
-from studies import ablations, excerpt, experiments, seeds
+from jukesep.base.errors import UserError
+from studies import ablations, excerpt, experiments, more_songs, seeds, stems, systems, variants
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = {one.name: one for one in ablations.ABLATIONS}
@@ -180,3 +181,10 @@ def test_the_excerpt_is_scored(tmp_path, capsys):
     assert head.split() == ["SDR", "in", "dB", "plain", "refined", "scaled", "mixture"]
     assert stem.split()[0] == STEM
     assert stem.split()[1:] == mean.split()[1:]
+
+
+@pytest.mark.parametrize("study", [ablations, more_songs, seeds, stems, systems, variants])
+def test_without_kept_scores_no_page_is_written(study, entered):
+    with pytest.raises(UserError, match=r"csv: no such file. Restore it with git, or run `python"):
+        study.main(["--write"])
+    assert list(entered.iterdir()) == []
