@@ -309,6 +309,7 @@ def read_only(project, conf):
     training = Path("trainings/stage1-vocals_scratch-0")
     training.mkdir(parents=True)
     (training / "lock").touch()
+    (training / "identity.json").write_text("{}")
     (training / "progress.json").write_text(json.dumps({"title": "stage1 vocals scratch"}))
     if os.geteuid():
         folders = [project, *(path for path in project.rglob("*") if path.is_dir())]
