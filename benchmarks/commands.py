@@ -35,6 +35,8 @@ Lines = list[tuple[float, str]]
 
 RATE = 44_100
 TRAININGS = ("pretrain ", "stage1 ", "stage2 ", "peer ")  # titles of their progress bars
+TRAINING = ("weights", "stage1", "stage2", "peer")  # the stages that have them
+OUTSIDE = "time outside of training loops"
 STAGE = re.compile(r"Running stage '([a-z0-9]+)")
 BAR = re.compile(r"^([^|]+?): +\d+%\|.*\[(?:(\d+):)?(\d+):(\d+)<")
 PREPARE = ("jukesep/audio", "jukesep/base/unchanged.py", "jukesep/songs", "stages/prepare.py")
@@ -232,11 +234,13 @@ def repro() -> Result:
         taken, lines = timed(lambda: python(clone, "-m", "dvc", "repro", "--force", show=True))
         found = totals(clone)
     worst = min(found[key] - committed[key] for key in committed)
+    stages = _stages(lines, taken)
+    outside = taken - sum(stages[kind]["progress"] for kind in TRAINING if kind in stages)
     return Result(
         {"jukesep": {"seconds": taken}},
-        {"minutes": taken / 60, "change of the lowest score": worst},
+        {"minutes": taken / 60, OUTSIDE: outside, "change of the lowest score": worst},
         note="in a fresh clone, all stages run",
-        details={"stages": _stages(lines, taken)},
+        details={"stages": stages},
     )
 
 
@@ -324,7 +328,7 @@ ROWS = {
         "the demo's `dvc repro`",
         repro,
         ("jukesep", "stages"),
-        (AT_MOST("minutes", 6), Goal("change of the lowest score", 0)),
+        (AT_MOST("minutes", 6), AT_MOST(OUTSIDE, 130), Goal("change of the lowest score", 0)),
         in_suite=False,
     ),
 }

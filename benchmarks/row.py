@@ -22,7 +22,8 @@ UNITS = {
     "share of the limit": " %", "time above the models alone": " %", "cores busy": "",
     "SDR in fp32": " dB", "loss by training in bf16": " dB", "loss by separating in bf16": " dB",
     "difference": " dB", "change of the lowest score": " dB", "growth": " MB", "minutes": " min",
-    "second time": " s", "seconds": " s", "95 % take at most": " ms",
+    "second time": " s", "seconds": " s", "time outside of training loops": " s",
+    "95 % take at most": " ms",
 }  # fmt: skip
 """Of figures; all others are ratios."""
 

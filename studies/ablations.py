@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(options.ablations) - set(names):
         parser.error(f"no such ablation: {min(unknown)}. There are: {', '.join(names)}")
     if options.write:
-        records.require(SCORES, "ablations")
+        records.require(SCORES)
     kept = load()
     if not options.write:
         for ablation in ABLATIONS:

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
     if parser.parse_args(arguments).write:
-        records.require(SCORES, "more_songs")
+        records.require(SCORES)
     else:
         with tempfile.TemporaryDirectory() as folder:
             write_text(SCORES, records.text(Score, measure(Path(folder))))

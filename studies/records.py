@@ -36,12 +36,10 @@ def load(kind: type[Record], path: Path) -> list[Record]:
     ]
 
 
-def require(path: Path, study: str) -> None:
+def require(path: Path) -> None:
     """UserError if the results of a study are not there to write its page from."""
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file. Restore it with git, or run `python -m studies.{study}`."
-        )
+        raise UserError(f"{path}: no such file. Restore it with git, or run without --write.")
 
 
 def _names(kind: Any) -> list[str]:

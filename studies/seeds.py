@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="run nothing, write the page")
     options = parser.parse_args(arguments)
     if options.write:
-        records.require(SCORES, "seeds")
+        records.require(SCORES)
     else:
         readers: dict[int, Reader] = {params.load().seed: experiments.scores}
         for seed in options.seeds:

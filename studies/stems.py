@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
     if parser.parse_args(arguments).write:
-        records.require(stems_page.SCORES, "stems")
+        records.require(stems_page.SCORES)
     else:
         stems_page.save(measure())
     write_text(PAGE, stems_page.page(stems_page.load()))

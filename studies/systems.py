@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS)
     options = parser.parse_args(arguments)
     if options.write:
-        records.require(SCORES, "systems")
-        records.require(COSTS, "systems")
+        records.require(SCORES)
+        records.require(COSTS)
     if not options.write and not options.measure:
         for run in RUNS:
             if run.budget in options.budgets and run.seed in options.seeds:

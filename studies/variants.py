@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="train nothing, write the page")
     options = parser.parse_args(arguments)
     if options.write:
-        records.require(SCORES, "variants")
+        records.require(SCORES)
     else:
         with tempfile.TemporaryDirectory() as folder:
             os.environ[paths.VARIABLE] = folder

@@ -355,6 +355,8 @@ def test_the_demo_runs_in_a_clone_and_its_scores_are_compared(tmp_path, monkeypa
     stage = found.details["stages"]["stage1"]
     assert (stage["runs"], stage["progress"]) == (1, 7.0)
     assert 0 < stage["seconds"] < found.sides["jukesep"]["seconds"]
+    outside = found.sides["jukesep"]["seconds"] - stage["progress"]
+    assert found.figures[commands.OUTSIDE] == pytest.approx(outside)
     # In the clone: here nothing has been written.
     assert metric.read_text() == '{"step": 9, "total": 2.5}'
     assert not (root / "dvc.lock").exists()

@@ -563,6 +563,8 @@ def module(data, monkeypatch):
     for name, text in {"mine": MODULE, **FAULTY}.items():
         Path(f"{name}.py").write_text(text)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("mine", *FAULTY):  # a test of the documents has a module mine too
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield
     for name in ("mine", *FAULTY):
         sys.modules.pop(name, None)

@@ -185,6 +185,6 @@ def test_the_excerpt_is_scored(tmp_path, capsys):
 
 @pytest.mark.parametrize("study", [ablations, more_songs, seeds, stems, systems, variants])
 def test_without_kept_scores_no_page_is_written(study, entered):
-    with pytest.raises(UserError, match=r"csv: no such file. Restore it with git, or run `python"):
+    with pytest.raises(UserError, match=r"csv: no such file. Restore it with git, or run without"):
         study.main(["--write"])
     assert list(entered.iterdir()) == []
