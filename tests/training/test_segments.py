@@ -14,32 +14,32 @@ LENGTHS = (700, 1000, 256)
 SEGMENT = 256
 
 
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    """Songs whose samples tell where they come from: left = place, right = -2 * place."""
-    root = tmp_path_factory.mktemp("songs")
+def _songs(root, scales):
+    """Songs whose samples tell where they come from: left = place, right = -2 * place.
+
+    `scales` multiplies them in each part.
+    """
     found = []
     for number, length in enumerate(LENGTHS):
         place = (number * 2000 + np.arange(length)).astype(np.float32)
-        for part, scale in (("mixture", 1), ("vocals", 10)):
+        for part, scale in scales.items():
             stereo = np.stack([place, -2 * place]) * scale
             audio.write(root / str(number) / f"{part}.wav", stereo, 8000, "FLOAT")
         found.append(Song(str(number), "train", "seen", root / str(number), length))
     return found
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    """With a mixture and one stem."""
+    return _songs(tmp_path_factory.mktemp("songs"), {"mixture": 1, "vocals": 10})
 
 
 @pytest.fixture(scope="module")
 def stems(tmp_path_factory):
-    """The same with all four stems."""
-    root = tmp_path_factory.mktemp("stems")
-    found = []
-    for number, length in enumerate(LENGTHS):
-        place = (number * 2000 + np.arange(length)).astype(np.float32)
-        for part, scale in ("mixture", 10), *zip(STEMS, (1, 2, 3, 4), strict=True):
-            stereo = np.stack([place, -2 * place]) * scale
-            audio.write(root / str(number) / f"{part}.wav", stereo, 8000, "FLOAT")
-        found.append(Song(str(number), "train", "seen", root / str(number), length))
-    return found
+    """With all four stems."""
+    scales = {"mixture": 10, **{stem: number for number, stem in enumerate(STEMS, 1)}}
+    return _songs(tmp_path_factory.mktemp("stems"), scales)
 
 
 def _segments(songs, seed=3, **options):
