@@ -20,7 +20,7 @@ from jukesep import audio, load_separator, sdr
 from jukesep.audio import Audio
 from jukesep.base.errors import UserError, reported
 from jukesep.base.packages import package_folder
-from jukesep.songs.manifest import MIXTURE, STEMS
+from jukesep.songs.manifest import MIXTURE, PARTS, STEMS
 
 
 def decode(folder: Path) -> dict[str, Audio]:
@@ -30,7 +30,7 @@ def decode(folder: Path) -> dict[str, Audio]:
         raise UserError("ffmpeg, which decodes the excerpt, is not installed.")
     song = next(package_folder("stempeg").glob("data/*.stem.mp4"))
     parts = {}
-    for stream, part in enumerate((MIXTURE, *STEMS)):
+    for stream, part in enumerate(PARTS):
         path = folder / f"{part}.wav"
         command = [program, "-v", "error", "-i", str(song), "-map", f"0:a:{stream}"]
         subprocess.run([*command, "-y", str(path)], check=True)

@@ -34,7 +34,7 @@ from jukesep.separation.chunked import apply_chunked
 from jukesep.separation.refine import Wiener
 from jukesep.separation.separator import Separator
 from jukesep.songs.band import SAMPLE_RATE, render_corpus
-from jukesep.songs.manifest import GROUPS, MIXTURE, STEMS, Manifest, Song
+from jukesep.songs.manifest import GROUPS, MIXTURE, PARTS, STEMS, Manifest, Song
 from jukesep.systems import equaliser
 from studies import experiments, records
 
@@ -93,7 +93,7 @@ def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[
                     audio.read(place / f"{part}.wav"), SAMPLE_RATE, separator.sample_rate
                 )
             )
-            for part in (MIXTURE, *STEMS)
+            for part in PARTS
         }
         found = []
         for system, stems in _separated(separator, fitted, gains, parts[MIXTURE]):

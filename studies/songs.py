@@ -29,11 +29,10 @@ from jukesep.base.files import atomic, write_text
 from jukesep.base.progress import bar
 from jukesep.songs.band import SAMPLE_RATE, perform
 from jukesep.songs.band.composer import compose
-from jukesep.songs.manifest import MIXTURE, STEMS
+from jukesep.songs.manifest import MIXTURE, PARTS, STEMS
 from studies import excerpt, experiments
 
 PAGE, FIGURES, PICTURE = Path("docs/songs.md"), Path("docs/songs.csv"), Path("docs/songs.png")
-PARTS = (MIXTURE, *STEMS)
 BAND, EXCERPT = "band", "excerpt"
 FRAME = 0.5  # seconds; at usual tempos no shorter than a beat, so that gaps in a beat do not count
 SILENT = -40.0  # dB of the mixture's power: a stem is silent in a frame with less

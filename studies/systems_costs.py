@@ -31,7 +31,7 @@ from jukesep.peers.common import registry
 from jukesep.peers.common.peer import Peer
 from jukesep.peers.common.task import Separation
 from jukesep.resume.folder import About, Training
-from jukesep.songs.manifest import MIXTURE, STEMS, Manifest
+from jukesep.songs.manifest import MIXTURE, PARTS, STEMS, Manifest
 from jukesep.systems import equaliser
 from jukesep.training import losses
 from jukesep.training.conditioning import Conditioned
@@ -134,7 +134,7 @@ def _step_seconds(p: Params) -> dict[str, float]:
     sizes = Architecture(**p.model.model_dump(exclude={"sample_rate"}))
     about = {"sample_rate": p.model.sample_rate}
     first = p.stage1_checkpoint(STEMS[0], "pretrained")
-    bandwidths = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)  # no influence on the time
+    bandwidths = losses.Bandwidths(l2=0.02, spec=30.0)  # no influence on the time
 
     def stage1() -> Task:
         vqvae = jukebox.load_jukebox(paths.weights_file("pretrained"), segment=p.stage1.segment)
@@ -154,7 +154,7 @@ def _step_seconds(p: Params) -> dict[str, float]:
     }
     for name, recipe in p.peers:
         if recipe:
-            kinds[name] = (peer(name), recipe, (MIXTURE, *STEMS))
+            kinds[name] = (peer(name), recipe, PARTS)
 
     def seconds(name: str, steps: int) -> float:
         make, recipe, parts = kinds[name]

@@ -144,8 +144,7 @@ def test_other_names_are_not_public():
 
 def test_every_module_that_says_so_is_among_them():
     for path in (ROOT / "jukesep").rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        if "No torch here" in text or "does not import torch" in text.replace("not\n", "not "):
+        if "does not import torch" in " ".join(path.read_text(encoding="utf-8").split()):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             assert name.removesuffix(".__init__") in TORCH_FREE
 

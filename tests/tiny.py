@@ -19,7 +19,7 @@ from jukesep.training.tasks import LatentMatching, Reconstruction
 
 ARCHITECTURE = Architecture(width=4, depth=2, downs=(2,), latent_dim=8, codes=16)
 WEIGHTS = Losses(linf=0.02, linf_k=2048, multispectral=1.0, commit=0.02)
-BANDWIDTHS = losses.Bandwidths(l1=0.1, l2=0.02, spec=30.0)
+BANDWIDTHS = losses.Bandwidths(l2=0.02, spec=30.0)
 RATE = 8000
 SMALL = [  # overrides of conf/, for the stages
     "scale=tiny", "model.width=4", "model.codes=16", "stage1.segment=2048", "stage1.steps=2",

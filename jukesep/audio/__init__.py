@@ -7,7 +7,6 @@ and `encode` are for users' own songs: formats beyond libsndfile's, and the form
 from .samples import (
     BLOCK,
     READABLE,
-    STEADY,
     STEP,
     Audio,
     AudioInfo,
@@ -31,7 +30,6 @@ __all__ = [
     "BLOCK",
     "MP3_RATES",
     "READABLE",
-    "STEADY",
     "STEP",
     "Audio",
     "AudioInfo",

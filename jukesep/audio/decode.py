@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import re
@@ -17,6 +16,7 @@ from typing import BinaryIO
 
 from .. import audio
 from ..base.errors import UserError
+from ..base.files import FULL
 from .lengths import Incomplete, Longer
 
 # Suffixes to search a folder for. A file given by name is tried whatever its suffix.
@@ -40,7 +40,6 @@ FIRST_ONLY = (
 BESIDE = (
     r"\[(mjpeg|png|bmp|gif|webp)\b|.*Referenced QT chapter track not found|Last message repeated"
 )
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
 
 
 @contextmanager

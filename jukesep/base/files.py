@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 UNFINISHED = ".unfinished-"
 LOCK, EARLIER = f"{UNFINISHED}lock", f"{UNFINISHED}earlier"
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 

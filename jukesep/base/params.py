@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 # Sizes of a model. A model as a file (`separation.models`) has the same bounds.
-Rate = Annotated[int, Field(ge=1, le=10_000_000)]
+Rate = Annotated[int, Field(ge=1000, le=10_000_000)]
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
 Depth = Annotated[int, Field(ge=1, le=64)]
 Growth = Annotated[int, Field(ge=1, le=64)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pa
             f"{stage1}: holds only an encoder, like a stage-2 file; --stage1 takes a file with the "
             f"whole VQ-VAE. Are the two files swapped? ({error})"
         ) from error
-    separator = load_model(stage1, stage2)
+    separator = copy.deepcopy(first)
+    separator.encoder = jukebox.load_encoder(stage2, first.architecture)
     hps = [jukebox.read_hps(path) for path in (stage1, stage2)]
     for path, said in zip((stage1, stage2), hps, strict=True):
         if (part := said.get("part")) in STEMS and part != stem:
@@ -82,7 +84,7 @@ def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pa
     init = hps[0].get("init")
     return Pair(
         first.to(device).eval(),
-        separator.to(device),
+        separator.to(device).eval(),
         rates[0],
         init if init in ("pretrained", "scratch") else "",
         (jukebox.read_step(stage1), jukebox.read_step(stage2)),

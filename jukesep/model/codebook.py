@@ -33,13 +33,9 @@ class CodebookStats:
     usage: int
     """Codes whose moving count is at least the revival threshold."""
     perplexity: float
-    """exp(entropy): the effective number of codes in the batch."""
-    entropy: float
-    """Entropy of the batch's codes in nats."""
+    """exp(entropy) of the batch's codes: the effective number of codes in the batch."""
     revived: int
     """Codes replaced by a random latent of the batch."""
-    change: float
-    """Root mean square change of the codebook's elements."""
 
 
 class Codebook(nn.Module):
@@ -114,8 +110,8 @@ class Codebook(nn.Module):
     def restore(self, k: Tensor, usage: float) -> None:
         """Start from a file's codes `k` (codes, dim), which lack their moving averages.
 
-        Each code is assumed to have won `usage` latents per step: the mean, (latents per step in
-        all processes) / codes. Without this weight the first update would replace them all.
+        Each code is assumed to have won `usage` latents per step (`jukebox.restored_usage`).
+        Without this weight the first update would replace them all.
         UserError if `k` has another shape.
         """
         if k.shape != self.k.shape:
@@ -146,28 +142,21 @@ class Codebook(nn.Module):
         distributed.sum_(sums)
         substitutes = self._draw(rows, generator)
 
-        old = self.k.clone()
         self.k_sum.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         self.k_elem.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         alive = self.k_elem >= self.revival_threshold
         # With a threshold of (almost) 0, a code may have no latents left: it stays where it is.
         means = torch.where(
-            self.k_elem[:, None] > NO_LATENTS, self.k_sum / self.k_elem[:, None], old
+            self.k_elem[:, None] > NO_LATENTS, self.k_sum / self.k_elem[:, None], self.k
         )
         # A revival sets only k: the code is drawn again in each step until its count recovers.
         self.k.copy_(torch.where(alive[:, None], means, substitutes))
 
         shares = counts / counts.sum()
-        entropy = torch.special.entr(shares).sum()
-        change = (self.k - old).square().mean().sqrt()
-        # One transfer from the device for all of them.
-        usage, entropy_, change_ = torch.stack([alive.sum(), entropy, change]).tolist()
+        # One transfer from the device for both.
+        usage, entropy = torch.stack([alive.sum(), torch.special.entr(shares).sum()]).tolist()
         return CodebookStats(
-            usage=int(usage),
-            perplexity=math.exp(entropy_),
-            entropy=entropy_,
-            revived=len(self.k) - int(usage),
-            change=change_,
+            usage=int(usage), perplexity=math.exp(entropy), revived=len(self.k) - int(usage)
         )
 
     def _draw(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -34,13 +34,11 @@ DILATION_GROWTH = 3
 """Jukebox's value, for files whose hps do not name it."""
 
 
-def load_jukebox(
-    path: str | Path, level: int | None = None, segment: int = SEGMENT, world_size: int = 1
-) -> VQVAE:
+def load_jukebox(path: str | Path, level: int | None = None, segment: int = SEGMENT) -> VQVAE:
     """Load one level of a Jukebox file (by default its lowest), to use or to train further.
 
     The files lack the codebook's moving averages. They are restored from `restored_usage`, which
-    takes the samples of a training segment and the number of training processes.
+    takes the samples of a training segment.
 
     Raises UserError for a file that is not such a checkpoint, that would run code, or whose
     tensors are not exactly those of the level.
@@ -51,16 +49,16 @@ def load_jukebox(
     vqvae = VQVAE(architecture)
     codes = tensors.pop("codebook.k")
     vqvae.load_state_dict(tensors, strict=False)
-    vqvae.codebook.restore(codes, restored_usage(architecture, segment, world_size))
+    vqvae.codebook.restore(codes, restored_usage(architecture, segment))
     return vqvae
 
 
-def restored_usage(architecture: Architecture, segment: int, world_size: int = 1) -> float:
+def restored_usage(architecture: Architecture, segment: int) -> float:
     """Latents per step that Jukebox assumes for each code of a file: 24 in the paper.
 
-    (segment / hop) * world_size / codes. As in Jukebox, the batch size does not count.
+    (segment / hop) / codes. As in Jukebox, the batch size does not count.
     """
-    return segment / architecture.hop * world_size / architecture.codes
+    return segment / architecture.hop / architecture.codes
 
 
 def load_encoder(

@@ -15,7 +15,7 @@ from ..audio import Audio
 from ..base.errors import UserError
 from ..base.progress import bar
 from ..songs.find import Found
-from ..songs.manifest import MIXTURE, STEMS
+from ..songs.manifest import MIXTURE, PARTS
 
 Result = TypeVar("Result")
 Tell = Callable[[float], None]
@@ -86,7 +86,7 @@ def read(found: Found, sample_rate: int, needed: Collection[str]) -> tuple[Audio
     Stems that are not `needed` count in `sdr_v4` only, and may be missing: the song then has none.
     """
     parts = {}
-    for part in (MIXTURE, *STEMS):
+    for part in PARTS:
         if part in (MIXTURE, *needed) or found.song.file(part).exists():
             samples = audio.read(found.song.file(part))
             parts[part] = audio.resample(samples, found.header.sample_rate, sample_rate)

@@ -15,7 +15,7 @@ from ..systems import equaliser
 from . import metrics, published
 from .batch import counted
 from .evaluation import Row
-from .table import aligned, average, label_of, number
+from .table import aligned, average, in_json, label_of, number
 
 MEAN = "mean"
 BASELINES = {
@@ -244,23 +244,19 @@ def _rule(columns: int) -> str:
 
 def as_dict(scores: Comparison) -> dict[str, Any]:
     """The same for JSON, which has no NaN: a missing score is None."""
-
-    def line(values: Mapping[str, float]) -> dict[str, float | None]:
-        return {key: round(v, 6) if math.isfinite(v) else None for key, v in values.items()}
-
     found: dict[str, Any] = {}
     for metric in scores.metrics:
         own = scores.values(scores.system, metric)
         found[metric] = {
             "convention": SDR + scores.sdr if metric == "sdr" else CONVENTIONS[metric],
             "songs": {
-                song: line({column: values.get(song, math.nan) for column, values in own.items()})
+                song: in_json({column: found.get(song, math.nan) for column, found in own.items()})
                 for song in scores.songs
                 if song not in scores.failed
             },
             **{
                 kind: {
-                    system: line(scores.averages(system, metric, average(kind)))
+                    system: in_json(scores.averages(system, metric, average(kind)))
                     for system in scores.systems(metric)
                 }
                 for kind in ("mean", "median")

@@ -216,14 +216,16 @@ def score_separation(
     rows = [Row(song, stem, "ceiling", init, "", "sdr", ceiling)]
     for step, model in stage2.items():
         # One batch: the mono mixture, then the channels.
-        mono, *channels = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
-        values = metrics.score_song(
-            song.name, stem, references, np.array(channels), sample_rate, extras=museval
+        found = run(model, np.concatenate([audio.to_mono(mixture), mixture]))
+        mono, channels = found[:1], found[1:]
+        scored = score_estimates(
+            *(song, references, {stem: channels}, "separation", step, sample_rate),
+            mono={stem: mono},
+            museval=museval,
         )
-        values["sdr"] = math.nan if undefined else metrics.sdr(target, mono[None])
         if kept:
-            kept(str(step), mono[None])
-        rows += [Row(song, stem, "separation", init, step, m, v) for m, v in values.items()]
+            kept(str(step), mono)
+        rows += [row._replace(init=init) for row in scored]
     return rows
 
 

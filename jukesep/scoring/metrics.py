@@ -152,16 +152,14 @@ def score_song(
     estimate: ArrayLike,
     sample_rate: int,
     *,
-    extras: bool = False,
     frames: dict[str, Array] | None = None,
 ) -> dict[str, float]:
     """Score one stem of one song with every metric: metric name -> dB.
 
     ``references`` holds every stem of the song by name and ``estimate`` the estimate of ``stem``,
-    each (channels, samples). ``extras`` adds museval's SIR, SAR and ISR (slow, see
-    :func:`museval_extras`). ``frames`` is filled with the values of every second, for each metric
-    of BSSEval v4. A metric is NaN where the song does not count: every metric if the reference of
-    ``stem`` is silent, those of BSSEval v4 if any reference is. Raises UserError, naming the song,
+    each (channels, samples). ``frames`` is filled with the values of every second of the metric of
+    BSSEval v4. A metric is NaN where the song does not count: every metric if the reference of
+    ``stem`` is silent, that of BSSEval v4 if any reference is. Raises UserError, naming the song,
     for an estimate with NaN or infinity: no song is skipped silently.
     """
     estimate = np.asarray(estimate, dtype=np.float64)
@@ -172,27 +170,17 @@ def score_song(
         )
     target = references[stem]
     rest = [reference for name, reference in references.items() if name != stem]
-    scores = dict.fromkeys((*METRICS, *(EXTRAS if extras else ())), float("nan"))
+    scores = dict.fromkeys(METRICS, float("nan"))
     if silent(target):
         return scores
     scores |= {"sdr": sdr(target, estimate), "sdr_mdx": sdr_mdx(target, estimate)}
     if any(map(silent, rest)):
         return scores
     others = np.array(rest) if rest else None
-    found = {"sdr_v4": _frames_v4(target, estimate, sample_rate, others)}
-    if extras:
-        # SIR, SAR and ISR of one stem depend on all references, but on no other estimate. The
-        # references stand in for the other estimates.
-        stems = list(references)
-        place = stems.index(stem)
-        stacked = np.array([references[name] for name in stems], dtype=np.float64)
-        estimates = stacked.copy()
-        estimates[place] = estimate
-        every = museval_extras(stacked, estimates, sample_rate)
-        found |= {metric: values[place] for metric, values in every.items()}
+    seconds = _frames_v4(target, estimate, sample_rate, others)
     if frames is not None:
-        frames |= found
-    return scores | {metric: median(values) for metric, values in found.items()}
+        frames["sdr_v4"] = seconds
+    return scores | {"sdr_v4": median(seconds)}
 
 
 def mixture(mixture: ArrayLike, references: ArrayLike) -> Array:

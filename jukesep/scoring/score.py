@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..base import parallel
 from ..base.errors import UserError
 from ..base.unchanged import code
 from ..songs.find import Found
-from ..songs.manifest import MIXTURE, STEMS
+from ..songs.manifest import PARTS, STEMS
 from ..systems import equaliser as static
 from ..systems.system import System
 from . import batch, evaluation, metrics
@@ -206,7 +207,7 @@ def score(
     def attempt(found: Found, tell: Tell) -> list[Row]:
         try:
             rate = source.check(found, options.resample)
-            files = {part: found.song.file(part) for part in (MIXTURE, *STEMS)}
+            files = {part: found.song.file(part) for part in PARTS}
             files |= {
                 f"estimate {name}": path for name, path in source.files(found.song.name).items()
             }
@@ -226,7 +227,10 @@ def score(
         rates.append(rate)
         return rows
 
-    each = max(memory(found, options.museval) for found in songs)
+    each = 0.0
+    for found in songs:
+        with suppress(UserError):  # `attempt` meets it again, and needs no memory then
+            each = max(each, memory(found, source.check(found, options.resample), options.museval))
     workers = parallel.at_once(len(songs), each)
     title = f"{source.name}, {batch.counted(len(songs))}"
     results, failed = batch.score_each(songs, attempt, workers, title)
@@ -237,9 +241,10 @@ def score(
     return Scored(rows, failed, len(kept), store.foreign(run), residuals, at)
 
 
-def memory(found: Found, museval: bool) -> float:
-    """Bytes of memory that scoring a song takes; measured, rounded up."""
-    return float((700 if museval else 300) * found.header.channels * found.song.samples)
+def memory(found: Found, sample_rate: int, museval: bool) -> float:
+    """Bytes of memory that scoring a song at `sample_rate` Hz takes; measured, rounded up."""
+    samples = found.song.samples * max(1.0, sample_rate / found.header.sample_rate)
+    return (700 if museval else 300) * found.header.channels * samples
 
 
 def _score_song(

@@ -74,7 +74,7 @@ class Store:
         # Nobody else's scores are replaced or deleted, such as those that museval has written.
         for path in sorted(self.folder.glob("*.json")):
             content = _content(path)
-            if content is not None and "jukesep" not in content:
+            if content is not None and not (isinstance(content, dict) and "jukesep" in content):
                 raise UserError(
                     f"{path}: was not written by `jukesep score`. Choose another --output."
                 )
@@ -128,17 +128,17 @@ class Store:
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
         """What we keep in a file; None if it is missing or not ours."""
-        kept = (_content(path) or {}).get("jukesep")
+        content = _content(path)
+        kept = content.get("jukesep") if isinstance(content, dict) else None
         return kept if isinstance(kept, dict) else None
 
 
-def _content(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if it is missing or damaged, or holds something else."""
+def _content(path: Path) -> Any:
+    """What a JSON file holds; None if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def target(stem: str, values: Mapping[str, metrics.Array]) -> dict[str, Any]:

@@ -134,13 +134,14 @@ def text(evaluation: Evaluation) -> str:
     return "\n\n".join(blocks)
 
 
+def in_json(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores in dB, rounded, None for those that are missing."""
+    return {key: round(v, 6) if math.isfinite(v) else None for key, v in values.items()}
+
+
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     """The same for JSON, which has no NaN: a missing score is None."""
     columns = {heading: evaluation.column(heading) for heading in COLUMNS}
-
-    def line(values: Mapping[str, float]) -> dict[str, float | None]:
-        return {key: round(v, 6) if math.isfinite(v) else None for key, v in values.items()}
-
     scored = [name for name in evaluation.songs if name not in evaluation.failed]
     return {
         "stem": evaluation.stem,
@@ -153,13 +154,13 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "separation": evaluation.separation.model_dump(),
         "device": evaluation.device,
         "songs": {
-            name: line({heading: column[name] for heading, column in columns.items()})
+            name: in_json({heading: column[name] for heading, column in columns.items()})
             for name in scored
         },
         "silent": sorted(evaluation.silent),
         "not_scored": dict(evaluation.failed),
-        "mean": line({name: average("mean")(one.values()) for name, one in columns.items()}),
-        "median": line({name: average("median")(one.values()) for name, one in columns.items()}),
+        "mean": in_json({name: average("mean")(one.values()) for name, one in columns.items()}),
+        "median": in_json({name: average("median")(one.values()) for name, one in columns.items()}),
         "published": [
             {
                 "row": f"{row.system} ({row.source})",

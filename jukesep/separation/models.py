@@ -30,7 +30,7 @@ from safetensors.torch import save as tensors_as_bytes
 
 from ..base import params
 from ..base.errors import UserError
-from ..base.files import UNFINISHED, atomic
+from ..base.files import UNFINISHED, alone, atomic
 from ..base.unchanged import digest, file_digest
 from ..model import jukebox
 from ..model.checkpoints import latest
@@ -117,7 +117,8 @@ def save(folder: str | Path, stem: str, vqvae: VQVAE, about: Mapping[str, Any]) 
     not finite, or if a field does not fit into a card.
     """
     try:
-        return _save(Path(folder), stem, vqvae, about)
+        with alone(Path(folder).absolute()):  # another process may add its stem
+            return _save(Path(folder), stem, vqvae, about)
     except ValidationError as error:
         raise UserError(
             f"the model of {stem}: {_fault(error)}. A card cannot hold this value."

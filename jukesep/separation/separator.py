@@ -22,8 +22,7 @@ from ..base.errors import UserError
 from ..base.params import Bottleneck
 from ..base.unchanged import digest, file_digest
 from ..kernels import devices
-from ..model import jukebox
-from ..model.checkpoints import load_model
+from ..model.checkpoints import load_pair
 from ..model.vqvae import VQVAE
 from . import models, refine
 from .chunked import apply, windows
@@ -388,7 +387,8 @@ def _loader(folder: str | Path, init: str | None) -> Callable[[str], tuple[VQVAE
         return lambda stem: (models.load(folder, stem, card), card.sample_rate)
 
     def load(stem: str) -> tuple[VQVAE, int]:
-        stage1, stage2 = models.last_checkpoints(folder, stem, init or INIT)
-        return load_model(stage1, stage2), jukebox.read_hps(stage1).get("sample_rate", 44100)
+        checkpoints = models.last_checkpoints(folder, stem, init or INIT)
+        pair = load_pair(*checkpoints, stem, torch.device("cpu"))
+        return pair.separator, pair.sample_rate
 
     return load

@@ -19,6 +19,7 @@ from ..base.files import write_text
 
 STEMS = ("drums", "bass", "other", "vocals")
 MIXTURE = "mixture"
+PARTS = (MIXTURE, *STEMS)
 SPLITS = ("train", "valid", "test", "pretrain")
 SUFFIXES = (".wav", ".flac")
 # Groups of test songs that are scored apart, where the data has them.
@@ -121,6 +122,9 @@ class Manifest:
                 )
                 for entry in content["songs"]
             )
+            for song in songs:  # names become names of files
+                if song.name in ("", "..") or PurePath(song.name).name != song.name:
+                    raise ValueError(f"{song.name!r} is not a song's name")
             return cls(content["sample_rate"], songs)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file. Run `dvc repro prepare` first.") from None

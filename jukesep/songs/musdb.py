@@ -38,9 +38,8 @@ from ..base.progress import bar
 from ..base.unchanged import Known, code, file_digest, marks
 from .checks import Finding, Layout, raise_errors, wrong_root
 from .headers import held
-from .manifest import MIXTURE, STEMS, is_part, part_file
+from .manifest import MIXTURE, PARTS, is_part, part_file
 
-PARTS = (MIXTURE, *STEMS)
 SPLITS = ("train", "test")
 SONGS = {"train": 100, "test": 50}
 ARCHIVE = "musdb18hq.zip"

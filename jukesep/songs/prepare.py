@@ -23,9 +23,8 @@ from ..base.progress import bar
 from ..base.unchanged import Known, code
 from . import musdb
 from .checks import Checked, Finding, Layout, check_root
-from .manifest import MIXTURE, SPLITS, STEMS, Manifest, Song
+from .manifest import MIXTURE, PARTS, SPLITS, STEMS, Manifest, Song
 
-PARTS = (MIXTURE, *STEMS)
 MADE = ("band", "musdb18", "songs")  # folders of generated songs in the cache
 SHOWN = 20  # warnings printed; checks.json has all
 RESAMPLING = 30  # bytes of memory for each sample of a channel

@@ -25,7 +25,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> list[System]:
         peer.load_state_dict(weights)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run `dvc repro` to train the peer.") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # A damaged or hostile file can fail anywhere in the unpickler.
         raise UserError(f"{path}: not a checkpoint of a peer ({error}).") from error
     peer.to(device).eval()
 

@@ -21,7 +21,7 @@ from ..base import paths
 from ..base.errors import UserError
 from ..base.unchanged import digest, file_digest, marks
 from ..songs.find import Found, training_songs
-from ..songs.manifest import MIXTURE, STEMS
+from ..songs.manifest import PARTS, STEMS
 from .published.catalogue import PUBLISHED, refuse
 from .system import NOT_STATED, Separate, System
 
@@ -139,7 +139,7 @@ def one_rate(songs: list[Found]) -> int:
 
 def songs_digest(songs: list[Found]) -> str:
     """A digest of the marks of training songs' files."""
-    files = [found.song.file(part) for found in songs for part in (MIXTURE, *STEMS)]
+    files = [found.song.file(part) for found in songs for part in PARTS]
     found = marks(file.resolve() for file in files)
     return digest(json.dumps(found, sort_keys=True).encode())
 

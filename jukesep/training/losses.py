@@ -31,8 +31,6 @@ class Bandwidths:
     """Variance of the samples."""
     spec: float
     """Mean over segments of the Frobenius norm of the magnitude spectrogram."""
-    l1: float = 1.0
-    """Mean absolute sample."""
 
 
 def stft_magnitude(audio: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
@@ -87,37 +85,6 @@ def linf_loss(target: Tensor, other: Tensor, k: int = 2048) -> Tensor:
     return errors.topk(min(k, errors.shape[1]), dim=1, sorted=False).values.mean(1)
 
 
-def reconstruction_losses(
-    target: Tensor, reconstruction: Tensor, bandwidths: Bandwidths, linf_k: int = 2048
-) -> dict[str, Tensor]:
-    """l2, linf and multispectral of audio and its reconstruction, both (B, 1, T), as scalars.
-
-    They are divided by the bandwidths. UserError for segments of 1024 samples or fewer, which the
-    longest STFT cannot reflect.
-    """
-    weights = {"l2": 1.0, "linf": 1.0, "multispectral": 1.0}
-    return _audio_terms(target, reconstruction, bandwidths, linf_k, weights)
-
-
-def _audio_terms(
-    target: Tensor,
-    reconstruction: Tensor,
-    bandwidths: Bandwidths,
-    linf_k: int,
-    weights: dict[str, float],
-) -> dict[str, Tensor]:
-    """The terms whose weight is not 0, in float32 even under autocast."""
-    target, reconstruction = target.detach().float(), reconstruction.float()
-    terms = {}
-    if weights["l2"]:
-        terms["l2"] = F.mse_loss(reconstruction, target) / bandwidths.l2
-    if weights["linf"]:
-        terms["linf"] = linf_loss(target, reconstruction, linf_k).mean() / bandwidths.l2
-    if weights["multispectral"]:
-        terms["multispectral"] = multispectral_loss(target, reconstruction).mean() / bandwidths.spec
-    return terms
-
-
 def commit_loss(latents: Tensor, quantised: Tensor) -> Tensor:
     """Mean squared distance of the latents to their codes. Only the latents get a gradient."""
     return F.mse_loss(latents.float(), quantised.detach().float())
@@ -140,10 +107,19 @@ def stage1_loss(
 
     target, reconstruction (B, 1, T); latents, quantised (B, D, N). `l2`, `linf`, `multispectral`
     and `commit` are weights: a term of weight 0 is neither computed nor returned. The returned
-    terms are detached. UserError if all weights are 0.
+    terms are detached, and float32 even under autocast; those of audio are divided by the
+    bandwidths. UserError if all weights are 0, or for segments of 1024 samples or fewer, which the
+    longest STFT cannot reflect.
     """
     weights = {"l2": l2, "linf": linf, "multispectral": multispectral, "commit": commit}
-    terms = _audio_terms(target, reconstruction, bandwidths, linf_k, weights)
+    target, reconstruction = target.detach().float(), reconstruction.float()
+    terms = {}
+    if l2:
+        terms["l2"] = F.mse_loss(reconstruction, target) / bandwidths.l2
+    if linf:
+        terms["linf"] = linf_loss(target, reconstruction, linf_k).mean() / bandwidths.l2
+    if multispectral:
+        terms["multispectral"] = multispectral_loss(target, reconstruction).mean() / bandwidths.spec
     if commit:
         terms["commit"] = commit_loss(latents, quantised)
     if not terms:
@@ -183,13 +159,13 @@ def measure_bandwidths(
 ) -> Bandwidths:
     """Measure the bandwidths of training segments (channels, samples) over the first `seconds`.
 
-    l2 = E[s^2] - E[s]^2 and l1 = E|s| over the samples of all channels; spec is the mean over
-    segments of ||STFT(2048, 256, 1536) of the channels' mean||_F. The norm of a spectrogram grows
-    with its length, so pass segments as long as those of the training. UserError if there is no
-    audio, or if it is silent or not finite.
+    l2 = E[s^2] - E[s]^2 over the samples of all channels. spec is the mean over segments of
+    ||STFT(2048, 256, 1536) of the channels' mean||_F. The norm of a spectrogram grows with its
+    length, so pass segments as long as those of the training. UserError if there is no audio, or if
+    it is silent or not finite.
     """
     samples = values = 0
-    total = squares = absolutes = 0.0
+    total = squares = 0.0
     spectrogram_norms = []
     for segment in audio:
         if samples >= seconds * sample_rate:
@@ -199,7 +175,6 @@ def measure_bandwidths(
         values += signal.size
         total += float(signal.sum())
         squares += float(np.square(signal).sum())
-        absolutes += float(np.abs(signal).sum())
         mono = torch.from_numpy(signal.mean(0, keepdims=True))
         spectrogram_norms.append(float(stft_magnitude(mono, *BANDWIDTH_STFT).norm()))
     if not values:
@@ -211,4 +186,4 @@ def measure_bandwidths(
             f"the training audio has variance {l2} and spectral norm {spec}: silent or broken. "
             "Check the stem's files."
         )
-    return Bandwidths(l2=l2, spec=spec, l1=absolutes / values)
+    return Bandwidths(l2=l2, spec=spec)

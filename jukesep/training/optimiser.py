@@ -12,6 +12,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+BETAS = 0.9, 0.999
+EPS = 1e-8
+
 
 def as_one(parameters: Iterable[Tensor]) -> Tensor:
     """Move parameters into one vector and return it; each parameter becomes a view of it.
@@ -36,14 +39,7 @@ class Adam:
     accumulate each of a hundred gradients into a vector.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        self.betas = betas
-        self.eps = eps
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.steps = 0
         self.parameters = list(parameters)
         self.values = as_one(self.parameters)
@@ -79,10 +75,10 @@ class Adam:
     def step(self, rate: float) -> None:
         """Take one step with learning rate `rate`."""
         self.steps += 1
-        first, second = self.betas
+        first, second = BETAS
         self.means.lerp_(self.gradients, 1 - first)
         self.squares.mul_(second).addcmul_(self.gradients, self.gradients, value=1 - second)
-        denominators = self.squares.sqrt().add_(self.eps)
+        denominators = self.squares.sqrt().add_(EPS)
         size = rate * (1 - second**self.steps) ** 0.5 / (1 - first**self.steps)
         self.values.addcdiv_(self.means, denominators, value=-size)
 

@@ -94,10 +94,7 @@ def test_update_is_the_naive_moving_average(codes, length, threshold, usage, see
     shares = np.bincount(won, minlength=codes) / len(won)
     entropy = -sum(p * np.log(p) for p in shares if p)
     assert (stats.usage, stats.revived) == (alive.sum(), codes - alive.sum())
-    assert stats.entropy == pytest.approx(entropy, abs=1e-5)
     assert stats.perplexity == pytest.approx(np.exp(entropy), rel=1e-5)
-    change = np.sqrt(np.mean((codebook.k.numpy() - k) ** 2))
-    assert stats.change == pytest.approx(change, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 3.0, 50.0])

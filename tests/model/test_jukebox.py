@@ -167,7 +167,9 @@ def first_step(vqvae: VQVAE) -> float:
     """How far the codebook moves in the first training step, RMS."""
     latents = vqvae.encode(torch.randn(1, 1, 4096)).detach()
     codes, _ = vqvae.quantise(latents)
-    return vqvae.codebook.update(latents, codes, torch.Generator().manual_seed(0)).change
+    before = vqvae.codebook.k.clone()
+    vqvae.codebook.update(latents, codes, torch.Generator().manual_seed(0))
+    return float((vqvae.codebook.k - before).square().mean().sqrt())
 
 
 def test_the_first_training_step_keeps_the_codebook_of_a_file(tmp_path: Path) -> None:
@@ -181,8 +183,6 @@ def test_the_first_training_step_keeps_the_codebook_of_a_file(tmp_path: Path) ->
     assert kept.codebook.initialised
     assert torch.equal(kept.codebook.k_elem, torch.full((16,), 64.0))  # 4096 / 4 latents, 16 codes
     torch.testing.assert_close(kept.codebook.k_sum, 64 * kept.codebook.k)
-    twice = load_jukebox(path, segment=4096, world_size=2)
-    assert torch.equal(twice.codebook.k_elem, torch.full((16,), 128.0))
 
     wiped = load_jukebox(path, segment=4096)
     wiped.codebook.k_sum.zero_()

@@ -692,5 +692,8 @@ def test_the_memory_of_a_song_is_what_was_measured(data, capsys):
     score._score_song(found, source, RATE, score.Options(), lambda *_: None, lambda _: None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.5 < peak / score.memory(found, False) < 1
-    assert score.memory(found, True) > score.memory(found, False)
+    assert 0.5 < peak / score.memory(found, RATE, False) < 1
+    assert score.memory(found, RATE, True) > score.memory(found, RATE, False)
+    # Resampled to a higher rate it takes more, to a lower one still itself.
+    assert score.memory(found, 2 * RATE, False) == 2 * score.memory(found, RATE, False)
+    assert score.memory(found, RATE // 2, False) == score.memory(found, RATE, False)

@@ -29,5 +29,7 @@ def overlapped(
         part = weights[: stop - start]
         total[..., start:stop] += part * found
         weight[start:stop] += part
+        if stop == samples:  # further chunks would hold nothing new, and might be too short to run
+            break
     assert total is not None
     return total / weight

@@ -269,7 +269,6 @@ def render_corpus(
     seed: int,
     soundfonts: Sequence[Path] = (),
     workers: int = 2,
-    progress: bool = True,
     known: Known | None = None,
 ) -> list[dict[str, str]]:
     """Render `counts[split]` songs per split to `root`/<split>/<name>; pretrain: mixtures only.
@@ -310,9 +309,7 @@ def render_corpus(
             known.put(f"band {task.folder}", task.files, {}, [how, *task.about])
         bar.update()
 
-    with show.bar(
-        total=len(tasks), desc="band", unit="song", disable=not (progress and tasks)
-    ) as bar:
+    with show.bar(total=len(tasks), desc="band", unit="song", disable=not tasks) as bar:
         if workers <= 1 or len(tasks) <= 1:
             for task in tasks:
                 rendered(render_song(task))
