@@ -47,10 +47,10 @@ def not_installed(package: str) -> UserError:
     return UserError(f"{package} is not installed. This needs {extra}: pip install '{extra}'")
 
 
-def not_utf8(error: UnicodeEncodeError) -> str:
+def not_utf8(name: str) -> str:
     """What is wrong with a name of a file that is not text."""
-    name = error.object.encode("utf-8", "backslashreplace").decode()
-    return f"{name}: this name is not valid UTF-8. Rename the file or folder."
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return f"{shown}: this name is not valid UTF-8. Rename the file or folder."
 
 
 class Interrupted(Exception):
@@ -81,7 +81,7 @@ def reported() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except UnicodeEncodeError as error:
-        print(f"error: {not_utf8(error)}", file=sys.stderr)
+        print(f"error: {not_utf8(error.object)}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

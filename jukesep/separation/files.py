@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import audio
 from ..audio import Audio, decode, encode
-from ..base.errors import REMEDIES, Interrupted, UserError
+from ..base.errors import REMEDIES, Interrupted, UserError, not_utf8
 from ..base.files import PartlyWritten, final, sweep, temporary
 from ..base.progress import bar
 from ..base.signals import handled
@@ -237,8 +237,7 @@ def _named(error: Exception, job: Job, options: Options, file: Path | None) -> E
         return UserError(said if Path(song).name in said else f"{song}: {said}")
     if isinstance(error, UnicodeError):
         named = error.object if isinstance(error, UnicodeEncodeError) else job.song
-        name = named.encode("utf-8", "backslashreplace").decode()
-        return UserError(f"{name}: its name is not valid UTF-8. Rename the file or folder.")
+        return UserError(not_utf8(named))
     if devices.out_of_memory(error):
         return UserError(
             f"{job.song}: out of memory. Lower --chunk, or choose another --device. No stem of it "

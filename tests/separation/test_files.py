@@ -879,7 +879,7 @@ def test_a_name_that_no_system_holds_and_one_that_is_no_text(project):
         pytest.skip("this system has no such names")
     options = names.Options(Path("stems"))
     jobs = names.plan(names.find([name], options.output), STEMS, options)
-    with pytest.raises(UserError, match="its name is not valid UTF-8"):
+    with pytest.raises(UserError, match="this name is not valid UTF-8"):
         files.separate(lambda: Separator({}, RATE), jobs, options, RECIPE, lambda _: None)
 
 
