@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 
 from benchmarks.markdown import FOLDER, fill, table
 from benchmarks.row import UNITS, Goal, Result, Row
-from jukesep.base.files import atomic, write_text
+from jukesep.base.files import write_text
 from jukesep.report import figures
 
 PAGE = Path("docs/performance.md")
@@ -24,6 +23,7 @@ STYLE: dict[str, Any] = {
     **{name: value for name, value in figures.STYLE.items() if not name.startswith("grid")},
     **dict.fromkeys((*GREY, "grid.color"), "#808080"),
     "grid.alpha": 0.25,
+    "savefig.transparent": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "jukesep",
 }
@@ -202,18 +202,13 @@ def _growth(found: Mapping[str, Result]) -> str:
 
 def draw(name: str, result: Result, path: Path) -> None:
     """Time, and memory where it was measured, against the size: one SVG."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     _, size, what = GROWTH[name]
     points = result.details["points"]
     measured = any(memory for line in points.values() for *_, memory in line)
     panels = ["seconds", "MB"] if measured else ["seconds"]
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc does not change the pictures
-        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
-        figure = Figure(figsize=(3.6 * len(panels), 2.7), layout="constrained")
+    with figures.picture(path, (3.6 * len(panels), 2.7), STYLE) as figure:
         every = figure.subplots(1, len(panels), squeeze=False)[0]
         for column, (axes, unit) in enumerate(zip(every, panels, strict=True), 1):
             for side, found in points.items():
@@ -227,12 +222,6 @@ def draw(name: str, result: Result, path: Path) -> None:
             axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.legend()
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
 
 
 def _where(found: Mapping[str, Result], older: Older) -> str:

@@ -16,7 +16,6 @@ choice is made here, so nothing is chosen on the test songs that are scored.
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,8 @@ import yaml
 from benchmarks.markdown import fill, table
 from jukesep.base import params
 from jukesep.base.errors import reported
-from jukesep.base.files import atomic, write_text
+from jukesep.base.files import write_text
+from jukesep.report.figures import COLOURS, MARKERS, picture
 from studies import experiments, records
 
 SEEDS = (0, 1, 2)
@@ -285,21 +285,13 @@ def means(cells: Sequence[Cell], variant: str, init: str, songs: str = "seen") -
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """SDR by steps of stage 1 for both inits: the mean over the seeds, and the spread as a band."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from jukesep.report.figures import COLOURS, MARKERS, STYLE
-
     cells = [cell for cell in cells if cell.ablation == BUDGET]
     variants = list(dict.fromkeys(cell.variant for cell in cells))
     steps = [int(variant.split()[0]) for variant in variants]
     if not steps:
         path.unlink(missing_ok=True)
         return
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    with picture(path, (5.5, 3.4)) as figure:
         axes = figure.subplots()
         for init in INITS:
             seeds = [means(cells, variant, init) for variant in variants]
@@ -314,10 +306,6 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axes.set_ylabel("SDR, mean of drums and vocals (dB)")
         axes.set_title("What transfer saves: bands span three seeds", loc="left")
         axes.legend()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import math
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from jukesep.base import params
 from jukesep.base.errors import UserError, reported
 from jukesep.base.files import atomic, write_text
 from jukesep.base.progress import bar
+from jukesep.report.figures import picture
 from jukesep.songs.band import SAMPLE_RATE, perform
 from jukesep.songs.band.composer import compose
 from jukesep.songs.manifest import MIXTURE, PARTS, STEMS
@@ -274,16 +274,8 @@ def page(figures: Sequence[Figure]) -> str:
 
 def draw(figures: Sequence[Figure], path: Path) -> None:
     """The spectrum of each part, and the number of stems that sound."""
-    import matplotlib
-    from matplotlib import figure as pictures
-
-    from jukesep.report.figures import STYLE
-
     table = Table(figures)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = pictures.Figure(figsize=(9.5, 5.4), layout="constrained")
+    with picture(path, (9.5, 5.4), dpi=100) as figure:
         panels = figure.subplots(2, 3).flat
         for axes, part in zip(panels, PARTS, strict=False):
             low, middle, high = (table.spectrum(BAND, part, v) for v in ("low", "median", "high"))
@@ -315,10 +307,6 @@ def draw(figures: Sequence[Figure], path: Path) -> None:
         for axes, label in zip(figure.axes[3:], ("Hz", "Hz", "stems"), strict=True):
             axes.set_xlabel(label)
         figure.supylabel("dB of the part's power, third octaves", fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,10 +14,10 @@ validation songs.
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import yaml
@@ -28,6 +28,7 @@ from jukesep.base.errors import UserError, reported
 from jukesep.base.files import write_text
 from jukesep.peers.common import registry
 from jukesep.report import readme
+from jukesep.report.figures import picture
 from jukesep.report.others import LABELS
 from jukesep.songs.manifest import STEMS
 from studies import experiments, records, spleeter, systems_costs
@@ -300,19 +301,8 @@ SECONDS = (30, 45, 60, 90, 120, 180)  # on the axis of the picture
 
 def draw(found: Iterable[Score], costs: Mapping[str, Cost], path: Path) -> None:
     """SDR against the processor time of training, for both groups of songs."""
-    from itertools import cycle
-
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from jukesep.base.files import atomic
-    from jukesep.report.figures import STYLE
-
     found = [one for one in found if one.seed == 0]
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    with picture(path, (9.5, 4.2), dpi=110) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         titles = {"seen": "instruments heard in training", "held_out": "held-out instruments"}
         for axes, (songs, title) in zip(panels, titles.items(), strict=True):
@@ -342,10 +332,6 @@ def draw(found: Iterable[Score], costs: Mapping[str, Cost], path: Path) -> None:
         panels[0].set_ylabel("SDR, mean of songs and stems (dB)")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
 
 
 if __name__ == "__main__":

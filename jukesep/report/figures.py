@@ -7,7 +7,8 @@ imported only to draw a picture.
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,29 +61,45 @@ STAGES = {"pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2"}
 
 def write_figures(results: Results, folder: Path) -> None:
     """Write figure2.png, curves.png and, with both inits, transfer.png to `folder`."""
-    import matplotlib
-
     pictures = {"figure2": _figure2, "curves": _curves}
     if len(results.inits) == 2:
         pictures["transfer"] = _transfer
     else:
         (folder / "transfer.png").unlink(missing_ok=True)
-    with matplotlib.rc_context():
+    for name, draw in pictures.items():
+        with picture(folder / f"{name}.png") as figure:
+            draw(figure, results)
+
+
+@contextmanager
+def picture(
+    path: Path,
+    size: tuple[float, float] | None = None,
+    style: dict[Any, Any] = STYLE,
+    dpi: int = 130,
+) -> Iterator[Figure]:
+    """Yield an empty figure; it becomes the file `path`, .png or .svg, if the block succeeds.
+
+    `size` is in inches; the block may set it.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window system
+
+    kind = path.suffix[1:]
+    unsaid = ("Date", "Creator") if kind == "svg" else ("Software",)
+    with matplotlib.rc_context(), atomic(path) as unfinished, unfinished.open("wb") as file:
         matplotlib.rcdefaults()  # ignore the user's own matplotlibrc
-        matplotlib.rcParams.update(STYLE)
-        for name, draw in pictures.items():
-            buffer = io.BytesIO()
-            draw(results).savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-            with atomic(folder / f"{name}.png") as temporary:
-                temporary.write_bytes(buffer.getvalue())
+        matplotlib.rcParams.update(style)
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(file, format=kind, dpi=dpi, metadata=dict.fromkeys(unsaid))
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> Any:
-    # Figure instead of pyplot: no global state, no window system.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+def _axes(
+    figure: Figure, rows: int, columns: int, width: float, height: float, **kwargs: Any
+) -> Any:
+    figure.set_size_inches(width, height)
+    return figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def _title(figure: Figure, results: Results, title: str) -> None:
@@ -105,13 +122,13 @@ def _thousands(step: int) -> str:
     return f"{step // 1000}K" if step >= 1000 and step % 1000 == 0 else str(step)
 
 
-def _figure2(results: Results) -> Figure:
+def _figure2(figure: Figure, results: Results) -> None:
     """SDR at each checkpoint of stage 2, one panel per stem: the paper's Figure 2."""
     columns, table = results.columns, results.table("sdr")
     width = max(1.2 + 1.75 * len(columns), 5.6)  # at least as wide as the title
     labels = len(results.inits) + len(LINES) + len(results.others)
     height = 2.8 + 0.2 * labels / max(1, int(width / LABEL_WIDTH))
-    figure, axes = _figure(1, len(columns), width, height, sharey=True)
+    axes = _axes(figure, 1, len(columns), width, height, sharey=True)
     places = range(len(results.steps))
     for axis, stem in zip(axes[0], columns, strict=True):
         for init in results.inits:
@@ -135,15 +152,14 @@ def _figure2(results: Results) -> Figure:
     axes[0][0].set_ylabel("SDR (dB, mean of songs)")
     _title(figure, results, "SDR of the separated stems at each checkpoint")
     _legend(figure, axes[0][0])
-    return figure
 
 
-def _transfer(results: Results) -> Figure:
+def _transfer(figure: Figure, results: Results) -> None:
     """Scratch to pretrained, one dumbbell per stem, at the first and the last checkpoint."""
     columns, table = results.columns, results.table("sdr")
     steps = sorted({results.steps[0], results.steps[-1]})
     height = 1.5 + 0.42 * len(columns)
-    figure, axes = _figure(1, len(steps), 4.2 * len(steps), height, sharex=True, sharey=True)
+    axes = _axes(figure, 1, len(steps), 4.2 * len(steps), height, sharex=True, sharey=True)
     rows = np.arange(len(columns))[::-1]
     for axis, step in zip(axes[0], steps, strict=True):
         ends = {init: [table[f"{init}_{step}"][stem] for stem in columns] for init in COLOURS}
@@ -162,10 +178,9 @@ def _transfer(results: Results) -> Figure:
         axis.set_xlabel("SDR (dB, mono, mean of songs)")
     _title(figure, results, "What pretraining is worth: from scratch to pretrained")
     _legend(figure, axes[0][0])
-    return figure
 
 
-def _curves(results: Results) -> Figure:
+def _curves(figure: Figure, results: Results) -> None:
     """Loss and perplexity of both stages, one column per stem; points are validation losses."""
     from matplotlib.ticker import LogFormatter
 
@@ -177,9 +192,8 @@ def _curves(results: Results) -> Figure:
         ("stage2", "perplexity", "stage 2: codebook\nperplexity"),
     ]
     stems = results.stems
-    figure, axes = _figure(
-        len(kinds), len(stems), 1.4 + 2.2 * len(stems), 1.2 + 1.7 * len(kinds), sharex="row"
-    )
+    width, height = 1.4 + 2.2 * len(stems), 1.2 + 1.7 * len(kinds)
+    axes = _axes(figure, len(kinds), len(stems), width, height, sharex="row")
     for row, (stage, name, label) in zip(axes, kinds, strict=True):
         for axis, stem in zip(row, stems, strict=True):
             for init in results.inits:
@@ -212,4 +226,3 @@ def _curves(results: Results) -> Figure:
         axis.set_xlabel("step")
     _title(figure, results, "Training: loss (logarithmic) and perplexity of the codes in use")
     _legend(figure, axes[0][0])
-    return figure
