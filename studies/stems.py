@@ -29,7 +29,7 @@ from jukesep.separation.refine import REFINEMENTS, Refinement, Wiener, delayed
 from jukesep.separation.separator import Separator
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 from studies import records, stems_page
-from studies.stems_page import PAGE, Score
+from studies.stems_page import PAGE, SCORES, Score
 
 SHIFTS = (2, 4, 8)
 POWERS = (0.5, 1.0, 1.25, 1.5, 2.0)
@@ -159,7 +159,7 @@ def score_song(
         }
         for metric, sdrs in values.items():
             about = init, song.split, song.group, song.name, option.name, metric
-            found.append(Score(*about, *sdrs, seconds))  # type: ignore[call-arg]
+            found.append(Score(*about, *(round(value, 4) for value in (*sdrs, seconds))))
     return found
 
 
@@ -192,10 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
     if parser.parse_args(arguments).write:
-        records.require(stems_page.SCORES)
+        records.require(SCORES)
     else:
-        stems_page.save(measure())
-    write_text(PAGE, stems_page.page(stems_page.load()))
+        write_text(SCORES, records.text(Score, measure()))
+    write_text(PAGE, stems_page.page(records.load(Score, SCORES)))
     print(PAGE)
 
 

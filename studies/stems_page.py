@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.markdown import fill, table
-from jukesep.base.files import atomic
 from jukesep.separation.refine import DEFAULT, OVERLAP, REFINEMENTS, Consistency, Masks, Wiener
 from jukesep.songs.manifest import STEMS
 from studies import experiments
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True)
+class Score:
     """One song's stems by one option and metric, in dB; seconds that it took, the models' too."""
 
     init: str
@@ -52,24 +51,6 @@ SONGS = {
     ("test", "seen"): "test songs of instruments heard in training",
     ("test", "held_out"): "test songs of instruments never heard in training",
 }
-
-
-def save(scores: Sequence[Score]) -> None:
-    """Keep the scores that were measured."""
-    with atomic(SCORES) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Score._fields)
-        for row in scores:
-            writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row])
-
-
-def load(path: Path = SCORES) -> list[Score]:
-    """The scores kept so far."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Score(init, split, group, song, option, metric, *map(float, numbers))
-            for init, split, group, song, option, metric, *numbers in list(csv.reader(file))[1:]
-        ]
 
 
 class Summary:

@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS)
     options = parser.parse_args(arguments)
     if options.write:
-        records.require(SCORES)
-        records.require(COSTS)
+        for path in (SCORES, COSTS, spleeter.SCORES):
+            records.require(path)
     if not options.write and not options.measure:
         for run in RUNS:
             if run.budget in options.budgets and run.seed in options.seeds:
@@ -198,7 +198,7 @@ def page(found: Sequence[Score], costs: Mapping[str, Cost]) -> str:
         compute=_compute(at),
         runs=_runs(at),
         picture=f"{FOLDER.name}/{PICTURE.name}",
-        spleeter=spleeter.table(spleeter.load()),
+        spleeter=spleeter.table(records.load(spleeter.Score, spleeter.SCORES)),
     )
 
 

@@ -9,7 +9,18 @@ import yaml
 
 from jukesep.base import params
 from jukesep.base.errors import UserError
-from studies import ablations, excerpt, experiments, more_songs, seeds, stems, systems, variants
+from studies import (
+    ablations,
+    excerpt,
+    experiments,
+    more_songs,
+    seeds,
+    songs,
+    spleeter,
+    stems,
+    systems,
+    variants,
+)
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = {one.name: one for one in ablations.ABLATIONS}
@@ -183,7 +194,9 @@ def test_the_excerpt_is_scored(tmp_path, capsys):
     assert stem.split()[1:] == mean.split()[1:]
 
 
-@pytest.mark.parametrize("study", [ablations, more_songs, seeds, stems, systems, variants])
+@pytest.mark.parametrize(
+    "study", [ablations, more_songs, seeds, songs, spleeter, stems, systems, variants]
+)
 def test_without_kept_scores_no_page_is_written(study, entered):
     with pytest.raises(UserError, match=r"csv: no such file. Restore it with git, or run without"):
         study.main(["--write"])

@@ -1,13 +1,14 @@
 """The statistics of songs: right for signals whose values are known; the page is of them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jukesep.base.errors import UserError
-from studies import excerpt, songs
+from studies import excerpt, records, songs
 
 ROOT = Path(__file__).parents[2]
 RATE = 8000
@@ -70,10 +71,10 @@ def test_a_sine_is_in_one_band_and_noise_has_the_slope_of_its_colour(found):
         assert slope == pytest.approx(expected, abs=0.25)
 
 
-def test_the_line_of_records_has_the_published_slopes():
+def test_the_line_of_popular_songs_has_the_published_slopes():
     for centre, expected in ((200, -2.35), (800, -4.985), (6400, -8.938)):
         density = [
-            songs.records(np.array(f)) - 10 * np.log10(f) for f in (centre / 1.01, centre * 1.01)
+            songs.popular(np.array(f)) - 10 * np.log10(f) for f in (centre / 1.01, centre * 1.01)
         ]
         assert np.diff(density)[0] / (2 * np.log2(1.01)) == pytest.approx(expected, abs=0.002)
 
@@ -82,7 +83,7 @@ def test_a_summary_leaves_out_what_a_song_lacks():
     key = ("vocals", "crest")
     (one,) = songs.summary("band", [{key: 1.0}, {key: math.nan}, {key: 3.0}])
     assert one == songs.Figure("band", *key, 2, 2.0, pytest.approx(1.2), 2.0, pytest.approx(2.8))
-    table = songs.Table([one, one._replace(quantity="silent", mean=7.4, low=0.2, high=20)])
+    table = songs.Table([one, replace(one, quantity="silent", mean=7.4, low=0.2, high=20)])
     assert table.text("band", "vocals", "crest") == "2.0 (1.2 to 2.8)"
     assert table.text("band", "vocals", "silent") == "7 (0 to 20)"
     assert table.text("band", "vocals", "width") == "-"
@@ -105,9 +106,7 @@ def test_without_ffmpeg_the_page_is_without_the_excerpt(tmp_path, monkeypatch, c
 
 
 def test_the_committed_page_and_picture_are_of_the_kept_figures(tmp_path):
-    figures = songs.load(ROOT / songs.FIGURES)
+    figures = records.load(songs.Figure, ROOT / songs.FIGURES)
     assert (ROOT / songs.PAGE).read_text(encoding="utf-8") == songs.page(figures)
     songs.draw(figures, tmp_path / "songs.png")
     assert (tmp_path / "songs.png").read_bytes() == (ROOT / songs.PICTURE).read_bytes()
-    with pytest.raises(UserError, match=r"none\.csv: no such file"):
-        songs.load(tmp_path / "none.csv")

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from jukesep.base.errors import UserError
-from studies import spleeter
+from studies import records, spleeter
 from studies.spleeter import Score
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ class Separator:
 
 def test_the_committed_page_is_of_the_kept_scores(monkeypatch):
     monkeypatch.chdir(ROOT)
-    scores = spleeter.load()
+    scores = records.load(Score, spleeter.SCORES)
     assert spleeter.PAGE.read_text(encoding="utf-8") == spleeter.page(scores)
     assert {one.songs for one in scores} == set(spleeter.SONGS)
     songs = {one.song for one in scores if one.songs == "band"}
@@ -57,8 +57,6 @@ def test_a_table_has_the_mean_the_lowest_and_the_highest():
 def test_what_lacks_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="environment is not there"):
         spleeter.python_of(tmp_path)
-    with pytest.raises(UserError, match=r"none\.csv: no such file"):
-        spleeter.load(tmp_path / "none.csv")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="uv, which makes the environment, is not installed"):
         spleeter.install(tmp_path / "spleeter")
@@ -95,7 +93,7 @@ def test_its_stems_are_scored(tmp_path, monkeypatch, stand_in):
     monkeypatch.setattr(spleeter, "render", render)
     scores = spleeter.measure(Path(sys.executable), tmp_path)
     assert len(scores) == 3 * 2 * len(spleeter.SYSTEMS) * len(spleeter.METRICS)
-    found = {one[1:-1]: one.value for one in scores}
+    found = {(one.song, one.system, one.stem, one.metric): one.value for one in scores}
     samples = [
         soundfile.read(tmp_path / f"band/test/one/{part}.wav")[0] for part in ("vocals", "mixture")
     ]

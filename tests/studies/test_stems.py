@@ -14,11 +14,11 @@ from jukesep.scoring import metrics
 from jukesep.separation.refine import DEFAULT, REFINEMENTS
 from jukesep.separation.separator import load_separator
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
-from studies import stems, stems_page
+from studies import records, stems, stems_page
 from studies.stems_page import SONGS, Score, Summary
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = stems_page.load(ROOT / stems_page.SCORES)
+COMMITTED = records.load(Score, ROOT / stems_page.SCORES)
 VALID, SEEN, HELD_OUT = SONGS
 RATE = 8000
 
@@ -135,7 +135,7 @@ def test_the_command_measures_and_writes_the_page(project, monkeypatch, capsys):
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().out == "docs/stems.md\n"
-    measured = stems_page.load()
+    measured = records.load(Score, stems_page.SCORES)
     assert {(s.init, s.split, s.group) for s in measured} == {
         (init, *songs) for init in ("pretrained", "scratch") for songs in SONGS
     }
