@@ -10,6 +10,8 @@ import yaml
 from documents import ROOT
 
 from jukesep.base import params
+from jukesep.peers import control
+from jukesep.peers.common import peer as common
 from jukesep.peers.common import registry, spectra
 from jukesep.songs.manifest import STEMS
 
@@ -43,9 +45,12 @@ def test_a_step_trains_every_parameter(name):
     assert all("norm" in name or name.endswith("bias") for name in silent), silent
 
 
-@pytest.mark.parametrize("samples", [3001, 9000])
+@pytest.mark.parametrize("samples", [3001, 9000, 12_001])
 @pytest.mark.parametrize("name", NAMES)
-def test_songs_of_any_length_are_separated(name, samples):
+def test_songs_of_any_length_are_separated(name, samples, monkeypatch):
+    """In chunks of 8,000 samples, of which one would begin with the last sample."""
+    for module in (common, control):
+        monkeypatch.setattr(module, "CHUNK_SECONDS", 1)
     peer = build(name).eval()
     mixture = songs(2, samples)
     with torch.no_grad():

@@ -30,3 +30,15 @@ def test_a_short_song_runs_whole():
     assert seen == [100]
     overlapped(lambda part: seen.append(part.shape[1]) or double(part), torch.zeros(1, 101), 100)
     assert seen == [100, 100, 26]
+
+
+def test_no_chunk_is_shorter_than_what_two_share():
+    """A network may need more samples than a few."""
+    for samples in range(101, 400):
+        seen = []
+        overlapped(
+            lambda part, seen=seen: seen.append(part.shape[1]) or double(part),
+            torch.zeros(1, samples),
+            100,
+        )
+        assert min(seen) > 25

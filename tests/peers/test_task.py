@@ -12,6 +12,7 @@ from jukesep import audio
 from jukesep.base.errors import Interrupted, UserError
 from jukesep.peers.common import registry
 from jukesep.peers.common.task import Separation
+from jukesep.pipeline import peers
 from jukesep.songs.manifest import MIXTURE, STEMS, Song
 from jukesep.systems import peer as systems
 from jukesep.training.loop import train
@@ -113,3 +114,17 @@ def test_another_file_is_refused(songs, change):
         systems.load("other.pt")
     with pytest.raises(UserError, match="no such file"):
         systems.load("missing.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02.", b"text"])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "damaged.pt").write_bytes(content)
+    with pytest.raises(UserError, match="not a checkpoint of a peer"):
+        systems.load(tmp_path / "damaged.pt")
+
+
+def test_a_peer_is_not_trained_by_several_processes(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="without torchrun"):
+        peers.peer(None, "demucs")

@@ -489,16 +489,17 @@ def test_a_folder_of_something_else_is_left_alone(data, capsys):
     assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.parametrize("content", ['{"targets": []}', "[1]", "5"])
 @pytest.mark.parametrize("song", [FIRST, "another song"])
-def test_another_program_s_scores_are_left_alone(data, capsys, song):
+def test_another_program_s_scores_are_left_alone(data, capsys, song, content):
     """Such as museval's, which have the same names and places."""
     _estimate(data, "noisy")
     path = Path(f"mine/test/{song}.json")
     path.parent.mkdir(parents=True)
-    path.write_text('{"targets": []}')
+    path.write_text(content)
     said = _fails(capsys, "noisy", "-o", "mine")
     assert f"{path}: was not written by `jukesep score`. Choose another --output." in said
-    assert path.read_text() == '{"targets": []}'
+    assert path.read_text() == content
     assert list(Path("mine").rglob("*.*")) == [path]
 
 

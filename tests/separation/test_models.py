@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from jukesep.pipeline import pack
 from jukesep.separation import models
 from jukesep.separation.chunked import apply
 from jukesep.separation.separator import digests
+from jukesep.songs.manifest import STEMS
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {
@@ -503,6 +506,37 @@ def test_jukeboxs_name_of_the_sample_rate_is_read(tmp_path):
     save_encoder(vqvae.encoder, tmp_path / "2.pt", 4, {"sr": 22050})
     paths = tmp_path / "1.pt", tmp_path / "2.pt"
     assert models.import_checkpoints(tmp_path / "mine", "drums", *paths).sample_rate == 22050
+
+
+@pytest.mark.parametrize(
+    ("hps", "said"),
+    [({"sr": 22050}, 22050), ({}, 44100), ({"sample_rate": 0}, "0"), ({"sr": "abc"}, "'abc'"),
+     ({"part": "bass"}, "trained for bass, not for drums")],
+)  # fmt: skip
+def test_trainings_are_loaded_with_the_checks_of_a_pair_of_files(tmp_path, hps, said):
+    vqvae, (stage1, stage2) = _vqvae(), save_models(tmp_path, stem="drums")
+    save_jukebox(vqvae, stage1, 4, hps)
+    save_encoder(vqvae.encoder, stage2, 4, hps)
+    if isinstance(said, int):
+        assert jukesep.load_separator(tmp_path, refinement="none").sample_rate == said
+    else:
+        with pytest.raises(UserError, match=said):
+            jukesep.load_separator(tmp_path)
+
+
+def test_two_imports_at_a_time_keep_both_stems(folder, monkeypatch):
+    """The second one reads the card when the first one has written it."""
+    read = models.read_card
+
+    def slow(*arguments):
+        card = read(*arguments)
+        time.sleep(0.1)
+        return card
+
+    monkeypatch.setattr(models, "read_card", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda stem: models.save(folder, stem, _vqvae(), ABOUT), ("bass", "other")))
+    assert set(read(folder).stems) == set(STEMS)
 
 
 def test_info_says_what_a_folder_holds_and_what_does_not_fit(folder, capsys):

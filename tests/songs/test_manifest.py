@@ -1,5 +1,7 @@
 """Folders of songs are checked strictly, and a manifest is read as it was written."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,13 @@ def test_a_broken_manifest_is_named(tmp_path):
     path.write_text('{"songs": 3}')
     with pytest.raises(UserError, match=r"manifest\.json"):
         Manifest.load(path)
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "..", ".", "", "/a", 5])
+def test_the_name_of_a_song_names_no_other_file(tmp_path, name):
+    Manifest(8000, (Song("a", "test", "seen", tmp_path / "a", 100),)).save(tmp_path / "m.json")
+    content = json.loads((tmp_path / "m.json").read_text())
+    content["songs"][0]["name"] = name
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"m\.json: not a manifest"):
+        Manifest.load(tmp_path / "m.json")
