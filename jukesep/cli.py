@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -47,7 +48,12 @@ def options(
 def main() -> None:
     """Entry point. A user's mistake prints one message and no traceback."""
     with reported():
-        app()
+        try:
+            app()
+        except SystemExit as end:
+            if end.code == 128 + signal.SIGINT:  # typer says nothing of it
+                raise KeyboardInterrupt from None
+            raise
 
 
 if __name__ == "__main__":

@@ -31,4 +31,6 @@ if __name__ == "__main__":
                 p.separation.model_copy(update={"chunk": chunk}),
                 p.evaluate.museval,
             )
+        else:
+            print("refined: needs the models of all four stems; nothing to score.")
         systems.evaluate(p, "refined", found, p.stage2.steps, workers)

@@ -377,3 +377,14 @@ def test_commands_that_write_name_the_folder_that_is_read_only(read_only, capsys
         assert "Permission denied" in line or "Read-only file system" in line
         assert line.endswith("Change the permissions, or choose a folder that you may write to.")
         assert ".unfinished" not in line
+
+
+def test_an_interruption_is_said(project, capsys, monkeypatch):
+    """Typer itself ends in silence."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jukesep.resume.status.trainings", interrupted)
+    assert run_jukesep("status") == 130
+    assert capsys.readouterr().err == "interrupted\n"

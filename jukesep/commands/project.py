@@ -34,8 +34,8 @@ def compose(
     composed = params.compose(overrides or []).encode()
     if not path.is_file() or path.read_bytes() != composed:
         raise UserError(
-            "params.yaml: differs from what conf/ composes. Make changes in conf/, not in "
-            "params.yaml, and run `jukesep compose`."
+            "params.yaml: differs from what conf/ composes, perhaps after `dvc exp run -S`. Run "
+            "`jukesep compose` to compose it again; make changes in conf/, not in params.yaml."
         )
 
 

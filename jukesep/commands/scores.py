@@ -209,9 +209,9 @@ def _folder(
     folder = estimates.open_folder(stems, split, songs, residual, chosen)
     name = stems.resolve().name
     if folder.unknown:
-        note(f"{stems}: {', '.join(folder.unknown)}: not scored, since they are no stems")
+        note(f"{stems}: not scored, since no stem has this name: {', '.join(folder.unknown)}")
     if others := sorted(set(folder.songs) - set(songs)):
-        note(f"{stems}: {held(others)}: not scored, since they are not among the songs")
+        note(f"{stems}: not scored, since --data has no such song: {held(others)}")
     try:
         refuse(name)
     except UserError as error:

@@ -22,7 +22,7 @@ from ..audio import Audio
 from ..base.errors import UserError
 from ..songs.find import Found
 from ..songs.headers import entries, held, read_headers
-from ..songs.manifest import MIXTURE, STEMS, SUFFIXES, part_file
+from ..songs.manifest import MIXTURE, STEMS, SUFFIXES, is_part, part_file
 
 RESIDUAL = "residual"
 WITHOUT_VOCALS = ("accompaniment", "instrumental", "karaoke")
@@ -182,4 +182,6 @@ def _hint(base: Path, folders: Mapping[str, Path], songs: Collection[str]) -> st
         if any(path.name in songs for path in entries(folder)):
             return f"Give {folder}."
     first = min(songs)
-    return f"Expected {base}/{first}/vocals.wav. The folder holds {held(folders)}."
+    if any(is_part(path.name, *STEMS) for path in entries(base)):
+        return "It holds stems itself: give the folder above it, with a folder for each song."
+    return f"Expected {base}/{first}/vocals.wav. Its folders: {held(folders)}."

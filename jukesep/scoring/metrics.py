@@ -33,6 +33,7 @@ EXTRAS = ("sir_v4", "sar_v4", "isr_v4")
 
 # Keeps a perfect or a silent estimate finite; the paper's code and MDX 2021 use the same value.
 ENERGY_FLOOR = 1e-7
+CHANNELS = 256  # more are samples, in an array of another order
 SI_LIMIT = 100.0  # dB, of `si_sdr`
 
 
@@ -270,7 +271,8 @@ def museval_metrics() -> ModuleType:
 def _pair(reference: ArrayLike, estimate: ArrayLike) -> tuple[Array, Array]:
     reference = np.asarray(reference, dtype=np.float64)
     estimate = np.asarray(estimate, dtype=np.float64)
-    if reference.ndim != 2 or reference.shape != estimate.shape:
+    same = reference.ndim == 2 and reference.shape == estimate.shape
+    if not same or len(reference) > max(CHANNELS, reference.shape[1]):
         raise ValueError(
             "reference and estimate must both be (channels, samples) of one shape, "
             f"not {reference.shape} and {estimate.shape}"

@@ -206,8 +206,8 @@ def read_card(folder: str | Path) -> Card:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file. Run `dvc repro` or `dvc pull` for models/separator, or "
-            "`jukesep import` to make a folder of models from checkpoints."
+            f"{path}: no such file. Run `dvc repro` for models/separator, or `jukesep import` to "
+            "make a folder of models from checkpoints."
         ) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from .chunked import apply, windows
 
 INIT = "pretrained"  # the default init in a folder of trainings
 PIECE = 1 << 17  # samples resampled at a time
+CHANNELS = 256  # most channels of a song; more are samples, in an array of another order
 SECONDS = 18.0  # of a chunk: twice the authors', so that context is a smaller share
 
 
@@ -62,9 +64,12 @@ class Separator:
     def to(self, device: torch.device | str, precision: devices.Precision = "fp32") -> Separator:
         """Move the models; returns self. `precision` is the precision of matrix products.
 
-        UserError for a precision that the device does not support.
+        UserError for a device that is not available, or a precision that it does not support.
         """
         device = torch.device(device)
+        devices.resolve(device.type)
+        if precision not in (known := get_args(devices.Precision)):
+            raise UserError(f"precision={precision}: no such value; choose {', '.join(known)}.")
         devices.set_precision(precision, device)
         self._autocast = devices.autocast(precision, device)
         for model in self.models.values():
@@ -250,10 +255,14 @@ class _Source:
 
     def _checked(self, block: npt.ArrayLike | torch.Tensor) -> Audio:
         found = block.detach().cpu().numpy() if isinstance(block, torch.Tensor) else block
-        samples = np.require(found, np.float32, ("C", "W"))
-        if samples.ndim != 2 or not len(samples) or self._shape not in (None, len(samples)):
+        given = np.asarray(found)
+        if given.dtype.kind in "iub" and given.size:
+            raise ValueError(f"audio must be floats with full scale at 1, found {given.dtype}")
+        shape = given.shape
+        if len(shape) != 2 or not 0 < shape[0] <= CHANNELS or self._shape not in (None, shape[0]):
             before = f" after {self._shape} channels" if self._shape else ""
-            raise ValueError(f"audio must be (channels, samples), found {samples.shape}{before}")
+            raise ValueError(f"audio must be (channels, samples), found {shape}{before}")
+        samples = np.require(given, np.float32, ("C", "W"))
         if not np.isfinite(samples).all():
             raise ValueError("audio holds NaN or infinite samples")
         self._shape = len(samples)
@@ -310,7 +319,7 @@ def available(folder: str | Path = paths.SEPARATOR, init: str | None = None) -> 
     if not trained:
         raise UserError(
             f"{folder}: no models: neither {models.CARD} nor trainings with init '{init}'. Run "
-            "`dvc repro` or `dvc pull` first, or `jukesep import` to import checkpoints."
+            "`dvc repro` first, or `jukesep import` to import checkpoints."
         )
     return trained
 

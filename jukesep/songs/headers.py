@@ -75,10 +75,11 @@ def entries(folder: Path) -> list[Path]:
 
 
 def held(names: Iterable[str]) -> str:
-    """Names in words: the first three, and the number of the others."""
+    """Names in words: up to six, or the first five and the number of the others."""
     first = sorted(names)
-    others = [f"{len(first) - 3} more"] if len(first) > 3 else []
-    return ", ".join([*first[:3], *others]) or "nothing"
+    if len(first) > 6:
+        first = [*first[:5], f"{len(first) - 5} more"]
+    return ", ".join(first) or "nothing"
 
 
 def usual(values: Iterable[int]) -> int:

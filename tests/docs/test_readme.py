@@ -45,7 +45,7 @@ def trained(tmp_path, monkeypatch):
         vqvae, hps = _model(seed), {"sample_rate": RATE}
         about = {"init": "pretrained", "step": 6, "data": "noise", "licence": "none"}
         models.save(tmp_path / "models/separator", stem, vqvae, about | hps)
-    save_jukebox(_model(9), tmp_path / "vqvae.pth.tar", 0)
+    save_jukebox(_model(9), tmp_path / "runs/weights/pretrained/vqvae.pth.tar", 0)
     save_jukebox(_model(3), tmp_path / "stage1.pth.tar", 80_001, {"sr": RATE})
     save_encoder(_model(4).encoder, tmp_path / "stage2.pth.tar", 20_001, {"sr": RATE})
     stems = np.random.default_rng(1).uniform(-0.2, 0.2, (4, RATE, 2))

@@ -213,6 +213,13 @@ def test_no_countable_frame_is_nan_and_a_silent_reference_an_error() -> None:
 # --- a song ---------------------------------------------------------------------------------
 
 
+def test_samples_by_channels_are_no_audio() -> None:
+    transposed = song()[0].T
+    for score in (metrics.sdr, metrics.sdr_mdx, metrics.si_sdr):
+        with pytest.raises(ValueError, match=r"\(channels, samples\)"):
+            score(transposed, transposed)
+
+
 def test_score_song() -> None:
     names = ("drums", "bass")
     audio = song(seconds=3, channels=1, stems=2)

@@ -290,8 +290,8 @@ def test_what_is_no_stem_is_named_and_left_out(data, capsys):
     (Path("noisy") / "Another - Song").mkdir()
     status, found, said = _score(capsys, "noisy", "--stems", "vocals,bass")
     assert status == 0
-    assert "noisy: guitar: not scored" in said
-    assert "noisy: Another - Song: not scored" in said
+    assert "noisy: not scored, since no stem has this name: guitar" in said
+    assert "noisy: not scored, since --data has no such song: Another - Song" in said
     assert list(found["metrics"]["sdr"]["songs"][FIRST]) == ["bass", "vocals"]
 
 
@@ -477,6 +477,11 @@ def test_scores_of_another_run_are_not_taken_for_these(data, capsys, counted):
     assert status == 0
     assert counted[2:] == [FIRST]
     assert "also has scores of 1 song from another run, such as Music Delta - 80s Rock" in said
+
+
+def test_the_folder_of_a_single_song_is_named(data, capsys):
+    _estimate(data, "noisy")
+    assert "It holds stems itself: give the folder above it" in _fails(capsys, f"noisy/{FIRST}")
 
 
 def test_a_folder_of_something_else_is_left_alone(data, capsys):

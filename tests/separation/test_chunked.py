@@ -349,11 +349,27 @@ def test_silence_in_is_silence_out(sounds, chunk, refinement):
         ([np.zeros((0, 5))], r"found \(0, 5\)"),
         ([np.zeros((1, 5)), np.zeros((2, 5))], r"found \(2, 5\) after 1 channels"),
         ([np.full((1, 5), np.nan)], "NaN"),
+        ([np.zeros((44_100, 2))], r"\(channels, samples\), found \(44100, 2\)"),
+        ([np.zeros((2, 5), np.int16)], "floats with full scale at 1, found int16"),
+        ([torch.zeros(2, 5, dtype=torch.int16)], "found int16"),
     ],
 )
 def test_what_is_no_audio_is_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
         list(Separator({"drums": MODEL}, 8000).stream(blocks, 8000))
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (("cpu", "bf17"), "precision=bf17: no such value; choose fp32, tf32, bf16"),
+        (("cpu", "tf32"), "tf32 is for NVIDIA GPUs"),
+        (("xla",), "device=xla is not available here"),
+    ],
+)
+def test_a_separator_goes_only_where_it_can_run(where, message):
+    with pytest.raises(UserError, match=message):
+        Separator({"drums": MODEL}, 8000).to(*where)
 
 
 def test_a_song_of_no_samples_has_stems_of_none():

@@ -41,7 +41,7 @@ COUNTS = {"train": 2, "test": 2, "pretrain": 1}
 
 
 # How the small corpus is rendered.
-HOW = {"counts": COUNTS, "seconds": 4.0, "seed": 7, "progress": False}
+HOW = {"counts": COUNTS, "seconds": 4.0, "seed": 7}
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,7 @@ def test_names_and_formats_that_are_not_read_are_said(tmp_path):
         "train/cut/Bass.FLAC: ",
         "train/long/Bass.FLAC: its header lacks the length, as in streamed audio. Convert",
         "train/mine: a folder with none of mixture, drums, bass, other, vocals as .wav or .flac: "
-        "it holds Mix.wav, a.txt, b.txt, 1 more. Rename or convert its files",
+        "it holds Mix.wav, a.txt, b.txt, vocals.aiff. Rename or convert its files",
         "train/mp3/bass.wav: no such file, but bass.mp3. Convert it to wav or flac.",
         "train/two/bass.wav: also there as Bass.FLAC. Remove all but one.",
         "train/wrong/Bass.FLAC: not a flac file (it begins with b'RIFF'). Convert it to flac.",
