@@ -31,6 +31,7 @@ TEMPLATE = """<!DOCTYPE html>
 <style>
   body { font-family: system-ui, sans-serif; margin: 2rem; color: #222; }
   header { max-width: 60rem; }
+  img { max-width: 100%%; }
   .vega-embed.vega-embed { display: block; width: max-content; margin: 2.5rem 0 0; }
 </style>
 <script>%(bundle)s</script>
