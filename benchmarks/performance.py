@@ -130,7 +130,8 @@ def _missed(rows: Mapping[str, Row], found: Mapping[str, Result], why: Mapping[s
             value = found[name].figures[goal.figure]
             if not goal.met(value):
                 text = f"{goal.aim}, found {goal.text(value)}: {goal.verdict(value)}."
-                lines.append(f"- `{name}`: {text} {why.get(name) or ''}".strip())
+                reason = why.get(f"{name}, {goal.figure}", why.get(name, ""))
+                lines.append(f"- `{name}`: {text} {reason}".strip())
     return "\n".join(lines) or "None."
 
 

@@ -86,6 +86,9 @@ def test_the_page_says_what_is_met_missed_and_missing():
     assert "| `absent` | another |  |  |  |  |  | not measured yet |  |" in text
     assert "- Other(R) One, " in text
     assert "- `song`: memory at most 0.3 x, found 0.333 x: 11 % above. Each chunk of" in text
+    # A figure may have a reason of its own.
+    why = {"song": "Slow.", "song, memory": "Large."}
+    assert performance._missed(rows, found, why).endswith("11 % above. Large.")
     assert measuring.processor() in text
     assert "| all | 1 | 11 | 8 | 3.0 |" in text
 
