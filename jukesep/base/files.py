@@ -127,13 +127,16 @@ def temporary(path: str | Path, folder: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, to read and replace it; wait while another process holds it."""
+    """Hold the lock of a file or folder, to change it; wait while another process holds it.
+
+    Where the place beside it cannot be written, such as that of a mounted folder, there is no lock.
+    """
     beside = path.with_name(f".{path.name}.lock")
     lock = FileLock(beside, thread_local=False)
     try:
         lock.acquire()
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in (*NO_LOCKS, errno.EACCES, errno.EROFS):
             raise
     try:
         yield

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import jukesep
-from jukesep.base import params, paths
+from jukesep.base import files, params, paths
 from jukesep.base.errors import UserError
 from jukesep.model.checkpoints import load_model
 from jukesep.model.jukebox import save_encoder, save_jukebox
@@ -537,6 +537,22 @@ def test_two_imports_at_a_time_keep_both_stems(folder, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda stem: models.save(folder, stem, _vqvae(), ABOUT), ("bass", "other")))
     assert set(read(folder).stems) == set(STEMS)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOLCK])
+def test_a_folder_is_written_where_no_lock_can_be(folder, monkeypatch, number):
+    """Such as a mounted folder, whose parent only root may write."""
+
+    acquire = files.FileLock.acquire
+
+    def refused(lock, *arguments, **options):
+        if Path(lock.lock_file).parent == folder.parent:
+            raise OSError(number, "no", lock.lock_file)
+        return acquire(lock, *arguments, **options)
+
+    monkeypatch.setattr(files.FileLock, "acquire", refused)
+    models.save(folder, "bass", _vqvae(), ABOUT)
+    assert set(models.read_card(folder).stems) == {"bass", "drums", "vocals"}
 
 
 def test_info_says_what_a_folder_holds_and_what_does_not_fit(folder, capsys):
