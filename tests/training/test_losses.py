@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jukesep.base.errors import UserError
@@ -192,6 +192,10 @@ def test_compiled_spectra_are_the_definition(batch, samples, block, seed) -> Non
     target = noise(batch, samples, seed=seed).double()
     other = target + 0.1 * noise(batch, samples, seed=seed + 1)
     above = noise(batch, seed=seed + 2).double()
+    # The gradient of |X| has the phase of X, which float32 does not find in a bin close to zero.
+    for stft in losses.MULTISPECTRAL_STFTS:
+        magnitudes = losses.stft_magnitude(other, *stft)
+        assume(magnitudes.min() > 5e-5 * magnitudes.mean())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spectra, "BLOCK", block)
         ours, exact = both_ways(target, other, above)
