@@ -11,6 +11,7 @@ Used only on Linux and under DVC. Results do not depend on it. JUKESEP_FORKSERVE
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -173,6 +174,7 @@ def serve(owner: int) -> tuple[socket.socket, dict[str, Any]] | None:
                 importlib.import_module(name)
             if select.select([ended], [], [], 0)[0]:
                 return None
+        gc.freeze()  # so that copies do not look for cycles among all that is loaded
         while True:
             ready, *_ = select.select([listener.fileno(), ended, *copies], [], [])
             if ended in ready:
