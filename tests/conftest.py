@@ -1,7 +1,11 @@
 """Common to all tests."""
 
+import atexit
 import gc
+import os
+import shutil
 import signal
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +19,11 @@ CONF = Path(__file__).parents[1] / "conf"
 
 # Cycles are looked for among all that torch and Hydra hold, by default some five thousand times.
 gc.set_threshold(20_000, 20, 20)
+
+# Without compiled Python each process that a test starts compiles torch anew, 3 s long.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="jukesep-tests-")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 # Under nohup the tests would start with SIGHUP ignored, and so would the commands that they run.
 if hasattr(signal, "SIGHUP"):

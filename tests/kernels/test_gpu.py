@@ -107,7 +107,7 @@ def _error(found, wanted):
     ids=["every dilation", "two blocks"],
 )
 def test_values_and_gradients_are_the_definitions(where, architecture, precisions):
-    values, gradients = _compared(architecture, 101)
+    values, gradients = _compared(architecture, 101 if GPU else 41)  # the interpreter is slow
     assert max(values.values()) < 1e-5
     assert max(gradients.values()) < 1e-4, gradients
 

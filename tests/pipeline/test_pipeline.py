@@ -125,9 +125,6 @@ def readme(*lines: str) -> pytest.MarkDecorator:
 def _environment(folder: Path) -> dict[str, str]:
     """That of a user with nothing set up, whose commands take the copy's code."""
     env = {key: value for key, value in os.environ.items() if key[:4] not in ("DVC_", "GIT_")}
-    # Without compiled Python each of the processes compiles torch anew, 3 s long.
-    if env.pop("PYTHONDONTWRITEBYTECODE", None):
-        env["PYTHONPYCACHEPREFIX"] = str(folder / "pycache")
     return env | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
         "PYTHONPATH": str(folder / "project"),
