@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,14 +58,17 @@ def prepare(device: torch.device) -> None:
 def run(network: Network, x: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
     """The output of a network for x, (B, channels, T), with its gradients.
 
-    `plain` is the module that `network` describes. The kernels have no second derivatives: they
-    raise RuntimeError.
+    `plain` is the module that `network` describes. For an x that does not fit the network it raises
+    PyTorch's errors. The kernels have no second derivatives: they raise RuntimeError.
     """
-    if _on_cpu(x):
+    _, channels, *_ = network.layers[0]
+    weight: Any = network.convolutions[0].weight
+    fits = x.ndim == 3 and x.shape[1] == channels
+    if fits and _on_cpu(x) and x.dtype == weight.dtype:
         from .cpu import networks as on_cpu
 
         return on_cpu.run(network, x)
-    if _on_gpu(x, network.widths):
+    if fits and _on_gpu(x, network.widths):
         from .gpu import networks as on_gpu
 
         return on_gpu.run(network, x)

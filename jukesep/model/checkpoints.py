@@ -69,7 +69,7 @@ def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pa
         except UserError:
             raise error from None
         raise UserError(
-            f"{stage1}: holds only an encoder, like a stage-2 file; --stage1 takes a file with the "
+            f"{stage1}: holds only an encoder, like a file of stage 2. A file of stage 1 holds the "
             f"whole VQ-VAE. Are the two files swapped? ({error})"
         ) from error
     separator = copy.deepcopy(first)
@@ -77,7 +77,10 @@ def load_pair(stage1: Path, stage2: Path, stem: str, device: torch.device) -> Pa
     hps = [jukebox.read_hps(path) for path in (stage1, stage2)]
     for path, said in zip((stage1, stage2), hps, strict=True):
         if (part := said.get("part")) in STEMS and part != stem:
-            raise UserError(f"{path}: was trained for {part}, not for {stem}. Pass --stem {part}.")
+            raise UserError(
+                f"{path}: was trained for {part}, not for {stem}. Choose a file of {stem}, or the "
+                f"stem {part}."
+            )
     rates = [_sample_rate(path, said) for path, said in zip((stage1, stage2), hps, strict=True)]
     if rates[0] != rates[1]:
         raise UserError(f"{stage2}: was trained at {rates[1]} Hz, but {stage1} at {rates[0]} Hz.")

@@ -102,10 +102,13 @@ def _axes(
     return figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def _title(figure: Figure, results: Results, title: str) -> None:
+def _scored(results: Results) -> str:
+    """The songs that the scores are means of."""
     songs = f"{results.songs()} {results.split} songs"
-    if results.headline:
-        songs += " of instruments heard in training"
+    return f"{songs} of instruments heard in training" if results.headline else songs
+
+
+def _title(figure: Figure, results: Results, title: str, songs: str) -> None:
     context = f"scale {results.scale}, data {results.source}, {songs}"
     figure.suptitle(f"{title}\n{context}", x=0.01, ha="left", fontsize=10)
 
@@ -150,7 +153,7 @@ def _figure2(figure: Figure, results: Results) -> None:
         axis.set_title(stem, fontweight="bold" if stem == TOTAL else "normal")
         axis.set_xlabel("step of stage 2")
     axes[0][0].set_ylabel("SDR (dB, mean of songs)")
-    _title(figure, results, "SDR of the separated stems at each checkpoint")
+    _title(figure, results, "SDR of the separated stems at each checkpoint", _scored(results))
     _legend(figure, axes[0][0])
 
 
@@ -176,13 +179,14 @@ def _transfer(figure: Figure, results: Results) -> None:
         axis.set_ylim(-0.6, len(columns) - 0.4)
         axis.set_title(f"step {_thousands(step)} of stage 2")
         axis.set_xlabel("SDR (dB, mono, mean of songs)")
-    _title(figure, results, "What pretraining is worth: from scratch to pretrained")
+    title = "What pretraining is worth: from scratch to pretrained"
+    _title(figure, results, title, _scored(results))
     _legend(figure, axes[0][0])
 
 
 def _curves(figure: Figure, results: Results) -> None:
     """Loss and perplexity of both stages, one column per stem; points are validation losses."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     curves = results.curves
     kinds = [
@@ -216,13 +220,14 @@ def _curves(figure: Figure, results: Results) -> None:
                     )
             if name == "loss":
                 axis.set_yscale("log")
-                # Plain numbers ("0.5") instead of powers of ten.
-                axis.yaxis.set_major_formatter(LogFormatter())
-                axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.yaxis.set_minor_formatter(NullFormatter())
             if stage == kinds[0][0] and name == kinds[0][1]:
                 axis.set_title(stem)
         row[0].set_ylabel(label)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    _title(figure, results, "Training: loss (logarithmic) and perplexity of the codes in use")
+    title = "Training: loss (logarithmic) and perplexity of the codes in use"
+    _title(figure, results, title, "training and validation songs")
     _legend(figure, axes[0][0])

@@ -116,12 +116,12 @@ def _how_to_read(results: Results) -> list[str]:
         )
     points += [
         "The *static equaliser* is one gain per frequency for each stem, fitted to the training "
-        "songs in seconds. A system that is not above it has not learned more than which "
+        "songs in seconds. A system that is not above it gains nothing over knowing which "
         "frequencies a stem has.",
-        "*mixture / 4* is the paper's baseline and needs no training. A system below it has "
-        "learned nothing useful.",
-        "The *ideal ratio mask* knows the true stems: an upper bound for methods that mask the "
-        "mixture, not a system.",
+        "*mixture / 4* is the paper's baseline and needs no training. Stems below it are no better "
+        "than the mixture made softer.",
+        "The *ideal ratio mask* is an oracle: it shares the mixture's spectrum by the magnitudes "
+        "of the true stems. It shows what masks of this kind can reach.",
         "The *ceiling* is the isolated stem after stage 1's encoder, codebook and decoder, "
         "D(Q(E1(stem))): the score of a stage 2 that matched the stem's latents perfectly.",
         "*total* is the mean of the four stems; runs with fewer stems have none.",
@@ -206,7 +206,8 @@ def _transfer(results: Results) -> list[str]:
         rows.append([_step_name(results, step), *_cells(gain, "+.2f")])
     return [
         "### What pretraining is worth",
-        "Pretrained minus scratch, in dB of `sdr`, same data and same number of steps.",
+        "Pretrained minus scratch, in dB of `sdr`. Both had the same data and number of steps in "
+        "stages 1 and 2. Pretraining is extra.",
         _markdown(["checkpoint", *results.columns], rows),
         "![From scratch to pretrained](../plots/transfer.png)",
     ]

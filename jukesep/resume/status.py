@@ -47,8 +47,9 @@ class Status:
             theirs = json.loads((self.folder / "identity.json").read_text(encoding="utf-8"))
             stage, *_ = theirs["stage"].values()
             item = {name: value for name, value in theirs["stage"].items() if name != "name"}
-            ours = identity.identity(stage, item, load().model_dump(mode="json"))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
+            own = theirs["libraries"].keys() - set(identity.LIBRARIES)  # of this training alone
+            ours = identity.identity(stage, item, load().model_dump(mode="json"), sorted(own))
+        except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
             return []
         return identity.differences({**theirs, "runs on": {}}, {**ours, "runs on": {}})
 

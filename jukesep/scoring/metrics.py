@@ -208,11 +208,11 @@ def ideal_ratio_mask(mixture: ArrayLike, references: ArrayLike) -> NDArray[np.fl
 
     (channels, samples) and (stems, channels, samples) -> (stems, channels, samples).
 
-    It knows the true stems, so it is an upper bound for masking, not a system. It uses magnitudes
-    (not powers), separate channels, and an STFT of 2048 samples with a periodic Hann window and
-    hop 512: the "IRM1" oracle of Stöter, Liutkus and Ito, "The 2018 Signal Separation Evaluation
-    Campaign", with twice the overlap. Computed in float32, channel by channel: four minutes of
-    four stereo stems take 3 GB.
+    It knows the true stems: no system, and no upper bound, since other oracle masks score more. It
+    uses magnitudes (not powers), separate channels, and an STFT of 2048 samples with a periodic
+    Hann window and hop 512: the "IRM1" oracle of Stöter, Liutkus and Ito, "The 2018 Signal
+    Separation Evaluation Campaign", with twice the overlap. Computed in float32, channel by
+    channel: four minutes of four stereo stems take 3 GB.
     """
     from scipy.signal import istft, stft
 

@@ -26,15 +26,17 @@ from ..base.unchanged import code
 from ..songs.find import Found
 from ..songs.manifest import PARTS, STEMS
 from ..systems import equaliser as static
+from ..systems import system as systems
 from ..systems.system import System
-from . import batch, evaluation, metrics
+from . import batch, estimates, evaluation, metrics
 from .batch import Tell
 from .estimates import Folder, Targets, reference, targets
 from .evaluation import Row
 from .store import Frames, Store, origin
 
 CODE = code(
-    __file__, audio.samples.__file__, evaluation.__file__, metrics.__file__, static.__file__
+    *(__file__, batch.__file__, estimates.__file__, evaluation.__file__, metrics.__file__),
+    *(audio.samples.__file__, audio.lengths.__file__, static.__file__, systems.__file__),
 )
 
 

@@ -7,7 +7,8 @@ short-time spectrum among the stems, frame by frame:
 - ``masks``        with soft masks ``|E_k|^p / sum_j |E_j|^p``, separately on each channel.
 - ``consistency``  keeps the estimates and divides only their difference from the mixture.
 
-Refined stems sum to the mixture; with the first two they are also silent where it is silent.
+Refined stems sum to the mixture. With the first two they are also silent where it is silent for a
+whole frame of the spectrum.
 `shifted` works differently: it runs a model several times.
 
 Mixture and stems are tensors (channels, samples) at the models' sample rate, on one device.

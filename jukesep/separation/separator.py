@@ -152,7 +152,8 @@ class Separator:
         memory but its own samples, and a block may be overwritten once the next one is asked for.
         Yields at least one dict.
 
-        Where the models' whole receptive field is digital silence, the stems are silent too.
+        Where the models' whole receptive field is digital silence, the stems are silent too,
+        except within a frame of a refinement (`refine`) of sound.
         """
         wanted = _wanted(stems, self.stems)
         _check_rate(sample_rate, self.sample_rate)

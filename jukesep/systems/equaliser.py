@@ -1,7 +1,8 @@
 """The static equaliser: one gain per frequency for each stem, the same at every moment of a song.
 
 It knows how a stem's energy lies in frequency, as an average over the training songs, and nothing
-else. A system that does not score more has learned nothing about time: no notes, beats or words.
+else. A system that does not score more gains nothing over knowing which frequencies a stem has.
+
 This module does not import torch.
 """
 

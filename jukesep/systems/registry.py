@@ -11,15 +11,17 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, invalidate_caches
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..audio import Audio
 from ..base import paths
 from ..base.errors import UserError
-from ..base.unchanged import digest, file_digest, marks
+from ..base.unchanged import code, digest, file_digest, marks
 from ..songs.find import Found, training_songs
 from ..songs.manifest import PARTS, STEMS
 from .published.catalogue import PUBLISHED, refuse
@@ -100,7 +102,8 @@ def _jukesep(given: Given) -> Loaded:
         sample_rate=loaded.sample_rate,
         long_songs="in chunks with context: exactly as the whole song at once",
     )
-    return Loaded(system, {"models": separator.digests(stems, folder), "refine": given.refine})
+    made_of = {"models": separator.digests(stems, folder), "refine": given.refine}
+    return Loaded(system, made_of | _made_by("kernels", "model", "separation"))
 
 
 def _equaliser(given: Given) -> Loaded:
@@ -156,7 +159,17 @@ def _published(name: str, given: Given) -> Loaded:
         )
     module = import_module(f".published.{name.replace('-', '_')}", __package__)
     system = module.load(weights, str(devices.choose(given.device)))
-    return Loaded(system, {"weights": _content(weights)})
+    return Loaded(system, {"weights": _content(weights)} | _made_by("systems/published"))
+
+
+def _made_by(*folders: str) -> dict[str, Any]:
+    """The code in folders of this package, and the libraries that run networks, with versions."""
+    here, libraries = Path(__file__).parents[1], {}
+    for name in ("demucs", "openunmix", "torch", "torchaudio"):
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
+    files = (file for folder in folders for file in (here / folder).rglob("*.py"))
+    return {"code": code(*files), "libraries": libraries}
 
 
 def _own(name: str, given: Given) -> Loaded:

@@ -90,3 +90,25 @@ def test_another_value_ends_in_one_line(value, monkeypatch, capsys):
     )
     with pytest.raises(UserError):
         VQVAE(ARCHITECTURE).encode(torch.zeros(1, 1, 8))
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "model", "given"),
+    [
+        ("encoder", (1, 1, 4096), torch.float32, torch.float64),
+        ("encoder", (1, 1, 4096), torch.float64, torch.float32),
+        ("decoder", (1, 8, 512), torch.float32, torch.float64),
+        ("decoder", (1, 4, 512), torch.float32, torch.float32),
+        ("decoder", (8, 512), torch.float32, torch.float64),
+    ],
+)
+def test_what_does_not_fit_the_network_is_pytorch_s_error(part, shape, model, given):
+    """The kernels would read memory that is not theirs."""
+    network = getattr(VQVAE(ARCHITECTURE).to(model), part)
+    x = torch.randn(shape, dtype=given)
+    with pytest.raises(RuntimeError) as plain:
+        network.layers(x)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError) as found:
+            network(x)
+        assert str(found.value) == str(plain.value)

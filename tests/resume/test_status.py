@@ -343,3 +343,22 @@ def test_what_clean_deletes_starts_anew(songs):
     steps = []
     _train(songs, "stopped", loss=lambda _, step: steps.append(step))
     assert steps == [0, 1, 2]
+
+
+def test_a_training_with_libraries_of_its_own_resumes(monkeypatch):
+    """Those of a peer, such as demucs, have a part in no other training."""
+
+    def identity(stage, item, _, libraries=()):
+        names = (*status.identity.LIBRARIES, *libraries)
+        about = {"stage": {"name": stage, **item}, "libraries": dict.fromkeys(names, "1.0")}
+        return about | {"runs on": {}}
+
+    folder = Path("trainings/peer-demucs")
+    files.write_json(folder / "identity.json", identity("peer", {"key": "demucs"}, {}, ["demucs"]))
+    monkeypatch.setattr(status.identity, "identity", identity)
+    monkeypatch.setattr(status, "load", lambda: type("", (), {"model_dump": lambda *_, mode: {}}))
+    (found,) = status.trainings()
+    assert found.outdated == []
+    monkeypatch.setattr(status.identity, "LIBRARIES", (*status.identity.LIBRARIES, "new"))
+    (found,) = status.trainings()
+    assert found.outdated == ["new"]

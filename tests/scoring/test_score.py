@@ -23,6 +23,7 @@ from jukesep.scoring.estimates import open_folder
 from jukesep.scoring.evaluation import COLUMNS
 from jukesep.songs.find import find_songs
 from jukesep.songs.manifest import STEMS, Manifest, Song
+from jukesep.systems import registry
 
 RATE = 8000
 SONGS = {"Leaf - Wicked": 2 * RATE + 5, "Music Delta - 80s Rock": 3 * RATE}
@@ -670,10 +671,14 @@ def test_published_weights_are_found_where_fetch_leaves_them(data, capsys):
     )
 
 
-def test_the_models_of_a_folder_are_a_system(data, capsys):
-    """Its scores are those of the stems that `separate` writes."""
+def test_the_models_of_a_folder_are_a_system(data, capsys, monkeypatch):
+    """Its scores are those of the stems that `separate` writes; other code makes others."""
     save_models(Path("runs"), stem="vocals")
-    _, found, _ = _score(capsys, "--system", "jukesep", "--weights", "runs", "--stems", "vocals")
+    words = ("--system", "jukesep", "--weights", "runs", "--stems", "vocals")
+    _, found, _ = _score(capsys, *words)
+    assert "2 of 2 songs have not changed" in _score(capsys, *words)[2]
+    monkeypatch.setattr(registry, "code", lambda *_: "another")
+    assert "have not changed" not in _score(capsys, *words)[2]
     for song in SONGS:
         Path("in").mkdir(exist_ok=True)
         (Path("in") / f"{song}.wav").symlink_to(data / "test" / song / "mixture.wav")
