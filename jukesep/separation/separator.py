@@ -152,8 +152,8 @@ class Separator:
         memory but its own samples, and a block may be overwritten once the next one is asked for.
         Yields at least one dict.
 
-        Where the models' whole receptive field is digital silence, the stems are silent too,
-        except within a frame of a refinement (`refine`) of sound.
+        Where the models' whole receptive field is digital silence, the stems are silent too.
+        Refined stems may have sound up to a frame of the spectrum further.
         """
         wanted = _wanted(stems, self.stems)
         _check_rate(sample_rate, self.sample_rate)
