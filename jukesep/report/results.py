@@ -35,6 +35,7 @@ CODEBOOK_NAMES = ("perplexity", "usage", "revived")
 CURVE_COLUMNS = ["stage", "stem", "init", "step", "name", "value"]
 # A curve has at most about this many points in the plots; each run's log.csv has all.
 CURVE_POINTS = 300
+DECIMALS = 4  # of values in dB; other seeds change far more
 
 Cell = tuple[str, str, str, int | None, str]  # stem, system, init, step, metric
 Table = dict[str, dict[str, float]]  # key of a system -> stem or total -> dB
@@ -152,6 +153,8 @@ class Results:
     def table(self, metric: str, group: str | None = None) -> Table:
         """One metric of every system in dB: table[key][column], with the columns :attr:`columns`.
 
+        Rounded to four decimals, so that files and pages round the same values further.
+
         `sdr` and `sdr_mdx` are means, `sdr_v4` and museval's SIR, SAR and ISR medians, over the
         songs that have a value. Total is the mean of the four stems. Covers the
         songs of `group`, by default the headline's; ALL takes every song.
@@ -167,7 +170,7 @@ class Results:
                 row = {stem: float(values[key, stem]) for stem in self.stems}
                 if TOTAL in self.columns:
                     row[TOTAL] = float(np.mean(list(row.values())))
-                table[key] = row
+                table[key] = {column: round(value, DECIMALS) for column, value in row.items()}
         return table
 
 

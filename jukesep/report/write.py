@@ -36,12 +36,10 @@ from ..systems import equaliser
 from . import figures, page
 from .figures import LINES, OTHERS
 from .others import LABELS
-from .results import CODEBOOK_NAMES, LOSS_NAMES, Results, Table, read_results
+from .results import CODEBOOK_NAMES, DECIMALS, LOSS_NAMES, Results, Table, read_results
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DECIMALS = 4  # of values in dB; other seeds change far more
 
 
 def write_report(params: dict[str, Any], root: Path) -> None:
@@ -90,10 +88,7 @@ def metric_files(results: Results) -> dict[str, dict[str, float | None]]:
     def add(folder: str, baselines: str, table: Table) -> None:
         for key, row in table.items():
             # BSSEval v4 can return NaN or infinity, which JSON cannot store.
-            content = {
-                stem: round(value, DECIMALS) if np.isfinite(value) else None
-                for stem, value in row.items()
-            }
+            content = {stem: value if np.isfinite(value) else None for stem, value in row.items()}
             step = {"step": results.trained[key]} if key in results.trained else {}
             beside = not step and key != equaliser.NAME
             path = f"{baselines if beside else folder}/{results.file_name(key)}.json"

@@ -229,6 +229,22 @@ def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
     assert read_json(report / "metrics/held_out/scratch_early.json")["drums"] == 0.7
 
 
+def test_tables_and_files_round_the_same_values(tmp_path: Path) -> None:
+    """To two decimals a score is 0.13, but rounded to four first, as in the files, it is 0.14."""
+    params = make_params()
+    make_results(params, tmp_path)
+    path = tmp_path / "results/scores/drums_scratch.csv"
+    text, count = re.subn(r"(,600,sdr),.*", r"\1,0.134996", path.read_text(encoding="utf-8"))
+    assert count == len(SONGS)
+    path.write_text(text, encoding="utf-8")
+    write_report(params, tmp_path)
+    drums = read_json(tmp_path / "metrics/sdr/scratch_late.json")["drums"]
+    assert (drums, f"{drums:.2f}") == (0.135, "0.14")
+    page = (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    assert "0.14" in page
+    assert "0.13 " not in page
+
+
 def test_a_run_ends_with_what_it_has_found(report: Path, small_report: Path) -> None:
     header, *rows, more = summary(report).splitlines()
     assert header.split() == ["SDR", "in", "dB", "drums", "bass", "other", "vocals", "total"]
