@@ -2,7 +2,7 @@
 
     uv run python -m studies.excerpt        # needs `dvc repro` (or pull) first
 
-Prints the paper's SDR of each stem, plain and refined, beside that of the scaled mixture. The
+Prints the paper's SDR of each stem, plain and refined, beside that of mixture / 4. The
 demo's models have been trained on nothing but the band: expect little. The excerpt's mixture is
 slightly more than the sum of its stems (it was mastered).
 """
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load_separator(options.models, options.init, refinement)(parts[MIXTURE], 44_100)
         for refinement in ("none", None)
     )
-    print(f"{'SDR in dB':9} {'plain':>7} {'refined':>7} {'scaled mixture':>15}")
+    print(f"{'SDR in dB':9} {'plain':>7} {'refined':>7} {'mixture / 4':>15}")
     rows = {
         stem: [
             sdr(parts[stem], estimate)

@@ -21,7 +21,7 @@ from benchmarks.markdown import fill, table
 from jukesep.base import params
 from jukesep.base.errors import reported
 from jukesep.base.files import write_text
-from jukesep.report.others import REFINED
+from jukesep.report.others import LABELS, REFINED
 from jukesep.songs.manifest import STEMS
 from studies import experiments, records
 from studies.experiments import Scores
@@ -45,7 +45,7 @@ class Gain(NamedTuple):
 
 
 GAINS = (
-    Gain("pretrained over scaled mixture, late", "seen", LATE, SCALED),
+    Gain("pretrained over mixture / 4, late", "seen", LATE, SCALED),
     Gain("pretrained over static equaliser, late", "seen", LATE, EQUALISER, 0.5),
     Gain("refined over static equaliser", "seen", REFINED, EQUALISER, 1.0),
     Gain("pretrained over scratch, late", "seen", LATE, SCRATCH, 0.0),
@@ -95,7 +95,7 @@ def rows(readers: Mapping[int, Reader], commit: str) -> list[Row]:
     for songs in experiments.SONGS:
         scores = {system: [read(songs, system) for read in readers.values()] for system in SYSTEMS}
         for system, values in scores.items():
-            name = system.replace("_", " ")
+            name = LABELS.get(system, system)
             if "step" in values[0]:
                 name = f"{system.split('_')[0]}, step {values[0]['step']:.0f}"
             for part in ("total", *STEMS):

@@ -223,9 +223,9 @@ def verdict(whole: Mapping[str, Mapping[str, float]], at: Scores) -> list[str]:
         f"At the demo's compute, the method scores {plain:.2f} dB on the songs of instruments "
         f"heard in training: {_over(plain - floor)} a static equaliser, one gain per frequency "
         f"({floor:.2f} dB). Wiener filters bring it to {refined:.2f} dB.",
-        f"Of {len(networks)} other networks, trained on the same songs for about the same time, "
-        f"{len({name.removesuffix('_wiener') for name in above})} score at least {LIMIT} dB more "
-        f"than its plain stems under every seed"
+        f"Of {len(networks)} other networks, trained on the same songs for about the same "
+        f"processor time, {len({name.removesuffix('_wiener') for name in above})} score at least "
+        f"{LIMIT} dB more than its plain stems under every seed"
         f"{f' ({names})' if names else ''}. The best one, "
         f"{NAMES[best]}, scores {rivals[best]:.2f} dB: {_over(rivals[best] - plain)} the plain "
         "stems.",

@@ -45,7 +45,7 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the trainings that are running, interrupted or failed.
+    """List the trainings that are running, interrupted, failed, or trained beside another one.
 
     Shows the step, the speed and the time left of each. To resume an interrupted training, repeat
     the command that started it.
@@ -75,7 +75,8 @@ def clean(
         bool,
         typer.Option(
             "--stale",
-            help="Only trainings that would not resume, because parameters, songs or code changed.",
+            help="Only trainings that would not resume, because parameters, songs, code or "
+            "libraries changed.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,

@@ -98,8 +98,8 @@ def separate(
         int | None,
         typer.Option(
             min=1,
-            help="Samples separated at a time. Changes memory and speed, not the result. "
-            "Default: 18 s of audio.",
+            help="Samples separated at a time. Changes memory and speed, and the result at most by "
+            "rounding. Default: 18 s of audio.",
         ),
     ] = None,
     device: Device = "auto",

@@ -112,7 +112,7 @@ def _how_to_read(results: Results) -> list[str]:
     if any(other.name != REFINED for other in results.others):
         points.append(
             "The peers are other separators, trained on the same songs. docs/systems.md compares "
-            "them at the same training time."
+            "them at about the same processor time of training."
         )
     points += [
         "The *static equaliser* is one gain per frequency for each stem, fitted to the training "

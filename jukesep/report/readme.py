@@ -18,7 +18,7 @@ from ..base import params, paths
 from ..base.errors import UserError, reported
 from ..base.files import write_text
 from ..base.params import Peers
-from ..scoring.published import MUSDB_HQ, OTHERS, PAPER, TOTAL
+from ..scoring.published import PAPER, TOTAL
 from ..songs.manifest import STEMS
 from ..systems import equaliser
 from .others import LABELS, REFINED, refined_init
@@ -49,11 +49,8 @@ def table(values: Mapping[str, Any], root: Path = Path()) -> str:
         lines.append(_line(system, songs, cells))
         if file == f"sdr/{REFINED}":
             lines += [_line(name, "the demo's", cells) for name, cells in _peers(root)]
-    rows = {"the paper, best checkpoint of each stem": PAPER[0]}
-    rows |= {f"{row.system}, in the paper's Table 1": row for row in OTHERS if not row.stated}
-    for system, row in rows.items():
-        data = "MUSDB18-HQ" if row.data == MUSDB_HQ else row.data
-        lines.append(_line(system, data, [row.values[column] for column in COLUMNS]))
+    best = [PAPER[0].values[column] for column in COLUMNS]
+    lines.append(_line("the paper, best checkpoint of each stem", "MUSDB18-HQ", best))
     return "\n".join(lines) + "\n"
 
 

@@ -245,9 +245,9 @@ def test_the_readme_s_table_has_every_system_with_its_own_scores(tmp_path):
         "ideal ratio mask (knows the stems)",
     ]
     assert rows[3][1:] == ["the demo's", "3.00", "3.10", "3.20", "3.30", "3.46"]
-    assert [row[1] for row in rows[8:11]] == ["MUSDB18-HQ", "not stated", "not stated"]
+    assert rows[8][1] == "MUSDB18-HQ"
     assert rows[8][-1] == "4.188"
-    assert rows[9][0].startswith("Demucs")
+    assert rows[9:] == [[""], ["More."]]
     for broken in ("", text + text):
         with pytest.raises(UserError, match="one is expected"):
             readme.updated(broken, values, tmp_path)

@@ -167,9 +167,9 @@ def test_the_seeds_run_and_have_means_and_spreads(ran, monkeypatch):
     seeds.main([])
     assert ran == {"seed-1": ["seed=1"], "seed-2": ["seed=2"]}
     page = seeds.PAGE.read_text()
-    assert "| scaled mixture | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 |" in page
+    assert "| mixture / 4 | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 |" in page
     assert page.count("| pretrained, step 6 | 3.00 | 3.30 | 2.70 | 3.00 | 0.60 |") == 2
-    assert "| pretrained over scaled mixture, late | 2.00 | 2.30 | 1.70 | 2.00 | 0.60 |" in page
+    assert "| pretrained over mixture / 4, late | 2.00 | 2.30 | 1.70 | 2.00 | 0.60 |" in page
     assert "| pretrained over scratch, late | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 |" in page
     assert "| pretrained over its early checkpoint, late | 0.50 | 0.50 | 0.50 |" in page
     assert "| scratch, step 3 | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) | 1.50 (0.60) |" in page
