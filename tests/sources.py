@@ -2,16 +2,22 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
-def imports(path: Path, types: bool = True) -> Iterator[tuple[str, ...]]:
+@cache
+def imports(path: Path, types: bool = True) -> tuple[tuple[str, ...], ...]:
     """The modules that a file imports, anywhere in it, each as its parts.
 
     `types` off leaves out what it imports for a type checker alone.
     """
+    return tuple(_imports(path, types))
+
+
+def _imports(path: Path, types: bool) -> Iterator[tuple[str, ...]]:
     package = path.relative_to(ROOT).parent.parts
     for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), types):
         if not isinstance(node, ast.ImportFrom):

@@ -1,5 +1,6 @@
 """The commands, and the pages that they write."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -202,11 +203,43 @@ def test_the_help_names_every_row(capsys):
     assert all(name in printed for name in ROWS)
 
 
-@pytest.mark.pipeline
-def test_trainings_are_killed_and_end_with_the_same_bits(monkeypatch, capsys):
-    monkeypatch.setattr(kills, "A_TRAINING", 1)
-    monkeypatch.setattr(kills, "STEPS", 60)
-    kills.main(["--kills", "2", "--seed", "1"])
+@pytest.fixture
+def trainings(monkeypatch):
+    """In place of trainings that are killed, which tests/training/test_processes.py runs: how often
+    a training of each stage was killed, and what it ends with.
+    """
+    endings = {stage: {"log.csv": "1", "last save": "2"} for stage in kills.STAGES}
+    asked = []
+
+    def prepare(folder, steps):
+        folder.mkdir()
+        return folder
+
+    def killed(project, stage, life, chosen):
+        asked.append(stage)
+        return Counter({"trainings": 1, "kills by SIGKILL, training": kills.A_TRAINING})
+
+    monkeypatch.setattr(kills, "prepare", prepare)
+    monkeypatch.setattr(kills, "run", lambda project, stage, *item: "")
+    monkeypatch.setattr(kills, "killed", killed)
+    monkeypatch.setattr(kills, "ending", lambda project, stage: endings[stage])
+    return asked, endings
+
+
+@pytest.mark.parametrize(("wanted", "rounds"), [(1, 1), (10, 1), (11, 2)])
+def test_trainings_of_both_stages_are_killed_at_least_so_often(trainings, capsys, wanted, rounds):
+    kills.main(["--kills", str(wanted)])
     out = capsys.readouterr().out
-    assert "   2 trainings\n" in out
-    assert sum(int(line.split()[0]) for line in out.splitlines() if " kills by " in line) == 2
+    assert trainings[0] == list(kills.STAGES) * rounds
+    assert f"{2 * rounds:4} trainings\n" in out
+    assert f"{2 * rounds * kills.A_TRAINING:4} kills by SIGKILL, training\n" in out
+    assert "Every training ended with the files" in out
+
+
+def test_a_killed_training_that_ends_with_other_files_is_an_error(trainings, monkeypatch):
+    _, endings = trainings
+    found = iter([*endings.values(), endings["stage1"], {**endings["stage2"], "log.csv": "3"}])
+    monkeypatch.setattr(kills, "ending", lambda project, stage: next(found))
+    message = r"stage2, training 0, seed 4: log\.csv differ at the end\."
+    with pytest.raises(UserError, match=message):
+        kills.main(["--kills", "1", "--seed", "4"])

@@ -229,6 +229,7 @@ def test_metrics_are_means_over_the_songs_of_a_group(report: Path) -> None:
     assert read_json(report / "metrics/held_out/scratch_early.json")["drums"] == 0.7
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_tables_and_files_round_the_same_values(tmp_path: Path) -> None:
     """To two decimals a score is 0.13, but rounded to four first, as in the files, it is 0.14."""
     params = make_params()
@@ -338,6 +339,7 @@ def test_reads_the_selected_files_only_and_removes_stale_metrics(tmp_path: Path)
     assert list(read_json(tmp_path / "metrics/sdr/scratch_late.json")) == ["step", "vocals"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_undefined_v4_values_are_left_out_and_counted(tmp_path: Path) -> None:
     params = make_params(stems=["bass"], inits=["scratch"])
     make_results(params, tmp_path)

@@ -18,6 +18,7 @@ from jukesep.resume import beside
 from jukesep.resume.status import trainings
 
 ROOT = Path(__file__).parents[2]
+needs_cores = pytest.mark.skipif(beside.cores() == 1, reason="one core trains one item at a time")
 ITEMS = [(stem, init) for stem in ("drums", "bass") for init in ("pretrained", "scratch")]
 
 
@@ -139,29 +140,31 @@ def _stage(*item, **environment):
     return done.stderr
 
 
-def test_a_training_beside_another_one_has_the_same_result(project, monkeypatch):
+TAKEN = "stage1 bass scratch: was trained beside another one; takes its results."
+
+
+def _results(*stems):
+    return [
+        (paths.run("stage1", stem, "scratch") / name).read_bytes()
+        for stem in stems
+        for name in ("checkpoints/2.pt", "log.csv")
+    ]
+
+
+@needs_cores
+def test_a_training_beside_another_one_has_the_same_result(project, trained, monkeypatch):
     """And is trained once: its own stage takes the result."""
-    results = {}
-    for switch in ("off", "auto"):
-        monkeypatch.setenv(paths.VARIABLE, str(project / f"trainings-{switch}"))
-        _stage("drums", "scratch", JUKESEP_BESIDE=switch)
-        assert not paths.run("stage1", "bass", "scratch").exists()
-        conditions = {one.progress["title"]: one.condition for one in trainings()}
-        alone = switch == "off" or beside.cores() == 1
-        assert conditions.get("stage1 bass scratch") == (None if alone else "trained")
-        said = _stage("bass", "scratch", JUKESEP_BESIDE=switch)
-        taken = "stage1 bass scratch: was trained beside another one; takes its results."
-        assert (taken in said) != alone
-        assert {one.condition for one in trainings() if "bass" in one.progress["title"]} == {
-            "finished"
-        }
-        results[switch] = [
-            (paths.run("stage1", stem, "scratch") / name).read_bytes()
-            for stem in ("drums", "bass")
-            for name in ("checkpoints/2.pt", "log.csv")
-        ]
-        shutil.rmtree(paths.RUNS / "stage1")
-    assert results["off"] == results["auto"]
+    _stage("drums", "scratch", JUKESEP_BESIDE="off")
+    assert [one.progress["title"] for one in trainings()] == ["stage1 drums scratch"]
+    assert TAKEN not in _stage("bass", "scratch", JUKESEP_BESIDE="off")
+    alone = _results("drums", "bass")
+    monkeypatch.chdir(shutil.copytree(trained, project / "trained"))
+    conditions = {one.progress["title"]: one.condition for one in trainings()}
+    assert conditions["stage1 bass scratch"] == "trained"
+    assert not paths.run("stage1", "bass", "scratch").exists()
+    out, item = paths.run("stage1", "bass", "scratch"), {"stem": "bass", "init": "scratch"}
+    assert beside.take_results(params.load(), "stage1", item, out)
+    assert _results("drums", "bass") == alone
 
 
 def _damage(folder, what):
@@ -176,8 +179,8 @@ def _damage(folder, what):
         (folder / "identity.json").write_text(json.dumps(described))
 
 
-@pytest.mark.skipif(beside.cores() == 1, reason="one core trains one item at a time")
-@pytest.mark.parametrize("damaged", ["nothing", "a checkpoint", "the record", "the parameters"])
+@needs_cores
+@pytest.mark.parametrize("damaged", ["nothing", "a checkpoint"])
 def test_results_are_taken_without_pytorch_if_they_are_whole(
     trained, tmp_path, monkeypatch, damaged
 ):
@@ -186,7 +189,7 @@ def test_results_are_taken_without_pytorch_if_they_are_whole(
     expected = (folder / "checkpoints/2.pt").read_bytes()
     _damage(folder, damaged)
     said = _stage("bass", "scratch", PYTHONPROFILEIMPORTTIME="1")
-    assert (" torch\n" in said) == (damaged != "nothing")
+    assert (" torch\n" in said) == (TAKEN not in said) == (damaged != "nothing")
     out = paths.run("stage1", "bass", "scratch")
     assert (out / "checkpoints/2.pt").read_bytes() == expected
     (after,) = (one for one in trainings() if one.folder == folder)
@@ -194,6 +197,22 @@ def test_results_are_taken_without_pytorch_if_they_are_whole(
     kept = {path.name for path in folder.iterdir()}
     assert not kept & {"results.json", "log.csv", "checkpoints"}
     assert not any(name.startswith("state-") for name in kept)
+
+
+@needs_cores
+@pytest.mark.parametrize("damaged", ["a checkpoint", "the record", "the parameters"])
+def test_results_that_are_not_whole_are_left_to_the_training(
+    trained, tmp_path, monkeypatch, damaged
+):
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "project"))
+    (folder,) = (one.folder for one in trainings() if one.condition == "trained")
+    _damage(folder, damaged)
+    out = paths.run("stage1", "bass", "scratch")
+    item = {"stem": "bass", "init": "scratch"}
+    assert not beside.take_results(params.load(), "stage1", item, out)
+    assert not out.exists()
+    (after,) = (one for one in trainings() if one.folder == folder)
+    assert after.condition == "trained"
 
 
 @pytest.mark.usefixtures("project")

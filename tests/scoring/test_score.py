@@ -90,9 +90,14 @@ def _sdr(reference, estimate):
 # --- known answers ----------------------------------------------------------------------------
 
 
-def test_stems_with_noise_of_a_tenth_score_10_db(data, capsys):
+def _in_mono(data):
+    """Write the songs with one channel: museval's filters take an eighth of the time."""
     for song, samples in SONGS.items():
         write_song(data / "test" / song, samples, RATE, channels=1)
+
+
+def test_stems_with_noise_of_a_tenth_score_10_db(data, capsys):
+    _in_mono(data)
     _estimate(data, "noisy")
     status, found, _ = _score(capsys, "noisy")
     assert status == 0
@@ -184,6 +189,8 @@ def museval_stores(monkeypatch):
 
 @pytest.mark.parametrize("extras", [False, True])
 def test_museval_s_own_aggregation_reads_the_folder(data, capsys, museval_stores, extras):
+    if extras:
+        _in_mono(data)
     _estimate(data, "noisy", ("drums", "vocals"))
     words = ["--museval", "--song", SECOND] if extras else []
     _, found, _ = _score(capsys, "noisy", *words)
@@ -210,6 +217,7 @@ def test_museval_s_own_aggregation_reads_the_folder(data, capsys, museval_stores
 
 
 def test_sir_sar_and_isr_are_those_of_museval_for_all_stems_together(data, capsys):
+    _in_mono(data)
     estimates = _estimate(data, "noisy")
     _, found, _ = _score(capsys, "noisy", "--museval", "--song", FIRST)
     truth = np.array([_read(data / "test" / FIRST / f"{stem}.wav") for stem in STEMS])

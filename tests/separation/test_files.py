@@ -27,6 +27,7 @@ from jukesep.audio import decode
 from jukesep.audio.encode import FORMATS, writing
 from jukesep.base.errors import REMEDIES, UserError
 from jukesep.base.files import temporary
+from jukesep.kernels import devices
 from jukesep.model.checkpoints import load_model
 from jukesep.model.vqvae import VQVAE
 from jukesep.separation import files, names
@@ -786,12 +787,15 @@ def test_a_refinement_needs_all_models(project, capsys):
     assert "models/separator: has no model for bass" in capsys.readouterr().err
 
 
-def test_precision_and_threads_are_those_of_the_models(project):
+def test_precision_and_threads_are_those_of_the_command(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "cores", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(devices, "set_precision", lambda value, device: asked.append(value))
     words = ("song.wav", "--refine", "none", "--stems", "bass", "-o")
     assert run_jukesep("separate", *words, "a") == 0
-    before = torch.get_num_threads()
-    assert run_jukesep("separate", *words, "b", "--precision", "bf16", "--threads", "1") == 0
-    torch.set_num_threads(before)
+    assert run_jukesep("separate", *words, "b", "--precision", "bf16", "--threads", "3") == 0
+    assert [one for one in asked if one != "fp32"] == [3, "bf16"]
     one, two = (_read(f"{output}/song/bass.wav") for output in "ab")
     assert one.shape == two.shape
 

@@ -92,16 +92,16 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bits(
     assert kills.ending(project, stage) == kills.ending(alone, stage)
 
 
-@pytest.mark.parametrize("stage", kills.STAGES)
-def test_two_processes_compute_what_one_does(alone, project, stage):
-    kills.clear(project, stage)
-    said = kills.run(project, stage, STEM, INIT, JUKESEP_NPROC="3")
-    assert f"{stage}.batch=4 cannot be shared by 3 processes (JUKESEP_NPROC): using 2." in said
+def test_two_processes_compute_what_one_does(alone, project):
+    """Of stage 1; `test_two_nodes_train_together` has stage 2."""
+    kills.clear(project, "stage1")
+    said = kills.run(project, "stage1", STEM, INIT, JUKESEP_NPROC="3")
+    assert "stage1.batch=4 cannot be shared by 3 processes (JUKESEP_NPROC): using 2." in said
     assert said.count("100%") == 1  # one progress line, not one a process
-    (run,) = (one for one in trainings(project / "trainings") if stage in one.folder.name)
+    (run,) = (one for one in trainings(project / "trainings") if "stage1" in one.folder.name)
     assert run.progress["processes"] == 2
-    assert len(_log(project, stage)) == len(_log(alone, stage))
-    _same(alone, project, stage)
+    assert len(_log(project, "stage1")) == len(_log(alone, "stage1"))
+    _same(alone, project, "stage1")
 
 
 def test_an_interrupted_training_goes_on_with_another_number_of_processes(longer):
