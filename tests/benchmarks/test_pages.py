@@ -186,6 +186,8 @@ def test_the_last_result_of_each_kind_of_processor_is_kept(tmp_path, monkeypatch
 
 def test_the_command_measures_a_real_row(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    interleaved = measuring.interleaved
+    monkeypatch.setattr(measuring, "interleaved", lambda steps, seconds: interleaved(steps, 0))
     assert command.main(["help"]) == 0
     assert "help: `jukesep --help`; python" in capsys.readouterr().out
     kept = row.load(ROWS)["help"]
