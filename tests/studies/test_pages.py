@@ -189,7 +189,7 @@ def test_the_excerpt_is_scored(tmp_path, capsys):
     save_models(tmp_path)
     excerpt.main(["--models", str(tmp_path)])
     head, stem, mean = capsys.readouterr().out.splitlines()
-    assert head.split() == ["SDR", "in", "dB", "plain", "refined", "scaled", "mixture"]
+    assert head.split() == ["SDR", "in", "dB", "plain", "refined", "mixture", "/", "4"]
     assert stem.split()[0] == STEM
     assert stem.split()[1:] == mean.split()[1:]
 
