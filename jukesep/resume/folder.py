@@ -52,6 +52,7 @@ from .saves import Save, Saves, State, fingerprint
 PATIENCE = 20.0  # seconds to wait for another process, which may be about to end
 TICK = 2.0  # seconds between two versions of progress.json
 TIMING = ("step", "seconds", "steps_per_second")
+READER = "DataLoader worker (pid"  # of torch's error if a process that reads songs dies
 
 
 @dataclass(frozen=True)
@@ -388,6 +389,8 @@ class Training:
         try:
             yield
         except (OSError, RuntimeError) as error:
+            if READER in str(error):  # at any moment, also while another error is handled
+                raise
             # torch raises an error of its own from that of the disk; libsndfile replaces it.
             hidden = error.__context__ if isinstance(error, RuntimeError) else None
             cause = hidden if isinstance(hidden, OSError) else error

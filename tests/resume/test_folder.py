@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -945,6 +946,22 @@ def test_a_reading_process_that_dies_ends_the_training_in_words(songs, uninterru
     assert len(saves) <= 4
     _train(matching, songs, recipe=recipe)
     _check_the_end(matching, uninterrupted, saves)
+
+
+KILLED = "DataLoader worker (pid 1) is killed by signal: Killed."
+
+
+def _killed_where_a_file_is_missing():
+    try:
+        Path("missing").unlink()
+    except FileNotFoundError:
+        raise RuntimeError(KILLED)  # noqa: B904
+
+
+def test_a_reading_process_that_dies_during_a_save_is_not_a_fault_of_the_disk(songs):
+    """torch raises it from a signal, wherever the training is: also while it handles an error."""
+    with pytest.raises(RuntimeError, match=re.escape(KILLED)), make_run("run")._disk():
+        _killed_where_a_file_is_missing()
 
 
 class _Signalled(Segments):
