@@ -207,8 +207,9 @@ def test_the_help_names_every_row(capsys):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """In place of trainings that are killed, which tests/training/test_processes.py runs: how often
-    a training of each stage was killed, and what it ends with.
+    """Nothing is trained: the stages that `kills` asks for, in order, and what each ends with.
+
+    tests/training/test_processes.py kills real trainings.
     """
     endings = {stage: {"log.csv": "1", "last save": "2"} for stage in kills.STAGES}
     asked = []
