@@ -25,7 +25,7 @@ from jukesep.base.paths import MANIFEST, RUNS
 from jukesep.base.progress import bar
 from jukesep.scoring import metrics
 from jukesep.separation.chunked import apply_chunked
-from jukesep.separation.refine import REFINEMENTS, Refinement, Wiener, delayed
+from jukesep.separation.refine import REFINEMENTS, Refinement, Wiener, delayed, delays
 from jukesep.separation.separator import Separator
 from jukesep.songs.manifest import MIXTURE, STEMS, Manifest, Song
 from studies import records, stems_page
@@ -138,14 +138,12 @@ def score_song(
     rows = torch.from_numpy(np.concatenate([audio.to_mono(mixture), mixture]))
     start, runs = time.perf_counter(), {}
     for stem, model in separator.models.items():
-        hop = model.architecture.hop
-        delays = [shift * hop // shifts for shift in range(shifts)]
-        runs[stem] = [delayed(partial(apply_chunked, model), rows, delay) for delay in delays]
+        run = partial(apply_chunked, model)
+        runs[stem] = [delayed(run, rows, one) for one in delays(shifts, model.architecture.hop)]
     separation = (time.perf_counter() - start) / shifts
     found = []
     for option in ways:
-        step = shifts // option.shifts
-        stems = {stem: torch.stack(run[::step]).mean(0) for stem, run in runs.items()}
+        stems = {stem: torch.stack(one[: option.shifts]).mean(0) for stem, one in runs.items()}
         start = time.perf_counter()
         # The mono mixture, then the channels: a refinement compares the channels that it gets.
         mono = option.way(rows[:1], {stem: rows_[:1] for stem, rows_ in stems.items()})

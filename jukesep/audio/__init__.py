@@ -6,6 +6,7 @@ and `encode` are for users' own songs: formats beyond libsndfile's, and the form
 
 from .samples import (
     BLOCK,
+    CHANNELS,
     READABLE,
     STEP,
     Audio,
@@ -28,6 +29,7 @@ MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 __all__ = [
     "BLOCK",
+    "CHANNELS",
     "MP3_RATES",
     "READABLE",
     "STEP",

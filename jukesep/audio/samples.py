@@ -29,6 +29,7 @@ Audio = npt.NDArray[np.float32]
 READABLE = "wav, flac, mp3, ogg and opus files"
 BLOCK = 1 << 15  # samples read at a time, so that they stay in the processor's cache
 STEP = np.float32(2**-15)  # one step of 16-bit audio
+CHANNELS = 256  # most channels of a song; more are samples, in an array of another order
 TAPS = 2**27  # most taps of a resampling filter: half a GB
 STEADY = 1 << 15  # samples; for fewer than 20,480 PyTorch sums in another order
 RIFF_LIMIT = 0xFFFFFFFF  # largest size in bytes that a wav file's header can hold

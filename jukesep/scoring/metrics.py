@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..audio import CHANNELS
 from ..base.errors import UserError
 from ..base.packages import package_folder
 
@@ -33,7 +34,6 @@ EXTRAS = ("sir_v4", "sar_v4", "isr_v4")
 
 # Keeps a perfect or a silent estimate finite; the paper's code and MDX 2021 use the same value.
 ENERGY_FLOOR = 1e-7
-CHANNELS = 256  # more are samples, in an array of another order
 SI_LIMIT = 100.0  # dB, of `si_sdr`
 
 

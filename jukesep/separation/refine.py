@@ -32,6 +32,7 @@ WINDOW = 2048 / 11025  # seconds of a frame, about
 OVERLAP = 4  # frames that a sample lies in
 FLOOR = 1e-30  # where all estimates are silent, each has the same share
 LOAD = 1e-4  # share of a covariance's trace added to its diagonal: equal channels are singular
+GOLDEN = (math.sqrt(5) - 1) / 2
 NUMBERS = 2**21  # elements of the covariances that are solved at a time
 
 
@@ -235,13 +236,26 @@ def shifted(apply: Callable[[Tensor], Tensor], rows: Tensor, shifts: int, hop: i
     """The mean of `apply` over `shifts` delays within a hop: (rows, samples) to the same shape.
 
     A codec's errors change when its input is delayed by part of a hop, so that they partly cancel
-    in the mean. The delays differ if `shifts` is at most `hop`. Takes `shifts` times as long.
-    Chunks need one hop more of context than the model has.
+    in the mean. Takes `shifts` times as long. Chunks need one hop more of context than the model
+    has.
     """
     total = torch.zeros_like(rows)
-    for shift in range(shifts):
-        total += delayed(apply, rows, shift * hop // shifts)
+    for delay in delays(shifts, hop):
+        total += delayed(apply, rows, delay)
     return total / shifts
+
+
+def delays(shifts: int, hop: int) -> list[int]:
+    """`shifts` delays in samples, all different, the first one 0: `shifts` is at most `hop`.
+
+    `hop` is a power of two. A layer that doubles the sample rate leaves images of a signal at
+    mirrored frequencies. Their sign changes with a delay by an odd number of its samples, so that
+    two delays cancel them if one is odd. The first 2, 4, 8, ... delays differ in their remainders
+    by 2, 4, 8, ..., and so cancel the images of one layer more each. This holds for multiples of
+    any odd step; the one nearest to the golden section of the hop also spreads the delays evenly.
+    """
+    step = 2 * round((GOLDEN * hop - 1) / 2) + 1
+    return [shift * step % hop for shift in range(shifts)]
 
 
 def delayed(apply: Callable[[Tensor], Tensor], rows: Tensor, delay: int) -> Tensor:

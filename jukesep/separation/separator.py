@@ -30,7 +30,6 @@ from .chunked import apply, windows
 
 INIT = "pretrained"  # the default init in a folder of trainings
 PIECE = 1 << 17  # samples resampled at a time
-CHANNELS = 256  # most channels of a song; more are samples, in an array of another order
 SECONDS = 18.0  # of a chunk: twice the authors', so that context is a smaller share
 
 
@@ -260,7 +259,11 @@ class _Source:
         if given.dtype.kind in "iub" and given.size:
             raise ValueError(f"audio must be floats with full scale at 1, found {given.dtype}")
         shape = given.shape
-        if len(shape) != 2 or not 0 < shape[0] <= CHANNELS or self._shape not in (None, shape[0]):
+        if (
+            len(shape) != 2
+            or not 0 < shape[0] <= audio.CHANNELS
+            or self._shape not in (None, shape[0])
+        ):
             before = f" after {self._shape} channels" if self._shape else ""
             raise ValueError(f"audio must be (channels, samples), found {shape}{before}")
         samples = np.require(given, np.float32, ("C", "W"))

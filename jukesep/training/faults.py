@@ -10,7 +10,7 @@ from ..base.errors import Interrupted, UserError
 from ..base.params import Recipe
 from ..kernels import devices
 from ..model import distributed
-from ..resume.folder import Training
+from ..resume.folder import READER, Training
 from .segments import Segments
 
 COLLAPSED = 0.01  # warn if the perplexity is below this share of the number of codes
@@ -32,7 +32,7 @@ def explained(run: Training) -> Iterator[None]:
                 f"{section}.batch or {section}.segment, or share the batch among several GPUs "
                 f"(JUKESEP_NPROC). {run.cost}"
             ) from error
-        if "DataLoader worker (pid" in text:  # not an error that was raised in a worker
+        if READER in text:  # not an error that was raised in a worker
             said = text.splitlines()[0].strip(" .")
             raise UserError(
                 f"{title}: a process that reads songs died at step {run.step} "

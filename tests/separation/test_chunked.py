@@ -238,8 +238,7 @@ def test_shifts_are_the_mean_over_delays_whatever_the_chunks(samples, chunk, shi
     found = Separator({"drums": MODEL}, 8000, shifts=shifts)(mixture, 8000, chunk)["drums"]
     rows, runs = torch.from_numpy(mixture), []
     with torch.inference_mode():
-        for shift in range(shifts):
-            delay = shift * MODEL.architecture.hop // shifts
+        for delay in [0, 3, 2, 1][:shifts]:  # the hop is 4
             late = torch.nn.functional.pad(rows, (delay, 0))
             runs.append(separation.apply(MODEL, late)[:, delay:])
     np.testing.assert_allclose(found, torch.stack(runs).mean(0).numpy(), atol=1e-5)

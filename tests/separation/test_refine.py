@@ -1,5 +1,7 @@
 """Refinements: the mixture shared out among its stems, the same however the song is cut."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,15 @@ from jukesep.base.errors import UserError
 from jukesep.model.vqvae import VQVAE, Architecture
 from jukesep.separation import refine
 from jukesep.separation.chunked import apply_chunked, windows
-from jukesep.separation.refine import REFINEMENTS, Consistency, Masks, Wiener, choose, shifted
+from jukesep.separation.refine import (
+    REFINEMENTS,
+    Consistency,
+    Masks,
+    Wiener,
+    choose,
+    delays,
+    shifted,
+)
 from jukesep.songs.manifest import STEMS
 
 RATE = 8000
@@ -279,10 +289,38 @@ def _apply(rows):
 def test_shifts_are_the_mean_over_delays():
     rows = torch.rand(2, 403, generator=torch.Generator().manual_seed(0)) * 2 - 1
     torch.testing.assert_close(shifted(_apply, rows, 1, HOP), _apply(rows))
-    late = _apply(torch.cat([torch.zeros(2, HOP // 2), rows], dim=1))[:, HOP // 2 :]
+    late = _apply(torch.cat([torch.zeros(2, 3), rows], dim=1))[:, 3:]  # the hop is 4
     two = shifted(_apply, rows, 2, HOP)
     torch.testing.assert_close(two, (_apply(rows) + late) / 2)
     assert (two - _apply(rows)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("hop", [1, 2, 4, 8, 32, 128])
+def test_delays_are_different_and_cancel_images_layer_by_layer(hop):
+    found = delays(hop, hop)
+    assert found[0] == 0
+    shifts = 1
+    while shifts <= hop:
+        assert delays(shifts, hop) == found[:shifts]
+        assert sorted(delay % shifts for delay in found[:shifts]) == list(range(shifts))
+        shifts *= 2
+
+
+def test_two_shifts_cancel_the_image_that_a_layer_of_stride_two_leaves():
+    """Every second sample repeated: a tone at f, and its image at half the sample rate less f."""
+
+    def held(rows):
+        return rows[:, ::2].repeat_interleave(2, dim=1)[:, : rows.shape[-1]]
+
+    time = torch.arange(4096.0)
+    tone = torch.cos(2 * math.pi * time * 512 / 4096)[None]
+
+    def image(rows):
+        return torch.fft.rfft(rows)[0, 2048 - 512].abs().item()
+
+    assert image(held(tone)) > 100
+    for shifts in (2, 4, 8):
+        assert image(shifted(held, tone, shifts, 8)[:, 8:]) < 8
 
 
 @settings(max_examples=30, deadline=None)
