@@ -4,8 +4,8 @@
     uv run python -m studies.more_songs --write    # measure nothing, write the page from its CSV
 
 The test split has six songs of each group. The songs of this study come from another seed of the
-band, in the same two groups. No choice is made here: the gains of `fitted_gains` are those that
-suit the validation songs.
+band, in the same two groups. It also scores the validation and the test songs, and ways to decode
+that the page compares on the validation songs: `fitted_gains` fits the gains of stems to those.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,13 @@ from jukesep.base import paths
 from jukesep.base.errors import reported
 from jukesep.base.files import write_text
 from jukesep.base.parallel import cores
+from jukesep.base.params import Bottleneck
 from jukesep.base.progress import bar
 from jukesep.scoring import metrics
 from jukesep.separation.chunked import apply_chunked
-from jukesep.separation.refine import Wiener
+from jukesep.separation.refine import Wiener, shifted
 from jukesep.separation.separator import Separator
-from jukesep.songs.band import SAMPLE_RATE, render_corpus
+from jukesep.songs.band import render_corpus
 from jukesep.songs.manifest import GROUPS, MIXTURE, PARTS, STEMS, Manifest, Song
 from jukesep.systems import equaliser
 from studies import experiments, records
@@ -42,8 +44,10 @@ PAGE, SCORES = Path("docs/more_songs.md"), Path("docs/more_songs.csv")
 BAND_SEED, SONGS, SECONDS = 100, 48, 12.0
 TESTED = 6  # songs of a group in the demo's test split
 EQUALISER, PLAIN, REFINED = "static equaliser", "pretrained", "refined"
-BYPASS, LOUDNESS = "bypass", "bypass, one gain a stem"
-SYSTEMS = (EQUALISER, PLAIN, REFINED, BYPASS, LOUDNESS)
+SHIFTS, BYPASS = "two shifts", "bypass"
+LOUDNESS, ALL = "bypass, gains", "bypass, gains, two shifts"
+SYSTEMS = (EQUALISER, PLAIN, REFINED, SHIFTS, BYPASS, LOUDNESS, ALL)
+VALID, TEST, MORE = "validation", "test", "more"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Score:
     """The paper's SDR in dB of a system on a song, the mean over the stems that are not silent."""
 
     song: str
+    split: str
+    """VALID, TEST or MORE."""
     songs: str
     """The group of the song."""
     system: str
@@ -74,27 +80,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[Score]:
-    """Scores of all systems on songs that are rendered to `folder`."""
+    """Scores of all systems on the validation and test songs, and on songs made in `folder`."""
     torch.set_num_threads(1)
     manifest = Manifest.load(paths.MANIFEST)
     separator = load_separator(paths.RUNS, "pretrained")
     fitted = equaliser.fit(manifest.split("train"), list(STEMS), manifest.sample_rate)
-    gains = fitted_gains(separator, manifest.split("valid"))
+    valid = manifest.split("valid")
+    gains = {shifts: fitted_gains(separator, valid, shifts) for shifts in (1, 2)}
     made = render_corpus(
         folder, counts={"test": songs}, seconds=seconds, seed=BAND_SEED, workers=cores()
     )
+    places = [
+        (song.name, split, song.group, {part: song.file(part) for part in PARTS})
+        for split, some in ((VALID, valid), (TEST, manifest.split("test")))
+        for song in some
+    ]
+    for song in made:
+        place = folder / song["split"] / song["name"]
+        files = {part: place / f"{part}.wav" for part in PARTS}
+        places.append((song["name"], MORE, song["group"], files))
     commit = experiments.commit()
 
-    def score(song: Mapping[str, str]) -> list[Score]:
-        place = folder / song["split"] / song["name"]
-        parts = {
-            part: audio.to_mono(
-                audio.resample(
-                    audio.read(place / f"{part}.wav"), SAMPLE_RATE, separator.sample_rate
-                )
-            )
-            for part in PARTS
-        }
+    def score(place: tuple[str, str, str, Mapping[str, Path]]) -> list[Score]:
+        name, split, group, files = place
+        parts = {part: _mono(file, separator.sample_rate) for part, file in files.items()}
         found = []
         for system, stems in _separated(separator, fitted, gains, parts[MIXTURE]):
             values = [
@@ -103,36 +112,49 @@ def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[
                 if not metrics.silent(parts[stem])
             ]
             sdr = round(statistics.mean(values), 4)
-            found.append(Score(song["name"], song["group"], system, sdr, commit))
+            found.append(Score(name, split, group, system, sdr, commit))
         return found
 
     with ThreadPoolExecutor(cores()) as pool:
-        scored = bar(pool.map(score, made), total=len(made), desc="more songs", unit="song")
+        scored = bar(pool.map(score, places), total=len(places), desc="more songs", unit="song")
         return [one for found in scored for one in found]
 
 
-def fitted_gains(separator: Separator, songs: Sequence[Song]) -> dict[str, float]:
-    """The gain of each stem in bypass that suits songs best.
+def _mono(file: Path, sample_rate: int) -> audio.Audio:
+    """A file's audio in mono at a sample rate, (1, samples)."""
+    samples = audio.to_mono(audio.read(file))
+    return audio.resample(samples, audio.info(file).sample_rate, sample_rate)
+
+
+def fitted_gains(separator: Separator, songs: Sequence[Song], shifts: int = 1) -> dict[str, float]:
+    """The gain of each stem in bypass, after `shifts` runs, that suits songs best.
 
     It minimises the mean over the songs of |stem - gain * estimate|^2 / |stem|^2, in mono. The
     static equaliser has such gains too, one for each frequency.
     """
     products, energies = dict.fromkeys(STEMS, 0.0), dict.fromkeys(STEMS, 0.0)
     for song in bar(songs, desc="gains", unit="song"):
-        mixture = audio.to_mono(audio.read(song.file(MIXTURE)))
-        for stem, estimate in _bypass(separator, mixture).items():
-            target = audio.to_mono(audio.read(song.file(stem))).astype(np.float64)
+        mixture = _mono(song.file(MIXTURE), separator.sample_rate)
+        for stem, estimate in _estimates(separator, mixture, "bypass", shifts).items():
+            target = _mono(song.file(stem), separator.sample_rate).astype(np.float64)
             if not metrics.silent(target):
                 products[stem] += float(np.sum(target * estimate) / np.sum(target**2))
                 energies[stem] += float(np.sum(estimate**2) / np.sum(target**2))
     return {stem: products[stem] / energies[stem] for stem in STEMS}
 
 
-def _bypass(separator: Separator, mixture: audio.Audio) -> dict[str, np.ndarray]:
-    """Stems of a mono mixture (1, samples), decoded from latents that are not quantised."""
+def _estimates(
+    separator: Separator, mixture: audio.Audio, bottleneck: Bottleneck, shifts: int
+) -> dict[str, np.ndarray]:
+    """Stems of a mono mixture (1, samples), the mean of `shifts` runs."""
     x = torch.from_numpy(mixture)
     return {
-        stem: apply_chunked(model, x, bottleneck="bypass").double().numpy()
+        stem: shifted(
+            partial(apply_chunked, model, bottleneck=bottleneck),
+            *(x, shifts, model.architecture.hop),
+        )
+        .double()
+        .numpy()
         for stem, model in separator.models.items()
     }
 
@@ -140,19 +162,22 @@ def _bypass(separator: Separator, mixture: audio.Audio) -> dict[str, np.ndarray]
 def _separated(
     separator: Separator,
     fitted: equaliser.Equaliser,
-    gains: Mapping[str, float],
+    gains: Mapping[int, Mapping[str, float]],
     mixture: audio.Audio,
 ) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
-    """Each system, and its stems of a mono mixture (1, samples)."""
+    """Each system, and its stems of a mono mixture (1, samples). `gains` by the number of runs."""
     yield EQUALISER, fitted.separate(mixture, separator.sample_rate)
-    x = torch.from_numpy(mixture)
-    plain = {stem: apply_chunked(model, x) for stem, model in separator.models.items()}
-    yield PLAIN, {stem: one.numpy() for stem, one in plain.items()}
-    refined = Wiener(separator.sample_rate)(x, plain)
+    plain = _estimates(separator, mixture, "quantise", 1)
+    yield PLAIN, plain
+    given = {stem: torch.from_numpy(one) for stem, one in plain.items()}
+    refined = Wiener(separator.sample_rate)(torch.from_numpy(mixture), given)
     yield REFINED, {stem: one.numpy() for stem, one in refined.items()}
-    bypass = _bypass(separator, mixture)
+    yield SHIFTS, _estimates(separator, mixture, "quantise", 2)
+    bypass = _estimates(separator, mixture, "bypass", 1)
     yield BYPASS, bypass
-    yield LOUDNESS, {stem: gains[stem] * one for stem, one in bypass.items()}
+    yield LOUDNESS, {stem: gains[1][stem] * one for stem, one in bypass.items()}
+    twice = _estimates(separator, mixture, "bypass", 2)
+    yield ALL, {stem: gains[2][stem] * one for stem, one in twice.items()}
 
 
 def load(path: Path = SCORES) -> list[Score]:
@@ -162,47 +187,52 @@ def load(path: Path = SCORES) -> list[Score]:
 
 def page(scores: Sequence[Score]) -> str:
     """docs/more_songs.md."""
-    groups = list(dict.fromkeys(score.songs for score in scores))
+    more = [score for score in scores if score.split == MORE]
     return fill(
         "more_songs",
         experiments.PAGES,
-        songs=str(len({score.song for score in scores})),
+        songs=str(len({score.song for score in more})),
         seed=str(BAND_SEED),
         commits=", ".join(sorted({score.commit for score in scores})),
-        means=_means(scores, groups),
-        gains=_gains(scores, groups),
+        means=_means(more, SYSTEMS[:3]),
+        gains=_gains(more, SYSTEMS[1:3]),
+        decoded=_means(scores, (EQUALISER, PLAIN, *SYSTEMS[3:])),
+        decoded_gains=_gains([s for s in scores if s.split != VALID], (PLAIN, ALL)),
     )
 
 
-def _at(scores: Sequence[Score], group: str) -> dict[str, list[float]]:
-    """System -> SDR of each song of a group, the songs in the same order."""
-    return {
-        system: [one.sdr for one in scores if (one.system, one.songs) == (system, group)]
-        for system in SYSTEMS
-    }
+def _at(scores: Sequence[Score]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """(Split, group) -> system -> SDR of each song, the songs in the same order."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for one in scores:
+        systems = found.setdefault((one.split, one.songs), {system: [] for system in SYSTEMS})
+        systems[one.system].append(one.sdr)
+    return found
 
 
-def _means(scores: Sequence[Score], groups: Sequence[str]) -> str:
-    lines = [["songs of", "number", *SYSTEMS]]
-    for group in groups:
-        at = _at(scores, group)
-        means = (f"{statistics.mean(at[system]):.2f}" for system in SYSTEMS)
-        lines.append([GROUPS.get(group, group), str(len(at[PLAIN])), *means])
+def _words(split: str, group: str) -> str:
+    return f"{split}: {GROUPS[group]}" if group in GROUPS else split
+
+
+def _means(scores: Sequence[Score], systems: Sequence[str]) -> str:
+    lines = [["songs", "number", *systems]]
+    for songs, at in _at(scores).items():
+        means = (f"{statistics.mean(at[system]):.2f}" for system in systems)
+        lines.append([_words(*songs), str(len(at[PLAIN])), *means])
     return table(lines)
 
 
-def _gains(scores: Sequence[Score], groups: Sequence[str]) -> str:
-    heads = ["songs of", "gain over the equaliser", "mean", "standard error", "songs with a gain"]
+def _gains(scores: Sequence[Score], systems: Sequence[str]) -> str:
+    heads = ["songs", "gain over the equaliser", "mean", "standard error", "songs with a gain"]
     lines = [[*heads, f"standard error of {TESTED} songs"]]
-    for group in groups:
-        at = _at(scores, group)
-        for system in SYSTEMS[1:]:
+    for songs, at in _at(scores).items():
+        for system in systems:
             gains = [a - b for a, b in zip(at[system], at[EQUALISER], strict=True)]
             spread, count = statistics.stdev(gains), len(gains)
             cells = [f"{statistics.mean(gains):+.2f}", f"{spread / math.sqrt(count):.2f}"]
             cells += [f"{sum(gain > 0 for gain in gains)} of {count}"]
             cells += [f"{spread / math.sqrt(TESTED):.2f}"]
-            lines.append([GROUPS.get(group, group), system, *cells])
+            lines.append([_words(*songs), system, *cells])
     return table(lines)
 
 

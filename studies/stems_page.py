@@ -149,6 +149,7 @@ def page(scores: Sequence[Score]) -> str:
         all_stems=_change(unheard.gain(DEFAULT)),
         consistency=_change(unheard.gain("consistency")),
         panning=f"{chosen.gain('wiener', 'masks'):+.2f}",
+        two_shifts=f"{chosen.gain('2 shifts'):+.2f}",
         shifts=f"{chosen.gain('8 shifts'):+.2f}",
         shifts_wiener=f"{chosen.gain('8 shifts, then wiener', 'wiener'):+.2f}",
         masks_consistency=f"{chosen.gain('masks, then consistency', 'masks'):+.2f}",

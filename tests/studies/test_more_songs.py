@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_committed_page_is_of_the_kept_scores():
     scores = more_songs.load(ROOT / more_songs.SCORES)
     assert (ROOT / more_songs.PAGE).read_text(encoding="utf-8") == more_songs.page(scores)
-    assert len(scores) == more_songs.SONGS * len(more_songs.SYSTEMS)
+    assert len(scores) == (8 + 12 + more_songs.SONGS) * len(more_songs.SYSTEMS)
 
 
 def test_the_page_compares_song_by_song():
@@ -28,22 +28,33 @@ def test_the_page_compares_song_by_song():
         "static equaliser": (2.0, 3.0, 1.0, 2.0),
         "pretrained": (2.5, 2.5, 2.0, 3.0),
         "refined": (3.0, 4.0, 2.0, 3.0),
+        "two shifts": (2.5, 3.5, 2.0, 3.0),
         "bypass": (2.0, 3.5, 1.0, 2.5),
-        "bypass, one gain a stem": (2.0, 3.0, 1.0, 2.4),
+        "bypass, gains": (2.0, 3.0, 1.0, 2.4),
+        "bypass, gains, two shifts": (2.0, 3.0, 2.0, 2.4),
     }
     scores = [
-        Score(f"song {number}", songs, system, value, "abc1234")
-        for songs in ("seen", "held_out")
+        Score(f"song {number}", split, songs, system, value + (split == "test"), "abc1234")
+        for split, songs in (
+            *(("validation", "valid"), ("test", "seen"), ("test", "held_out")),
+            *(("more", "seen"), ("more", "held_out")),
+        )
         for system, values in sdrs.items()
         for number, value in enumerate(values)
     ]
     page = more_songs.page(scores)
-    assert "| instruments heard in training | 4 | 2.00 | 2.50 | 3.00 | 2.25 | 2.10 |" in page
+    assert "| more: instruments heard in training | 4 | 2.00 | 2.50 | 3.00 |" in page
     # Gains of 0.5, -0.5, 1 and 1: their standard deviation is 0.7071.
     assert "| pretrained | +0.50 | 0.35 | 3 of 4 | 0.29 |" in page
-    assert (
-        "| instruments never heard in training | refined | +1.00 | 0.00 | 4 of 4 | 0.00 |" in page
-    )
+    heard = "instruments never heard in training"
+    assert f"| more: {heard} | refined | +1.00 | 0.00 | 4 of 4 | 0.00 |" in page
+    decoded = "| {} | 4 | {} | {} | {} | {} | {} | {} |"
+    plain = decoded.format("validation", *("2.00", "2.50", "2.75", "2.25", "2.10", "2.35"))
+    assert plain in page
+    louder = decoded.format(f"test: {heard}", *("3.00", "3.50", "3.75", "3.25", "3.10", "3.35"))
+    assert louder in page
+    # Gains of 0, 0, 1 and 0.4.
+    assert f"| test: {heard} | bypass, gains, two shifts | +0.35 | 0.24 | 2 of 4 | 0.19 |" in page
     assert "of commit abc1234" in page
 
 
@@ -52,19 +63,20 @@ def test_the_gain_of_a_stem_undoes_estimates_that_are_too_loud(entered, monkeypa
     (song,) = Manifest.load(paths.MANIFEST).split("valid")
     factors = dict(zip(STEMS, (0.5, 1.0, 2.0, 4.0), strict=True))
 
-    def estimates(separator, mixture):
+    def estimates(separator, mixture, bottleneck, shifts):
+        assert (bottleneck, shifts) == ("bypass", 2)
         return {
             stem: factor * audio.to_mono(audio.read(song.file(stem))).astype(float)
             for stem, factor in factors.items()
         }
 
-    monkeypatch.setattr(more_songs, "_bypass", estimates)
-    gains = more_songs.fitted_gains(None, [song])
+    monkeypatch.setattr(more_songs, "_estimates", estimates)
+    gains = more_songs.fitted_gains(types.SimpleNamespace(sample_rate=11_025), [song], 2)
     assert gains == pytest.approx({stem: 1 / factor for stem, factor in factors.items()})
 
 
 def test_every_song_is_scored_by_every_system(entered, monkeypatch, capsys):
-    prepare_songs(entered, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 1})
+    prepare_songs(entered, lambda split, stem: 0.1, {"train": 1, "valid": 1, "test": 2})
     size = Architecture(width=4, depth=1, downs=(2,), latent_dim=4, codes=8)
     models = {stem: sides.model(size, 1, 1024)[0].eval() for stem in STEMS}
     separator = types.SimpleNamespace(sample_rate=11_025, models=models)
@@ -77,10 +89,11 @@ def test_every_song_is_scored_by_every_system(entered, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{more_songs.PAGE}\n"
     found = more_songs.load()
     assert {one.system for one in found} == set(more_songs.SYSTEMS)
-    assert len(found) == 4 * len(more_songs.SYSTEMS)
-    assert {one.songs for one in found} == {"seen", "held_out"}
+    assert len(found) == (1 + 2 + 4) * len(more_songs.SYSTEMS)
+    more = {one.songs for one in found if one.split == "more"}
+    assert more == {"seen", "held_out"}
     # Untrained models suit best with gains near 0, so that several of those scores are 0 dB.
-    others = [one.sdr for one in found if one.system != more_songs.LOUDNESS]
+    others = [one.sdr for one in found if "gains" not in one.system]
     assert len(set(others)) == len(others)
     before = more_songs.PAGE.read_text()
     more_songs.main(["--write"])
