@@ -75,6 +75,14 @@ def run(name: str, overrides: Sequence[str]) -> None:
         raise UserError(f"`{' '.join(command)}` failed; its output is above.")
 
 
+def output(name: str, path: Path, to: Path) -> Path:
+    """Copy an output of an experiment that is done from DVC's cache to `to`; return `to`."""
+    command = ["dvc", "get", ".", path.as_posix(), "--rev", str(_revision(name)), "-o", str(to)]
+    if subprocess.run(command).returncode:
+        raise UserError(f"`{' '.join(command)}` failed; its output is above.")
+    return to
+
+
 def require_commit() -> None:
     """UserError if the working tree has changes that decide scores and are not committed."""
     if git("status", "--porcelain", "--", *CODE):

@@ -1,11 +1,12 @@
 """Score the demo's models on more songs than its test split has: docs/more_songs.md.
 
-    uv run python -m studies.more_songs            # needs `dvc repro` (or pull) first; minutes
+    uv run python -m studies.more_songs            # needs `dvc repro` (or pull) first; an hour
     uv run python -m studies.more_songs --write    # measure nothing, write the page from its CSV
 
 The test split has six songs of each group. The songs of this study come from another seed of the
-band, in the same two groups. It also scores the validation and the test songs, and ways to decode
-that the page compares on the validation songs: `fitted_gains` fits the gains of stems to those.
+band, in the same two groups. It also scores the validation and the test songs, under the seeds of
+`studies.seeds`, and ways to decode that the page compares on the validation songs: `fitted_gains`
+fits the gains of stems to those.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.markdown import fill, table
 from jukesep import audio, load_separator
-from jukesep.base import paths
+from jukesep.base import params, paths
 from jukesep.base.errors import reported
 from jukesep.base.files import write_text
 from jukesep.base.parallel import cores
@@ -54,6 +55,8 @@ VALID, TEST, MORE = "validation", "test", "more"
 class Score:
     """The paper's SDR in dB of a system on a song, the mean over the stems that are not silent."""
 
+    seed: int
+    """Of the training."""
     song: str
     split: str
     """VALID, TEST or MORE."""
@@ -69,24 +72,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
-    if parser.parse_args(arguments).write:
+    options = parser.parse_args(arguments)
+    if options.write:
         records.require(SCORES)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            write_text(SCORES, records.text(Score, measure(Path(folder))))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            separators = {params.load().seed: load_separator()}
+            for seed in options.seeds:
+                experiments.run(f"seed-{seed}", [f"seed={seed}"])
+                models = experiments.output(f"seed-{seed}", paths.SEPARATOR, folder / str(seed))
+                separators[seed] = load_separator(models)
+            write_text(SCORES, records.text(Score, measure(separators, folder / "songs")))
     write_text(PAGE, page(load()))
     print(PAGE)
 
 
-def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[Score]:
-    """Scores of all systems on the validation and test songs, and on songs made in `folder`."""
+def measure(
+    separators: Mapping[int, Separator], folder: Path, songs: int = SONGS, seconds: float = SECONDS
+) -> list[Score]:
+    """Scores of all systems on the validation and test songs, and on songs made in `folder`.
+
+    `separators` are the models trained under each seed.
+    """
     torch.set_num_threads(1)
     manifest = Manifest.load(paths.MANIFEST)
-    separator = load_separator(paths.RUNS, "pretrained")
     fitted = equaliser.fit(manifest.split("train"), list(STEMS), manifest.sample_rate)
     valid = manifest.split("valid")
-    gains = {shifts: fitted_gains(separator, valid, shifts) for shifts in (1, 2)}
+    gains = {
+        (seed, shifts): fitted_gains(separator, valid, shifts)
+        for seed, separator in separators.items()
+        for shifts in (1, 2)
+    }
     made = render_corpus(
         folder, counts={"test": songs}, seconds=seconds, seed=BAND_SEED, workers=cores()
     )
@@ -101,22 +120,24 @@ def measure(folder: Path, songs: int = SONGS, seconds: float = SECONDS) -> list[
         places.append((song["name"], MORE, song["group"], files))
     commit = experiments.commit()
 
-    def score(place: tuple[str, str, str, Mapping[str, Path]]) -> list[Score]:
-        name, split, group, files = place
-        parts = {part: _mono(file, separator.sample_rate) for part, file in files.items()}
+    def score(task: tuple[int, tuple[str, str, str, Mapping[str, Path]]]) -> list[Score]:
+        seed, (name, split, group, files) = task
+        parts = {part: _mono(file, manifest.sample_rate) for part, file in files.items()}
+        once, twice = gains[seed, 1], gains[seed, 2]
         found = []
-        for system, stems in _separated(separator, fitted, gains, parts[MIXTURE]):
+        for system, stems in _separated(separators[seed], fitted, once, twice, parts[MIXTURE]):
             values = [
                 metrics.sdr(parts[stem], stems[stem])
                 for stem in STEMS
                 if not metrics.silent(parts[stem])
             ]
             sdr = round(statistics.mean(values), 4)
-            found.append(Score(name, split, group, system, sdr, commit))
+            found.append(Score(seed, name, split, group, system, sdr, commit))
         return found
 
+    tasks = [(seed, place) for seed in separators for place in places]
     with ThreadPoolExecutor(cores()) as pool:
-        scored = bar(pool.map(score, places), total=len(places), desc="more songs", unit="song")
+        scored = bar(pool.map(score, tasks), total=len(tasks), desc="more songs", unit="song")
         return [one for found in scored for one in found]
 
 
@@ -162,10 +183,14 @@ def _estimates(
 def _separated(
     separator: Separator,
     fitted: equaliser.Equaliser,
-    gains: Mapping[int, Mapping[str, float]],
+    once: Mapping[str, float],
+    twice: Mapping[str, float],
     mixture: audio.Audio,
 ) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
-    """Each system, and its stems of a mono mixture (1, samples). `gains` by the number of runs."""
+    """Each system, and its stems of a mono mixture (1, samples).
+
+    `once` and `twice` are the gains of the stems in bypass, after one and two runs.
+    """
     yield EQUALISER, fitted.separate(mixture, separator.sample_rate)
     plain = _estimates(separator, mixture, "quantise", 1)
     yield PLAIN, plain
@@ -175,9 +200,9 @@ def _separated(
     yield SHIFTS, _estimates(separator, mixture, "quantise", 2)
     bypass = _estimates(separator, mixture, "bypass", 1)
     yield BYPASS, bypass
-    yield LOUDNESS, {stem: gains[1][stem] * one for stem, one in bypass.items()}
-    twice = _estimates(separator, mixture, "bypass", 2)
-    yield ALL, {stem: gains[2][stem] * one for stem, one in twice.items()}
+    yield LOUDNESS, {stem: once[stem] * one for stem, one in bypass.items()}
+    both = _estimates(separator, mixture, "bypass", 2)
+    yield ALL, {stem: twice[stem] * one for stem, one in both.items()}
 
 
 def load(path: Path = SCORES) -> list[Score]:
@@ -187,22 +212,25 @@ def load(path: Path = SCORES) -> list[Score]:
 
 def page(scores: Sequence[Score]) -> str:
     """docs/more_songs.md."""
-    more = [score for score in scores if score.split == MORE]
+    first = scores[0].seed
+    more = [score for score in scores if score.split == MORE and score.seed == first]
     return fill(
         "more_songs",
         experiments.PAGES,
         songs=str(len({score.song for score in more})),
-        seed=str(BAND_SEED),
+        band=str(BAND_SEED),
+        seed=str(first),
         commits=", ".join(sorted({score.commit for score in scores})),
         means=_means(more, SYSTEMS[:3]),
-        gains=_gains(more, SYSTEMS[1:3]),
+        gains=_gains(more),
         decoded=_means(scores, (EQUALISER, PLAIN, *SYSTEMS[3:])),
-        decoded_gains=_gains([s for s in scores if s.split != VALID], (PLAIN, ALL)),
+        decoded_gains=_gains_of_seeds(scores, ALL),
+        plain_gains=_gains_of_seeds(scores, PLAIN),
     )
 
 
 def _at(scores: Sequence[Score]) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(Split, group) -> system -> SDR of each song, the songs in the same order."""
+    """(Split, group) -> system -> SDR of each song under each seed, in the same order."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for one in scores:
         systems = found.setdefault((one.split, one.songs), {system: [] for system in SYSTEMS})
@@ -215,24 +243,43 @@ def _words(split: str, group: str) -> str:
 
 
 def _means(scores: Sequence[Score], systems: Sequence[str]) -> str:
+    """The means over songs and seeds."""
     lines = [["songs", "number", *systems]]
+    seeds = len({score.seed for score in scores})
     for songs, at in _at(scores).items():
         means = (f"{statistics.mean(at[system]):.2f}" for system in systems)
-        lines.append([_words(*songs), str(len(at[PLAIN])), *means])
+        lines.append([_words(*songs), str(len(at[PLAIN]) // seeds), *means])
     return table(lines)
 
 
-def _gains(scores: Sequence[Score], systems: Sequence[str]) -> str:
+def _gains(scores: Sequence[Score]) -> str:
+    """Of one seed: what the models gain over the equaliser, and how much songs differ in it."""
     heads = ["songs", "gain over the equaliser", "mean", "standard error", "songs with a gain"]
     lines = [[*heads, f"standard error of {TESTED} songs"]]
     for songs, at in _at(scores).items():
-        for system in systems:
+        for system in (PLAIN, REFINED):
             gains = [a - b for a, b in zip(at[system], at[EQUALISER], strict=True)]
             spread, count = statistics.stdev(gains), len(gains)
             cells = [f"{statistics.mean(gains):+.2f}", f"{spread / math.sqrt(count):.2f}"]
             cells += [f"{sum(gain > 0 for gain in gains)} of {count}"]
             cells += [f"{spread / math.sqrt(TESTED):.2f}"]
             lines.append([_words(*songs), system, *cells])
+    return table(lines)
+
+
+def _gains_of_seeds(scores: Sequence[Score], system: str) -> str:
+    """What a system gains over the equaliser under each seed."""
+    by_seed = {
+        seed: _at([score for score in scores if score.seed == seed])
+        for seed in dict.fromkeys(score.seed for score in scores)
+    }
+    lines = [[f"{system}: songs", *(f"seed {seed}" for seed in by_seed)]]
+    for songs in _at(scores):
+        cells = []
+        for at in by_seed.values():
+            ours, theirs = (statistics.mean(at[songs][one]) for one in (system, EQUALISER))
+            cells.append(f"{ours - theirs:+.2f}")
+        lines.append([_words(*songs), *cells])
     return table(lines)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jukesep.base import params
+from jukesep import load_separator
+from jukesep.base import params, paths
 from jukesep.base.errors import UserError
 from jukesep.base.files import write_text
 from studies import experiments
@@ -156,3 +157,7 @@ def test_an_ablation_runs_as_a_dvc_experiment(tmp_path, monkeypatch):
         assert set(found) == {"step", "vocals"}  # a total is of all four stems
     with pytest.raises(UserError, match="not in the experiment"):
         experiments.scores("seen", "scratch_late", name)
+    models = experiments.output(name, paths.SEPARATOR, tmp_path / "models")
+    assert load_separator(models).stems == ("vocals",)
+    with pytest.raises(UserError, match=r"dvc get \. results/nothing"):
+        experiments.output(name, Path("results/nothing"), tmp_path / "nothing")

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_committed_page_is_of_the_kept_scores():
     scores = more_songs.load(ROOT / more_songs.SCORES)
     assert (ROOT / more_songs.PAGE).read_text(encoding="utf-8") == more_songs.page(scores)
-    assert len(scores) == (8 + 12 + more_songs.SONGS) * len(more_songs.SYSTEMS)
+    assert len(scores) == 3 * (8 + 12 + more_songs.SONGS) * len(more_songs.SYSTEMS)
 
 
 def test_the_page_compares_song_by_song():
@@ -34,13 +34,15 @@ def test_the_page_compares_song_by_song():
         "bypass, gains, two shifts": (2.0, 3.0, 2.0, 2.4),
     }
     scores = [
-        Score(f"song {number}", split, songs, system, value + (split == "test"), "abc1234")
+        Score(seed, f"song {number}", split, songs, system, value + louder, "abc1234")
+        for seed, lower in ((0, 0), (3, 2))
         for split, songs in (
             *(("validation", "valid"), ("test", "seen"), ("test", "held_out")),
             *(("more", "seen"), ("more", "held_out")),
         )
         for system, values in sdrs.items()
         for number, value in enumerate(values)
+        for louder in [(split == "test") - lower * (system == "two shifts")]
     ]
     page = more_songs.page(scores)
     assert "| more: instruments heard in training | 4 | 2.00 | 2.50 | 3.00 |" in page
@@ -49,12 +51,14 @@ def test_the_page_compares_song_by_song():
     heard = "instruments never heard in training"
     assert f"| more: {heard} | refined | +1.00 | 0.00 | 4 of 4 | 0.00 |" in page
     decoded = "| {} | 4 | {} | {} | {} | {} | {} | {} |"
-    plain = decoded.format("validation", *("2.00", "2.50", "2.75", "2.25", "2.10", "2.35"))
+    plain = decoded.format("validation", *("2.00", "2.50", "1.75", "2.25", "2.10", "2.35"))
     assert plain in page
-    louder = decoded.format(f"test: {heard}", *("3.00", "3.50", "3.75", "3.25", "3.10", "3.35"))
+    louder = decoded.format(f"test: {heard}", *("3.00", "3.50", "2.75", "3.25", "3.10", "3.35"))
     assert louder in page
-    # Gains of 0, 0, 1 and 0.4.
-    assert f"| test: {heard} | bypass, gains, two shifts | +0.35 | 0.24 | 2 of 4 | 0.19 |" in page
+    assert "| pretrained: songs | seed 0 | seed 3 |" in page
+    assert f"| test: {heard} | +0.50 | +0.50 |" in page
+    assert "| bypass, gains, two shifts: songs | seed 0 | seed 3 |" in page
+    assert f"| test: {heard} | +0.35 | +0.35 |" in page
     assert "of commit abc1234" in page
 
 
@@ -81,19 +85,24 @@ def test_every_song_is_scored_by_every_system(entered, monkeypatch, capsys):
     models = {stem: sides.model(size, 1, 1024)[0].eval() for stem in STEMS}
     separator = types.SimpleNamespace(sample_rate=11_025, models=models)
     monkeypatch.setattr(more_songs, "load_separator", lambda *_: separator)
+    monkeypatch.setattr(more_songs.params, "load", lambda: types.SimpleNamespace(seed=0))
+    ran = []
+    monkeypatch.setattr(experiments, "run", lambda *words: ran.append(words))
+    monkeypatch.setattr(experiments, "output", lambda name, path, to: to)
     monkeypatch.setattr(experiments, "commit", lambda: "abc1234")
     monkeypatch.setattr(more_songs, "cores", lambda: 1)
     monkeypatch.setattr(more_songs, "SONGS", 4)
     monkeypatch.setattr(more_songs.measure, "__defaults__", (4, 2.0))
-    more_songs.main([])
+    more_songs.main(["--seeds", "3"])
+    assert ran == [("seed-3", ["seed=3"])]
     assert capsys.readouterr().out == f"{more_songs.PAGE}\n"
     found = more_songs.load()
     assert {one.system for one in found} == set(more_songs.SYSTEMS)
-    assert len(found) == (1 + 2 + 4) * len(more_songs.SYSTEMS)
+    assert len(found) == 2 * (1 + 2 + 4) * len(more_songs.SYSTEMS)
     more = {one.songs for one in found if one.split == "more"}
     assert more == {"seen", "held_out"}
     # Untrained models suit best with gains near 0, so that several of those scores are 0 dB.
-    others = [one.sdr for one in found if "gains" not in one.system]
+    others = [one.sdr for one in found if "gains" not in one.system and one.seed == 0]
     assert len(set(others)) == len(others)
     before = more_songs.PAGE.read_text()
     more_songs.main(["--write"])
