@@ -299,6 +299,7 @@ def test_shifts_are_the_mean_over_delays():
 def test_delays_are_different_and_cancel_images_layer_by_layer(hop):
     found = delays(hop, hop)
     assert found[0] == 0
+    assert sorted(found) == list(range(hop))
     shifts = 1
     while shifts <= hop:
         assert delays(shifts, hop) == found[:shifts]
@@ -320,7 +321,7 @@ def test_two_shifts_cancel_the_image_that_a_layer_of_stride_two_leaves():
 
     assert image(held(tone)) > 100
     for shifts in (2, 4, 8):
-        assert image(shifted(held, tone, shifts, 8)[:, 8:]) < 8
+        assert image(shifted(held, tone, shifts, 8)) < 8
 
 
 @settings(max_examples=30, deadline=None)
