@@ -1,12 +1,12 @@
 """Score the demo's models on more songs than its test split has: docs/more_songs.md.
 
-    uv run python -m studies.more_songs            # needs `dvc repro` (or pull) first; an hour
+    uv run python -m studies.more_songs            # needs `dvc repro` (or pull) first
     uv run python -m studies.more_songs --write    # measure nothing, write the page from its CSV
 
 The test split has six songs of each group. The songs of this study come from another seed of the
-band, in the same two groups. It also scores the validation and the test songs, under the seeds of
-`studies.seeds`, and ways to decode that the page compares on the validation songs: `fitted_gains`
-fits the gains of stems to those.
+band, in the same two groups. The study also scores the validation and the test songs. It uses the
+models of all seeds, and runs those experiments of `studies.seeds` that are not done. It decodes in
+several ways: `fitted_gains` fits the gains of stems to the validation songs.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _gains(scores: Sequence[Score]) -> str:
     heads = ["songs", "gain over the equaliser", "mean", "standard error", "songs with a gain"]
     lines = [[*heads, f"standard error of {TESTED} songs"]]
     for songs, at in _at(scores).items():
-        for system in (PLAIN, REFINED):
+        for system in (PLAIN, REFINED, ALL):
             gains = [a - b for a, b in zip(at[system], at[EQUALISER], strict=True)]
             spread, count = statistics.stdev(gains), len(gains)
             cells = [f"{statistics.mean(gains):+.2f}", f"{spread / math.sqrt(count):.2f}"]

@@ -246,13 +246,14 @@ def shifted(apply: Callable[[Tensor], Tensor], rows: Tensor, shifts: int, hop: i
 
 
 def delays(shifts: int, hop: int) -> list[int]:
-    """`shifts` delays in samples, all different, the first one 0: `shifts` is at most `hop`.
+    """`shifts` delays in samples, from 0 and below `hop`, all different; at most `hop` of them.
 
     `hop` is a power of two. A layer that doubles the sample rate leaves images of a signal at
-    mirrored frequencies. Their sign changes with a delay by an odd number of its samples, so that
-    two delays cancel them if one is odd. The first 2, 4, 8, ... delays differ in their remainders
-    by 2, 4, 8, ..., and so cancel the images of one layer more each. This holds for multiples of
-    any odd step; the one nearest to the golden section of the hop also spreads the delays evenly.
+    mirrored frequencies. A delay by an odd number of the layer's output samples changes the sign of
+    the images, so that they cancel in the mean of an even and an odd delay, as far as the layers
+    are linear. The first 2, 4, 8, ... delays have all remainders modulo 2, 4, 8, ..., and cancel
+    the images of the last 1, 2, 3, ... layers. This is so for multiples of any odd step. A step
+    near the golden section of the hop keeps the first delays apart.
     """
     step = 2 * round((GOLDEN * hop - 1) / 2) + 1
     return [shift * step % hop for shift in range(shifts)]

@@ -25,7 +25,7 @@ def test_the_committed_page_is_of_the_kept_scores():
 
 
 def test_what_the_pages_say_of_decoding_is_what_was_found():
-    """docs/seeds.md: in this way the bar is met. The validation songs chose it, by much."""
+    """docs/seeds.md: in this way the bar is met, and it is the best on the validation songs."""
     scores = more_songs.load(ROOT / more_songs.SCORES)
 
     def mean(system, split, group, seed):
@@ -41,6 +41,17 @@ def test_what_the_pages_say_of_decoding_is_what_was_found():
             for system in (more_songs.ALL, more_songs.EQUALISER)
         )
         assert decoded - equaliser >= least
+        # Each seed has its own models: those of the committed runs.
+        for songs in ("seen", "held_out"):
+            for system in (more_songs.PLAIN, more_songs.REFINED):
+                name = f"{system}, step 4600"
+                (row,) = [
+                    row
+                    for row in seeds.load(ROOT / seeds.SCORES)
+                    if (row["songs"], row["system"], row["part"]) == (songs, name, "total")
+                ]
+                found = mean(system, "test", songs, seed)
+                assert found == pytest.approx(float(row[f"seed {seed}"]), abs=0.0002)
     (group,) = {one.songs for one in scores if one.split == "validation"}
     found = {
         system: statistics.mean(mean(system, "validation", group, seed) for seed in (0, 1, 2))
@@ -71,7 +82,7 @@ def test_the_page_compares_song_by_song():
         )
         for system, values in sdrs.items()
         for number, value in enumerate(values)
-        for louder in [(split == "test") - lower * (system == "two shifts")]
+        for louder in [(split == "test") - lower * (system in ("two shifts", "pretrained"))]
     ]
     page = more_songs.page(scores)
     assert "| more: instruments heard in training | 4 | 2.00 | 2.50 | 3.00 |" in page
@@ -80,12 +91,12 @@ def test_the_page_compares_song_by_song():
     heard = "instruments never heard in training"
     assert f"| more: {heard} | refined | +1.00 | 0.00 | 4 of 4 | 0.00 |" in page
     decoded = "| {} | 4 | {} | {} | {} | {} | {} | {} |"
-    plain = decoded.format("validation", *("2.00", "2.50", "1.75", "2.25", "2.10", "2.35"))
+    plain = decoded.format("validation", *("2.00", "1.50", "1.75", "2.25", "2.10", "2.35"))
     assert plain in page
-    louder = decoded.format(f"test: {heard}", *("3.00", "3.50", "2.75", "3.25", "3.10", "3.35"))
+    louder = decoded.format(f"test: {heard}", *("3.00", "2.50", "2.75", "3.25", "3.10", "3.35"))
     assert louder in page
     assert "| pretrained: songs | seed 0 | seed 3 |" in page
-    assert f"| test: {heard} | +0.50 | +0.50 |" in page
+    assert f"| test: {heard} | +0.50 | -1.50 |" in page
     assert "| bypass, gains, two shifts: songs | seed 0 | seed 3 |" in page
     assert f"| test: {heard} | +0.35 | +0.35 |" in page
     assert "of commit abc1234" in page

@@ -55,6 +55,9 @@ def test_the_page_of_separation_has_its_figures():
     )
     assert f"gain {one} in mono and {two} in stereo for instruments heard in training" in text
     assert f"and {three} and {four} for held-out instruments" in text
+    valid = Summary(COMMITTED, "pretrained", next(iter(SONGS)), "sdr_mdx")
+    two, eight = (f"{valid.gain(f'{shifts} shifts'):+.2f} dB" for shifts in (2, 8))
+    assert f"2 shifts gain {two} and 8 gain {eight}, in stereo" in text
 
 
 def _scores(gains):
